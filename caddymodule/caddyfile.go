@@ -1,0 +1,170 @@
+package caddymodule
+
+import (
+	"strconv"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/dustin/go-humanize"
+)
+
+const directive = "td_postback"
+
+func init() {
+	httpcaddyfile.RegisterHandlerDirective(directive, parseCaddyfile)
+	// Ahead of everything that answers (handle, route, respond, …): a site
+	// whose catch-all answered a record with an empty 200 would lose it.
+	httpcaddyfile.RegisterDirectiveOrder(directive, httpcaddyfile.Before, "invoke")
+}
+
+func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	h := new(Handler)
+	err := h.UnmarshalCaddyfile(helper.Dispenser)
+	return h, err
+}
+
+// UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
+//
+//	td_postback [<matcher>] [<region>] {
+//		region           us01|ap01|eu01|ap02|ap03|auto
+//		upstream         <url>
+//		max_body         <size>
+//		redirect_hosts   <host...>
+//		global_id        <cookie name>
+//		dial_timeout     <duration>
+//		response_timeout <duration>
+//		max_conns        <n>
+//		max_buffered     <size>
+//		retries          <n>
+//		tls_ca           <pem file...>
+//		pass_thru
+//		handoff
+//	}
+//
+// Every option may be given once. Sizes are bytes, or have a unit such as
+// KB, KiB or MiB.
+func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume directive name
+	seen := make(map[string]bool)
+	if d.NextArg() {
+		h.Region = d.Val()
+		seen["region"] = true
+		if d.NextArg() {
+			return d.ArgErr()
+		}
+	}
+	for d.NextBlock(0) {
+		option := d.Val()
+		if seen[option] {
+			return d.Errf("%s is set already", option)
+		}
+		seen[option] = true
+		if err := h.unmarshalOption(d, option); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err error) {
+	switch option {
+	case "region":
+		h.Region, err = oneArg(d)
+	case "upstream":
+		h.Upstream, err = oneArg(d)
+	case "max_body":
+		h.MaxBody, err = sizeArg(d)
+	case "redirect_hosts":
+		h.RedirectHosts, err = someArgs(d)
+	case "global_id":
+		h.GlobalID, err = oneArg(d)
+	case "dial_timeout":
+		h.DialTimeout, err = durationArg(d)
+	case "response_timeout":
+		h.ResponseTimeout, err = durationArg(d)
+	case "max_conns":
+		h.MaxConns, err = countArg(d, 1)
+	case "max_buffered":
+		h.MaxBuffered, err = sizeArg(d)
+	case "retries":
+		var retries int
+		retries, err = countArg(d, 0)
+		h.Retries = &retries
+	case "tls_ca":
+		h.TLSCA, err = someArgs(d)
+	case "pass_thru":
+		h.PassThru, err = true, noArg(d)
+	case "handoff":
+		h.Handoff, err = true, noArg(d)
+	default:
+		return d.Errf("%s is no option of %s", option, directive)
+	}
+	return err
+}
+
+func noArg(d *caddyfile.Dispenser) error {
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	return nil
+}
+
+func oneArg(d *caddyfile.Dispenser) (string, error) {
+	var value string
+	if !d.AllArgs(&value) {
+		return "", d.ArgErr()
+	}
+	return value, nil
+}
+
+func someArgs(d *caddyfile.Dispenser) ([]string, error) {
+	values := d.RemainingArgs()
+	if len(values) == 0 {
+		return nil, d.ArgErr()
+	}
+	return values, nil
+}
+
+// An option's zero value in JSON means that it is not set, so a zero must not
+// get through from a Caddyfile.
+
+func sizeArg(d *caddyfile.Dispenser) (int64, error) {
+	option := d.Val()
+	value, err := oneArg(d)
+	if err != nil {
+		return 0, err
+	}
+	size, err := humanize.ParseBytes(value)
+	if err != nil || size == 0 || size > 1<<50 {
+		return 0, d.Errf("%s %q: must be a size of more than 0, such as 1048064 or 512KiB", option, value)
+	}
+	return int64(size), nil
+}
+
+func durationArg(d *caddyfile.Dispenser) (caddy.Duration, error) {
+	option := d.Val()
+	value, err := oneArg(d)
+	if err != nil {
+		return 0, err
+	}
+	duration, err := caddy.ParseDuration(value)
+	if err != nil || duration <= 0 {
+		return 0, d.Errf("%s %q: must be a duration of more than 0, such as 5s or 500ms", option, value)
+	}
+	return caddy.Duration(duration), nil
+}
+
+func countArg(d *caddyfile.Dispenser, least int) (int, error) {
+	option := d.Val()
+	value, err := oneArg(d)
+	if err != nil {
+		return 0, err
+	}
+	count, err := strconv.Atoi(value)
+	if err != nil || count < least {
+		return 0, d.Errf("%s %q: must be a whole number, at least %d", option, value, least)
+	}
+	return count, nil
+}

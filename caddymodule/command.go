@@ -1,0 +1,146 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/td-postback/gateway/sandbox"
+)
+
+func init() {
+	caddycmd.RegisterCommand(caddycmd.Command{
+		Name:  "td-postback",
+		Usage: "[--listen <addr>] [--region <region>] [--upstream <url>] [--sandbox] [--access-log] [--max-body <size>] [--redirect-hosts <host,...>]",
+		Short: "Takes legacy Postback requests and forwards them to Postback API v2",
+		Long: `
+Takes requests of Treasure Data's legacy Postback API over plain HTTP, without
+redirecting to HTTPS, and forwards them to Postback API v2 in the given region.
+Every other path is answered with 404. Write keys stay out of the logs.
+
+Try it without an account; the sandbox prints what v2 would receive:
+
+	$ caddy td-postback --sandbox
+	$ curl 'http://localhost:8080/postback/v3/event/mydb/mytable?td_write_key=1234/abcd' -d '{"user":"alice"}'
+
+Forward for real:
+
+	$ caddy td-postback --listen :80 --region us01
+
+For HTTPS and everything else that Caddy can do, use the td_postback directive
+in a Caddyfile.
+`,
+		CobraFunc: func(cmd *cobra.Command) {
+			cmd.Flags().StringP("listen", "l", ":8080", "Address on which to receive requests")
+			cmd.Flags().StringP("region", "r", "", "Region to forward to: "+regionNames()+", or auto, by the legacy host that the caller used")
+			cmd.Flags().StringP("upstream", "u", "", "URL to forward to, instead of the region's v2 host")
+			cmd.Flags().BoolP("sandbox", "s", false, "Forward to a stand-in for v2 in this process, and print every record that it receives")
+			cmd.Flags().BoolP("access-log", "", false, "Enable the access log")
+			cmd.Flags().StringP("max-body", "", "", "Largest body to take (default 1048064 bytes)")
+			cmd.Flags().StringSliceP("redirect-hosts", "", nil, "Hosts to which td_redirect may lead, separated by commas")
+			cmd.RunE = caddycmd.WrapCommandFuncForCobra(cmdPostback)
+		},
+	})
+}
+
+func cmdPostback(fs caddycmd.Flags) (int, error) {
+	caddy.TrapSignals()
+
+	handler, err := handlerFromFlags(fs)
+	if err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	if fs.Bool("sandbox") {
+		if handler.Upstream, err = startSandbox(); err != nil {
+			return caddy.ExitCodeFailedStartup, err
+		}
+	}
+	cfg, err := commandConfig(fs.String("listen"), handler, fs.Bool("access-log"))
+	if err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	if err := caddy.Run(cfg); err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	select {}
+}
+
+func handlerFromFlags(fs caddycmd.Flags) (*Handler, error) {
+	h := &Handler{Region: fs.String("region"), Upstream: fs.String("upstream")}
+	if fs.Bool("sandbox") && (h.Region != "" || h.Upstream != "") {
+		return nil, errors.New("--sandbox forwards to itself: it cannot be combined with --region or --upstream")
+	}
+	if size := fs.String("max-body"); size != "" {
+		bytes, err := humanize.ParseBytes(size)
+		if err != nil || bytes == 0 || bytes > maxV2Body {
+			return nil, fmt.Errorf("--max-body %q: must be a size between 1 and %d bytes", size, maxV2Body)
+		}
+		h.MaxBody = int64(bytes)
+	}
+	hosts, err := fs.GetStringSlice("redirect-hosts")
+	h.RedirectHosts = hosts
+	return h, err
+}
+
+// startSandbox serves the stand-in on a free loopback port, and prints records
+// to the standard output. It returns its URL.
+func startSandbox() (string, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	server := &http.Server{Handler: &sandbox.Sandbox{Out: os.Stdout}} //nolint:gosec // loopback, and the gateway is its only client
+	go func() { _ = server.Serve(listener) }()
+	return "http://" + listener.Addr().String(), nil
+}
+
+// commandConfig is the configuration that the command runs.
+func commandConfig(listen string, h *Handler, accessLog bool) (*caddy.Config, error) {
+	address, err := caddy.ParseNetworkAddress(listen)
+	if err != nil || address.PortRangeSize() != 1 {
+		return nil, fmt.Errorf("--listen %q: must be an address with one port, such as :8080 or 127.0.0.1:8080", listen)
+	}
+	server := &caddyhttp.Server{
+		Listen:         []string{listen},
+		MaxHeaderBytes: 1 << 20, // legacy URLs may be long
+		AutoHTTPS:      &caddyhttp.AutoHTTPSConfig{Disabled: true},
+		Routes: caddyhttp.RouteList{{
+			HandlersRaw: []json.RawMessage{caddyconfig.JSONModuleObject(h, "handler", "td_postback", nil)},
+		}},
+	}
+	if accessLog {
+		server.Logs = &caddyhttp.ServerLogConfig{}
+	}
+	app := caddyhttp.App{Servers: map[string]*caddyhttp.Server{"postback": server}}
+	persist := false
+	return &caddy.Config{
+		Admin:   &caddy.AdminConfig{Disabled: true, Config: &caddy.ConfigSettings{Persist: &persist}},
+		AppsRaw: caddy.ModuleMap{"http": caddyconfig.JSON(app, nil)},
+		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{
+			"default": {BaseLog: caddy.BaseLog{EncoderRaw: json.RawMessage(keyFilter)}},
+		}},
+	}, nil
+}
+
+// keyFilter is the log format of the command: Caddy's own, but without the
+// query and without the headers that may carry a key, however they are
+// spelled. Caddy itself masks Authorization and Cookie. Caddyfile.example has
+// the same in Caddyfile syntax.
+const keyFilter = `{
+	"format": "filter",
+	"fields": {
+		"request>uri": {"filter": "regexp", "regexp": "(?i)([?]|td_write_key).*", "value": "?REDACTED"},
+		"request>headers>X-Td-Write-Key": {"filter": "delete"},
+		"request>headers>X_td_write_key": {"filter": "delete"}
+	}
+}`

@@ -1,0 +1,386 @@
+// Package caddymodule is the Caddy module http.handlers.td_postback: it takes
+// requests of the legacy Postback API and forwards them to Postback API v2.
+package caddymodule
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"golang.org/x/net/http/httpguts"
+)
+
+func init() {
+	caddy.RegisterModule(Handler{})
+}
+
+// What an option is without being set.
+const (
+	defaultGlobalID        = "_td_global"
+	defaultDialTimeout     = 5 * time.Second
+	defaultResponseTimeout = 30 * time.Second
+	defaultMaxConns        = 1024
+	defaultMaxBuffered     = 256 << 20
+	defaultRetries         = 2
+)
+
+// Handler takes requests of Treasure Data's legacy Postback API at
+// `/postback/v3/event/{database}/{table}` and forwards them to Postback API v2,
+// so that the callers need no change. The write key moves from the URL's
+// `td_write_key` parameter into the `X-TD-Write-Key` header; every other
+// parameter and the body arrive as they were sent.
+//
+// What v2 answers goes back to the caller. What the handler itself refuses is
+// answered as JSON, `{"error":"<code>","message":"<what to change>"}`:
+//
+// Status | Code | When
+// -------|------|-----
+// 400 | `invalid_path` | under `/postback/`, but no event path, or a bad name in it
+// 400 | `invalid_write_key` | a key that cannot be a header: a bad percent-escape, a byte that is not visible ASCII, more than 1,024 bytes
+// 400 | `invalid_request` | a body that ends early
+// 403 | `missing_write_key` | no key in the URL or the headers
+// 404 | `not_found` | any other path, without `pass_thru`
+// 405 | `method_not_allowed` | any method but POST and OPTIONS
+// 408 | `request_timeout` | a body that stalls
+// 413 | `payload_too_large` | a body above `max_body`
+// 421 | `unknown_region` | with `region auto`, a Host that is no legacy host
+// 502 | `upstream_unreachable` | v2 cannot be reached, or breaks off
+// 503 | `overloaded` | `max_buffered` or `max_conns` is used up; with `Retry-After`
+// 504 | `upstream_timeout` | v2 does not answer within `response_timeout`
+//
+// The handler sets no placeholders, and its options take none.
+type Handler struct {
+	// The region to forward to, one of `us01`, `ap01`, `eu01`, `ap02` and
+	// `ap03`, or `auto`: the region of the legacy host in the request's Host;
+	// a request for another host is then refused with 421. Required, unless
+	// `upstream` or `handoff` is set.
+	Region string `json:"region,omitempty"`
+
+	// Where to forward to instead of the region's v2 host: `http://` or
+	// `https://`, a host and maybe a port. For a staging environment or a
+	// stand-in.
+	Upstream string `json:"upstream,omitempty"`
+
+	// The largest body that is taken, in bytes; a larger one is refused with
+	// 413 before v2 is contacted. Between 1 and 1048064, v2's own limit, which
+	// is the default.
+	MaxBody int64 `json:"max_body,omitempty"`
+
+	// The hosts to which a pixel's `td_redirect` may lead: `example.com`, or
+	// `*.example.com` for every subdomain. None by default.
+	RedirectHosts []string `json:"redirect_hosts,omitempty"`
+
+	// The name of the cookie that holds a browser's global id. It is read,
+	// never set. Default: `_td_global`.
+	GlobalID string `json:"global_id,omitempty"`
+
+	// How long establishing a connection to v2 may take, TLS included.
+	// Default: 5s.
+	DialTimeout caddy.Duration `json:"dial_timeout,omitempty"`
+
+	// How long v2 may take from the first byte sent to it until its answer
+	// begins, and between any two pieces of a long answer. A slower answer is
+	// 504. Default: 30s.
+	ResponseTimeout caddy.Duration `json:"response_timeout,omitempty"`
+
+	// How many connections to a v2 host may be in use at a time. Further
+	// requests wait for one, at most 10 seconds, then they are refused with
+	// 503. A retry uses a connection beyond this limit. Default: 1024.
+	MaxConns int `json:"max_conns,omitempty"`
+
+	// How many bytes the buffers of all bodies may have together. A request
+	// whose body does not fit is refused with 503. At least 1048576.
+	// Default: 268435456 (256 MiB).
+	MaxBuffered int64 `json:"max_buffered,omitempty"`
+
+	// How often a request that v2 cannot have processed is sent again on a
+	// fresh connection: after a dial or TLS failure, and after a kept-alive
+	// connection turned out to be closed. Between 0 and 10. Default: 2.
+	Retries *int `json:"retries,omitempty"`
+
+	// PEM files with the certificate authorities that v2's certificate is
+	// verified against, instead of the system's.
+	TLSCA []string `json:"tls_ca,omitempty"`
+
+	// Leaves requests outside `/postback/` to the next handler, instead of
+	// answering them with 404.
+	PassThru bool `json:"pass_thru,omitempty"`
+
+	// Only rewrites the request, and leaves it to the next handler, such as
+	// `reverse_proxy`, to forward it. The options about the upstream
+	// connection have no use then and are refused.
+	Handoff bool `json:"handoff,omitempty"`
+
+	logger *zap.Logger
+	bodies *bodies
+
+	// fixed is where all requests go, unless the region is auto: then each
+	// goes where its legacy host's region says.
+	fixed    *route
+	byRegion map[string]*route
+}
+
+// route is a way to v2: the Host to send, and who sends it. The forwarder is
+// nil with handoff.
+type route struct {
+	host string
+	forwarder
+}
+
+// CaddyModule returns the Caddy module information.
+func (Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.td_postback",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// Provision applies the defaults and makes the upstream clients. It opens no
+// connection.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	h.logger = ctx.Logger()
+	h.applyDefaults()
+	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered}
+	return h.makeRoutes()
+}
+
+func (h *Handler) applyDefaults() {
+	setDefault(&h.MaxBody, maxV2Body)
+	setDefault(&h.GlobalID, defaultGlobalID)
+	setDefault(&h.MaxBuffered, defaultMaxBuffered)
+	if h.Handoff {
+		return // the other options are about a connection that it does not make
+	}
+	setDefault(&h.DialTimeout, caddy.Duration(defaultDialTimeout))
+	setDefault(&h.ResponseTimeout, caddy.Duration(defaultResponseTimeout))
+	setDefault(&h.MaxConns, defaultMaxConns)
+	if h.Retries == nil {
+		retries := defaultRetries
+		h.Retries = &retries
+	}
+}
+
+func setDefault[T comparable](option *T, value T) {
+	var unset T
+	if *option == unset {
+		*option = value
+	}
+}
+
+// Validate refuses options with values that are not allowed.
+func (h *Handler) Validate() error {
+	if h.Region == "" && h.Upstream == "" && !h.Handoff {
+		return fmt.Errorf("region is not set: it must be one of %s or %s, or upstream must be set", regionNames(), regionAuto)
+	}
+	if _, known := legacyHosts[h.Region]; h.Region != "" && h.Region != regionAuto && !known {
+		return fmt.Errorf("region %q: must be one of %s or %s", h.Region, regionNames(), regionAuto)
+	}
+	if h.MaxBody < 1 || h.MaxBody > maxV2Body {
+		return fmt.Errorf("max_body %d: must be between 1 and %d bytes, the most that Postback v2 takes", h.MaxBody, maxV2Body)
+	}
+	for _, host := range h.RedirectHosts {
+		if !validRedirectHost(host) {
+			return fmt.Errorf("redirect_hosts %q: must be a host name like example.com, or *.example.com for its subdomains", host)
+		}
+	}
+	if !httpguts.ValidHeaderFieldName(h.GlobalID) { // a cookie's name is a token too (RFC 6265 section 4.1.1)
+		return fmt.Errorf("global_id %q: must be a cookie name", h.GlobalID)
+	}
+	if h.MaxBuffered < 1<<20 {
+		return fmt.Errorf("max_buffered %d: must be at least %d bytes, one body of the largest size", h.MaxBuffered, 1<<20)
+	}
+	if h.Handoff {
+		return h.validateHandoff()
+	}
+	return h.validateConnection()
+}
+
+// validateHandoff refuses options that would silently do nothing.
+func (h *Handler) validateHandoff() error {
+	for _, option := range []struct {
+		name string
+		set  bool
+	}{
+		{"dial_timeout", h.DialTimeout != 0},
+		{"response_timeout", h.ResponseTimeout != 0},
+		{"max_conns", h.MaxConns != 0},
+		{"retries", h.Retries != nil},
+		{"tls_ca", len(h.TLSCA) > 0},
+	} {
+		if option.set {
+			return fmt.Errorf("%s is set: with handoff the next handler makes the connection, so only its own options count", option.name)
+		}
+	}
+	return nil
+}
+
+func (h *Handler) validateConnection() error {
+	if h.DialTimeout < 0 {
+		return fmt.Errorf("dial_timeout %s: must be more than 0", time.Duration(h.DialTimeout))
+	}
+	if h.ResponseTimeout < 0 {
+		return fmt.Errorf("response_timeout %s: must be more than 0", time.Duration(h.ResponseTimeout))
+	}
+	if h.MaxConns < 1 {
+		return fmt.Errorf("max_conns %d: must be at least 1", h.MaxConns)
+	}
+	if *h.Retries < 0 || *h.Retries > 10 {
+		return fmt.Errorf("retries %d: must be between 0 and 10", *h.Retries)
+	}
+	return nil
+}
+
+// validRedirectHost accepts a lower-case or upper-case host name, with a
+// leading `*.` for its subdomains: no scheme, port, path or address.
+func validRedirectHost(host string) bool {
+	name := strings.TrimPrefix(host, "*.")
+	if len(name) > 253 || !strings.Contains(name, ".") && name != "localhost" {
+		return false
+	}
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > 63 {
+			return false
+		}
+		for _, c := range label {
+			if !(c == '-' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z') {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// makeRoutes makes the ways to v2 that the options ask for.
+func (h *Handler) makeRoutes() error {
+	trust, err := h.trust()
+	if err != nil {
+		return err
+	}
+	target := func(region string) *url.URL { return &url.URL{Scheme: "https", Host: v2Host(region)} }
+	if h.Upstream != "" {
+		upstream, err := parseUpstream(h.Upstream)
+		if err != nil {
+			return err
+		}
+		target = func(string) *url.URL { return upstream }
+	}
+	switch {
+	case h.Region == regionAuto:
+		h.byRegion = make(map[string]*route, len(legacyHosts))
+		for region := range legacyHosts {
+			if h.byRegion[region], err = h.newRoute(target(region), trust); err != nil {
+				return err
+			}
+		}
+	case h.Region != "" || h.Upstream != "":
+		h.fixed, err = h.newRoute(target(h.Region), trust)
+	}
+	return err
+}
+
+func (h *Handler) newRoute(target *url.URL, trust *tls.Config) (*route, error) {
+	if h.Handoff {
+		return &route{host: target.Host}, nil
+	}
+	up, err := newUpstream(upstreamConfig{
+		url:         target,
+		dialTimeout: time.Duration(h.DialTimeout),
+		timeout:     time.Duration(h.ResponseTimeout),
+		maxConns:    h.MaxConns,
+		retries:     *h.Retries,
+		tls:         trust,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &route{host: target.Host, forwarder: up}, nil
+}
+
+// trust reads tls_ca.
+func (h *Handler) trust() (*tls.Config, error) {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	for _, file := range h.TLSCA {
+		pem, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("tls_ca %q: must be a readable PEM file: %v", file, err)
+		}
+		if cfg.RootCAs == nil {
+			cfg.RootCAs = x509.NewCertPool()
+		}
+		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("tls_ca %q: must hold at least one PEM certificate", file)
+		}
+	}
+	return cfg, nil
+}
+
+// parseUpstream accepts a scheme, a host and maybe a port: what else a URL can
+// have would be silently lost, since the path is v2's and the key is the
+// caller's.
+func parseUpstream(value string) (*url.URL, error) {
+	u, err := url.Parse(value)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" ||
+		u.User != nil || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" ||
+		!validPort(u.Port()) || strings.HasSuffix(u.Host, ":") || strings.Contains(u.Host, ",") {
+		return nil, fmt.Errorf("upstream %q: must be http:// or https://, a host and maybe a port, and nothing else", redactUser(value))
+	}
+	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
+}
+
+func validPort(port string) bool {
+	n, err := strconv.Atoi(port)
+	return port == "" || err == nil && n > 0 && n < 1<<16
+}
+
+// redactUser keeps what stands before an `@` out of an error message: it may
+// be a password.
+func redactUser(value string) string {
+	if i := strings.LastIndexByte(value, '@'); i >= 0 {
+		return "…" + value[i:]
+	}
+	return value
+}
+
+// Cleanup closes the idle connections to v2.
+func (h *Handler) Cleanup() error {
+	for _, r := range h.routes() {
+		if up, ok := r.forwarder.(*upstream); ok {
+			up.close()
+		}
+	}
+	return nil
+}
+
+func (h *Handler) routes() []*route {
+	var routes []*route
+	if h.fixed != nil {
+		routes = append(routes, h.fixed)
+	}
+	for _, r := range h.byRegion {
+		if r != nil {
+			routes = append(routes, r)
+		}
+	}
+	return routes
+}
+
+// Interface guards
+var (
+	_ caddy.Module                = (*Handler)(nil)
+	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddy.Validator             = (*Handler)(nil)
+	_ caddy.CleanerUpper          = (*Handler)(nil)
+	_ caddyfile.Unmarshaler       = (*Handler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+
+	_ forwarder = (*upstream)(nil)
+)

@@ -1,0 +1,162 @@
+package caddymodule
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// This file holds what the gateway itself answers: its refusals and the CORS
+// preflight. What v2 answers goes back in forward.go.
+
+// refusal is a request that the gateway does not forward. A caller gets it as
+// JSON: {"error":code,"message":message}. The message says what to change and
+// never holds a key, a query or a body.
+type refusal struct {
+	status  int
+	code    string
+	message string
+
+	// retryAfter, in seconds, tells callers when to come back; 0 for never.
+	retryAfter int
+}
+
+// Error makes a refusal an error, for logs and tests.
+func (f *refusal) Error() string { return f.code + ": " + f.message }
+
+var (
+	errNotFound = &refusal{
+		status: http.StatusNotFound, code: "not_found",
+		message: "only " + eventPrefix + "{database}/{table} is served here",
+	}
+	errMethod = &refusal{
+		status: http.StatusMethodNotAllowed, code: "method_not_allowed",
+		message: "use POST",
+	}
+	errMissingKey = &refusal{
+		status: http.StatusForbidden, code: "missing_write_key",
+		message: "send the write key as ?td_write_key=, in an X-TD-Write-Key header or as Authorization: TD1",
+	}
+	errOverloaded = &refusal{
+		status: http.StatusServiceUnavailable, code: "overloaded", retryAfter: 1,
+		message: "the gateway is at its limit; send the record again",
+	}
+	errBodyCut = &refusal{
+		status: http.StatusBadRequest, code: "invalid_request",
+		message: "the body ended early or is framed wrongly; send it whole",
+	}
+	errBodySlow = &refusal{
+		status: http.StatusRequestTimeout, code: "request_timeout",
+		message: "the body did not arrive in time; send it again",
+	}
+	errUnreachable = &refusal{
+		status: http.StatusBadGateway, code: "upstream_unreachable",
+		message: "Postback v2 could not be reached or broke off; the record may be sent again",
+	}
+	errUpstreamTimeout = &refusal{
+		status: http.StatusGatewayTimeout, code: "upstream_timeout",
+		message: "Postback v2 did not answer in time; the record may have arrived all the same",
+	}
+)
+
+func invalidPath(message string) *refusal {
+	return &refusal{status: http.StatusBadRequest, code: "invalid_path", message: message}
+}
+
+func invalidKey(message string) *refusal {
+	return &refusal{status: http.StatusBadRequest, code: "invalid_write_key", message: message}
+}
+
+func unknownRegion() *refusal {
+	return &refusal{
+		status: http.StatusMisdirectedRequest, code: "unknown_region",
+		message: "the Host of the request is no legacy Postback host, so there is no region to forward to",
+	}
+}
+
+// tooLarge refuses a body by its declared size, or by the bytes read so far
+// when none was declared.
+func tooLarge(size, limit int64, declared bool) *refusal {
+	atLeast := ""
+	if !declared {
+		atLeast = "at least "
+	}
+	return &refusal{
+		status: http.StatusRequestEntityTooLarge, code: "payload_too_large",
+		message: fmt.Sprintf("the body has %s%d bytes; at most %d are taken", atLeast, size, limit),
+	}
+}
+
+const allowedMethods = "POST, OPTIONS"
+
+// What a refused caller may still send before the connection is cut.
+const (
+	lingerTime  = 5 * time.Second
+	lingerBytes = 64 << 20
+)
+
+// refuse answers a request with a refusal. If the caller is still sending its
+// body, the answer goes out first and the rest is then read and dropped for a
+// while: closing a connection with unread bytes resets it, and a caller that
+// writes all before it reads would see the reset in place of the answer.
+func refuse(w http.ResponseWriter, r *http.Request, f *refusal) {
+	h := w.Header()
+	h["Content-Type"] = []string{"application/json"}
+	h["Cache-Control"] = []string{"no-store"}
+	allowOrigin(h, r)
+	if f.status == http.StatusMethodNotAllowed {
+		h["Allow"] = []string{allowedMethods}
+	}
+	if f.retryAfter > 0 {
+		h["Retry-After"] = []string{strconv.Itoa(f.retryAfter)}
+	}
+	// Codes and messages are constants of this package and numbers: nothing
+	// in them needs escaping.
+	body := `{"error":"` + f.code + `","message":"` + f.message + `"}` + "\n"
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+
+	linger := r.ProtoMajor == 1 && r.ContentLength != 0 && f != errBodyCut && f != errBodySlow
+	control := http.NewResponseController(w)
+	if linger {
+		// Without this, net/http would read up to 256 KiB before it answers.
+		_ = control.EnableFullDuplex()
+		h["Connection"] = []string{"close"}
+	}
+	w.WriteHeader(f.status)
+	_, _ = io.WriteString(w, body)
+	if !linger {
+		return
+	}
+	_ = control.Flush()
+	if r.Header.Get("Expect") != "" {
+		return // this caller waits for 100 Continue and has sent nothing
+	}
+	_ = control.SetReadDeadline(time.Now().Add(lingerTime))
+	_, _ = io.CopyN(io.Discard, r.Body, lingerBytes)
+}
+
+// preflight answers a CORS preflight: any page may send records, as it may to
+// the legacy endpoint.
+func preflight(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h["Access-Control-Allow-Origin"] = []string{"*"}
+	h["Access-Control-Allow-Methods"] = []string{allowedMethods}
+	h["Access-Control-Max-Age"] = []string{"86400"}
+	if headers := r.Header["Access-Control-Request-Headers"]; len(headers) > 0 {
+		h["Access-Control-Allow-Headers"] = headers
+		h["Vary"] = []string{"Access-Control-Request-Headers"}
+	} else {
+		h["Access-Control-Allow-Headers"] = []string{"Content-Type, X-TD-Write-Key, Authorization"}
+	}
+	h["Allow"] = []string{allowedMethods}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// allowOrigin lets a page read the answer to its cross-origin request.
+func allowOrigin(h http.Header, r *http.Request) {
+	if len(r.Header["Origin"]) > 0 {
+		h["Access-Control-Allow-Origin"] = []string{"*"}
+	}
+}
