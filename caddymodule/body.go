@@ -83,19 +83,18 @@ func (s *bodies) read(r *http.Request) (*bodyBuffer, *refusal) {
 		case err == io.EOF && r.ContentLength < 0:
 			return buf, nil
 		case err != nil:
-			refused := bodyRefusal(err, int64(len(buf.data)))
 			s.release(buf)
-			return nil, refused
+			return nil, bodyRefusal(err)
 		}
 	}
 }
 
-// bodyRefusal says why a body could not be read, after so many bytes.
-func bodyRefusal(err error, read int64) *refusal {
+// bodyRefusal says why a body could not be read.
+func bodyRefusal(err error) *refusal {
 	var limited *http.MaxBytesError // by Caddy's request_body, before this handler
 	switch {
 	case errors.As(err, &limited):
-		return tooLarge(read, limited.Limit, false)
+		return tooLarge(limited.Limit+1, limited.Limit, false)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return errBodySlow
 	default:
@@ -104,22 +103,32 @@ func bodyRefusal(err error, read int64) *refusal {
 }
 
 func (s *bodies) take(size int) (*bodyBuffer, *refusal) {
-	bytes := int64(bufferSizes[size])
-	if s.inUse.Add(bytes) > s.maxTotal {
-		s.inUse.Add(-bytes)
+	if !s.reserve(int64(bufferSizes[size])) {
 		return nil, errOverloaded
 	}
 	return takeBuffer(size), nil
 }
 
+// reserve counts bytes in, if they fit.
+func (s *bodies) reserve(bytes int64) bool {
+	if s.inUse.Add(bytes) > s.maxTotal {
+		s.inUse.Add(-bytes)
+		return false
+	}
+	return true
+}
+
 // grow moves a body to the next larger buffer.
 func (s *bodies) grow(buf *bodyBuffer) (*bodyBuffer, *refusal) {
-	larger, refused := s.take(buf.size + 1)
-	if refused == nil {
-		larger.data = append(larger.data, buf.data...)
+	next := buf.size + 1
+	if !s.reserve(int64(bufferSizes[next] - bufferSizes[buf.size])) {
+		s.release(buf)
+		return nil, errOverloaded
 	}
-	s.release(buf)
-	return larger, refused
+	larger := takeBuffer(next)
+	larger.data = append(larger.data, buf.data...)
+	buf.put()
+	return larger, nil
 }
 
 func (s *bodies) release(buf *bodyBuffer) {

@@ -131,7 +131,10 @@ func refuse(w http.ResponseWriter, r *http.Request, f *refusal) {
 	}
 	_ = control.Flush()
 	if r.Header.Get("Expect") != "" {
-		return // this caller waits for 100 Continue and has sent nothing
+		// This caller waits for 100 Continue and has sent nothing. Without a
+		// deadline, net/http would wait for its body.
+		_ = control.SetReadDeadline(time.Now().Add(time.Second))
+		return
 	}
 	_ = control.SetReadDeadline(time.Now().Add(lingerTime))
 	_, _ = io.CopyN(io.Discard, r.Body, lingerBytes)

@@ -1,0 +1,467 @@
+package integration
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// post is a request in its plainest form; headers end with \r\n each.
+func post(target, headers, body string) string {
+	return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: in.treasuredata.com\r\n%sContent-Length: %d\r\n\r\n%s", target, headers, len(body), body)
+}
+
+const (
+	event  = "/postback/v3/event/db/tbl"
+	target = event + "?td_write_key=1234/abcd"
+	object = `{"a":1}`
+	asJSON = "Content-Type: application/json\r\n"
+)
+
+// TestPost sends bytes and compares the bytes that v2 gets: the request line,
+// every field, the body.
+func TestPost(t *testing.T) {
+	u := record(t, nil)
+	g := serve(t, "", "td_postback us01 {\n upstream "+u.url()+"\n}")
+	const line = "POST /postback/v3/event/db/tbl HTTP/1.1"
+	key := []string{"X-TD-Write-Key: 1234/abcd"}
+	json := "Content-Type: application/json"
+	for _, tc := range []struct {
+		name    string
+		request string
+		line    string
+		fields  []string // beside those that every request has
+		body    string
+	}{
+		{"key in the URL, raw slash", post(target, asJSON, object), line, append(key, json), object},
+		{"key in the URL, encoded slash", post(event+"?td_write_key=1234%2Fabcd", asJSON, object), line, append(key, json), object},
+		{"other parameters keep order and bytes", post(event+"?z=%7e&td_write_key=1234/abcd&a=b+c;d&%zz", asJSON, object), "POST " + event + "?z=%7e&a=b+c;d&%zz HTTP/1.1", append(key, json), object},
+		{"encoded parameter name", post(event+"?td%5fwrite%5Fkey=1234/abcd&x=1", asJSON, object), "POST " + event + "?x=1 HTTP/1.1", append(key, json), object},
+		{"question mark alone goes", post(event+"?", asJSON+"X-TD-Write-Key: 1234/abcd\r\n", object), line, append(key, json), object},
+		{"10,001 ampersands", post(event+"?a=1"+strings.Repeat("&", 10_001)+"td_write_key=1234/abcd&b=2", asJSON, object), "POST " + event + "?a=1" + strings.Repeat("&", 10_001) + "b=2 HTTP/1.1", append(key, json), object},
+		{"header wins over the URL", post(event+"?td_write_key=9/wrong", asJSON+"x-td-write-key: 1234/abcd\r\n", object), line, append(key, json), object},
+		{"unrelated Authorization goes beside a URL key", post(target, asJSON+"Authorization: Basic eDp5\r\n", object), line, append(key, json), object},
+		{"TD1 goes beside a URL key", post(target, asJSON+"Authorization: TD1 9/wrong\r\n", object), line, append(key, json), object},
+		{"TD1 alone", post(event, asJSON+"Authorization: td1 1234/abcd\r\n", object), line, []string{"Authorization: TD1 1234/abcd", json}, object},
+		{"TD1 and a header", post(event, asJSON+"X-TD-Write-Key: 1234/abcd\r\nAuthorization: TD1 5/e\r\n", object), line, append(key, "Authorization: TD1 5/e", json), object},
+		{"empty key, then a header", post(event+"?td_write_key=", asJSON+"X-TD-Write-Key: 1234/abcd\r\n", object), line, append(key, json), object},
+
+		{"trailing slash", post(event+"/?td_write_key=1234/abcd", asJSON, object), line, append(key, json), object},
+		{"runs of slashes", post("//postback/v3//event/db///tbl?td_write_key=1234/abcd", asJSON, object), line, append(key, json), object},
+		{"percent-encoded path", post("/postback/v3/event/%64b/t%62l?td_write_key=1234/abcd", asJSON, object), line, append(key, json), object},
+		{"absolute-form target", post("http://in.treasuredata.com"+target, asJSON, object), line, append(key, json), object},
+
+		{"curl -d", post(target, "Content-Type: application/x-www-form-urlencoded\r\n", object), line, append(key, json), object},
+		{"sendBeacon with a string", post(target, "Content-Type: text/plain;charset=UTF-8\r\n", object), line, append(key, json), object},
+		{"no content type", post(target, "", object), line, append(key, json), object},
+		{"stray semicolon", post(target, "Content-Type: application/json;\r\n", object), line, append(key, "Content-Type: application/json;"), object},
+		{"form around a form", post(target, "Content-Type: application/x-www-form-urlencoded\r\n", "a=1"), line, append(key, "Content-Type: application/x-www-form-urlencoded"), "a=1"},
+		{"body bytes stay", post(target, asJSON, " {\"a\":\"\xff\x00\"} \n\n"), line, append(key, json), " {\"a\":\"\xff\x00\"} \n\n"},
+		{"compressed body", post(target, asJSON+"Content-Encoding: gzip\r\n", "\x1f\x8b\x08rest"), line, append(key, json, "Content-Encoding: gzip"), "\x1f\x8b\x08rest"},
+		{"empty body without columns", post(target, asJSON, ""), line, append(key, json), ""},
+
+		{
+			"end-to-end headers stay", post(target, asJSON+"User-Agent: Arduino/1.0\r\nX-Multi: 1\r\nX-Multi: 2\r\nReferer: http://x.example/?a=b\r\nAccept-Encoding: gzip\r\n", object), line,
+			append(key, json, "User-Agent: Arduino/1.0", "X-Multi: 1", "X-Multi: 2", "Referer: http://x.example/?a=b", "Accept-Encoding: gzip"), object,
+		},
+		{
+			"hop-by-hop headers, cookies and Expect go",
+			post(target, asJSON+"Connection: X-Hop, x-td-write-key\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nProxy-Authorization: Basic eDp5\r\nProxy-Connection: keep-alive\r\nTE: trailers\r\nUpgrade: h2c\r\nCookie: session=1\r\nExpect: 100-continue\r\n", object),
+			line, append(key, json), object,
+		},
+		{
+			"an untrusted caller cannot say where it comes from",
+			post(target, asJSON+"X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: gopher\r\nX-Forwarded-Host: evil.example\r\n", object), line, append(key, json), object,
+		},
+		{"Via is extended", post(target, asJSON+"Via: 1.0 old\r\n", object), line, append(key, json, "Via: 1.0 old, 1.1 Caddy"), object},
+		{
+			"chunked with extension and trailer",
+			"POST " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\n" + asJSON + "Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n3;x=y\r\n{\"a\r\n4\r\n\":1}\r\n0\r\nX-Sum: 7\r\n\r\n",
+			line, append(key, json), object,
+		},
+		{
+			"HTTP/1.0",
+			"POST " + target + " HTTP/1.0\r\nHost: in.treasuredata.com\r\n" + asJSON + "Content-Length: 7\r\n\r\n" + object,
+			line, append(key, json, "Via: 1.0 Caddy"), object,
+		},
+		{
+			"the same Content-Length twice",
+			"POST " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\n" + asJSON + "Content-Length: 7\r\nContent-Length: 7\r\n\r\n" + object,
+			line, append(key, json), object,
+		},
+		{
+			"chunked wins over a Content-Length",
+			"POST " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\n" + asJSON + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n" + object + "\r\n0\r\n\r\n",
+			line, append(key, json), object,
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			answer := raw(t, g.addr, tc.request)
+			if answer.StatusCode != 200 || answer.body != "{}" {
+				t.Fatalf("got %d %q", answer.StatusCode, answer.body)
+			}
+			got := u.next(t)
+			if got.line != tc.line {
+				t.Errorf("request line %q, want %q", got.line, tc.line)
+			}
+			want := append(slices.Clone(tc.fields),
+				"Host: "+u.Addr().String(),
+				fmt.Sprintf("Content-Length: %d", len(tc.body)),
+				"X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: http", "X-Forwarded-Host: in.treasuredata.com",
+			)
+			if !slices.ContainsFunc(want, func(f string) bool { return strings.HasPrefix(f, "Via: ") }) {
+				want = append(want, "Via: 1.1 Caddy")
+			}
+			slices.Sort(want)
+			if !slices.Equal(got.fields, want) {
+				t.Errorf("fields\n%q, want\n%q", got.fields, want)
+			}
+			if got.body != tc.body {
+				t.Errorf("body %q, want %q", got.body, tc.body)
+			}
+			u.none(t)
+		})
+	}
+}
+
+// TestRefused checks every refusal, and that v2 sees nothing of it.
+func TestRefused(t *testing.T) {
+	u := record(t, nil)
+	g := serve(t, "", "td_postback {\n region auto\n upstream "+u.url()+"\n}")
+	withHost := func(request, host string) string {
+		return strings.Replace(request, "Host: in.treasuredata.com", "Host: "+host, 1)
+	}
+	for _, tc := range []struct {
+		name, request string
+		status        int
+		code, says    string
+	}{
+		{"other path", post("/other?td_write_key=1234/abcd", asJSON, object), 404, "not_found", ""},
+		{"root", post("/", asJSON, object), 404, "not_found", ""},
+		{"other version", post("/postback/v4/event/db/tbl?td_write_key=1234/abcd", asJSON, object), 400, "invalid_path", "/postback/v3/event/"},
+		{"bad database", post("/postback/v3/event/my-db/tbl?td_write_key=1234/abcd", asJSON, object), 400, "invalid_path", "database"},
+		{"bad table", post("/postback/v3/event/db/t.b?td_write_key=1234/abcd", asJSON, object), 400, "invalid_path", "table"},
+		{"no table", post("/postback/v3/event/db?td_write_key=1234/abcd", asJSON, object), 400, "invalid_path", "table"},
+		{"too deep", post(event+"/x?td_write_key=1234/abcd", asJSON, object), 400, "invalid_path", ""},
+		{"encoded line break in the path", post("/postback/v3/event/db/t%0d%0aX:%20y?td_write_key=1234/abcd", asJSON, object), 400, "invalid_path", "table"},
+		{"key behind an ampersand in the path", post(event+"&td_write_key=1234/abcd", asJSON, object), 400, "invalid_path", "table"},
+
+		{"PUT", strings.Replace(post(target, asJSON, object), "POST", "PUT", 1), 405, "method_not_allowed", ""},
+		{"DELETE", strings.Replace(post(target, "", ""), "POST", "DELETE", 1), 405, "method_not_allowed", ""},
+		{"PATCH", strings.Replace(post(target, asJSON, object), "POST", "PATCH", 1), 405, "method_not_allowed", ""},
+		{"post in lower case", strings.Replace(post(target, asJSON, object), "POST", "post", 1), 405, "method_not_allowed", ""},
+
+		{"unknown host", withHost(post(target, asJSON, object), "gateway.example"), 421, "unknown_region", ""},
+		{"v2's own host", withHost(post(target, asJSON, object), "us01.records.in.treasuredata.com"), 421, "unknown_region", ""},
+
+		{"no key", post(event, asJSON, object), 403, "missing_write_key", "td_write_key"},
+		{"empty key", post(event+"?td_write_key=", asJSON, object), 403, "missing_write_key", ""},
+		{"key of spaces", post(event+"?td_write_key=%20%20", asJSON, object), 403, "missing_write_key", ""},
+		{"Basic only", post(event, asJSON+"Authorization: Basic eDp5\r\n", object), 403, "missing_write_key", ""},
+		{"TD1 without a key", post(event, asJSON+"Authorization: TD1\r\n", object), 403, "missing_write_key", ""},
+		{"key behind a semicolon", post(event+"?a=1;td_write_key=1234/abcd", asJSON, object), 403, "missing_write_key", ""},
+		{"empty header", post(event, asJSON+"X-TD-Write-Key:\r\n", object), 403, "missing_write_key", ""},
+
+		{"line break in the key", post(event+"?td_write_key=1234/abcd%0d%0aX-Evil:1", asJSON, object), 400, "invalid_write_key", ""},
+		{"bad escape in the key", post(event+"?td_write_key=1234%zzabcd", asJSON, object), 400, "invalid_write_key", "percent"},
+		{"space in the key", post(event+"?td_write_key=1234+abcd", asJSON, object), 400, "invalid_write_key", "ASCII"},
+		{"key above ASCII", post(event+"?td_write_key=1234/%E3%81%82", asJSON, object), 400, "invalid_write_key", "ASCII"},
+		{"long key", post(event+"?td_write_key=1234/"+strings.Repeat("abcd", 256), asJSON, object), 400, "invalid_write_key", "1024"},
+
+		{"declared size above the cap", "POST " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\nContent-Length: 1048065\r\n\r\n", 413, "payload_too_large", "1048065"},
+		{"declared size far above the cap", "POST " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\nContent-Length: 9000000000\r\n\r\n", 413, "payload_too_large", "1048064"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			answer := raw(t, g.addr, tc.request)
+			if answer.StatusCode != tc.status || answer.code() != tc.code {
+				t.Fatalf("got %d %q, want %d %s", answer.StatusCode, answer.body, tc.status, tc.code)
+			}
+			if got := answer.Header.Get("Content-Type"); got != "application/json" {
+				t.Errorf("Content-Type %q", got)
+			}
+			if !strings.Contains(answer.body, tc.says) || strings.Contains(answer.body, "abcd") {
+				t.Errorf("body %q", answer.body)
+			}
+			if got := answer.Header.Get("Allow"); (got != "") != (tc.status == 405) {
+				t.Errorf("Allow %q", got)
+			}
+			u.none(t)
+		})
+	}
+	t.Run("HEAD", func(t *testing.T) {
+		answer := raw(t, g.addr, "HEAD "+target+" HTTP/1.1\r\nHost: in.treasuredata.com\r\n\r\n")
+		if answer.StatusCode != 405 || answer.body != "" {
+			t.Errorf("got %d %q", answer.StatusCode, answer.body)
+		}
+		u.none(t)
+	})
+}
+
+// TestMalformed sends what is no valid HTTP request. net/http answers some of
+// it by itself; v2 must see none of it.
+func TestMalformed(t *testing.T) {
+	u := record(t, nil)
+	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
+	head := "POST " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\n" + asJSON
+	for name, request := range map[string]string{
+		"two Content-Lengths":            head + "Content-Length: 7\r\nContent-Length: 8\r\n\r\n" + object,
+		"Content-Length is no number":    head + "Content-Length: seven\r\n\r\n" + object,
+		"negative Content-Length":        head + "Content-Length: -1\r\n\r\n" + object,
+		"bad chunk size":                 head + "Transfer-Encoding: chunked\r\n\r\nz\r\n" + object,
+		"unknown transfer coding":        head + "Transfer-Encoding: gzip\r\n\r\n" + object,
+		"space before the colon":         head + "Content-Length : 7\r\n\r\n" + object,
+		"no Host":                        "POST " + target + " HTTP/1.1\r\nContent-Length: 7\r\n\r\n" + object,
+		"two Hosts":                      head + "Host: other\r\nContent-Length: 7\r\n\r\n" + object,
+		"bad escape in the path":         post("/postback/v3/event/db/%zz?td_write_key=1/a", asJSON, object),
+		"control byte in the header":     head + "X: a\x01b\r\nContent-Length: 7\r\n\r\n" + object,
+		"space in the target":            post(event+"?td_write_key=1/a&b=c d", asJSON, object),
+		"control byte in the query":      post(event+"?td_write_key=1/a&b=\x01", asJSON, object),
+		"an Expect that nobody can meet": head + "Expect: the-impossible\r\nContent-Length: 7\r\n\r\n" + object,
+	} {
+		t.Run(name, func(t *testing.T) {
+			answer := raw(t, g.addr, request)
+			if answer.StatusCode < 400 {
+				t.Errorf("got %d %q", answer.StatusCode, answer.body)
+			}
+			u.none(t)
+		})
+	}
+}
+
+// TestCutBody closes the sending side before the body is whole.
+func TestCutBody(t *testing.T) {
+	u := record(t, nil)
+	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
+	for name, request := range map[string]string{
+		"known length": "Content-Length: 7\r\n\r\n{\"a\"",
+		"chunked":      "Transfer-Encoding: chunked\r\n\r\n7\r\n{\"a\"",
+		"between two chunks, the first one a whole object": "Transfer-Encoding: chunked\r\n\r\n7\r\n" + object + "\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := dial(t, g.addr)
+			if _, err := io.WriteString(conn, "POST "+target+" HTTP/1.1\r\nHost: x\r\n"+request); err != nil {
+				t.Fatal(err)
+			}
+			if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			answer := readReply(t, bufio.NewReader(conn), "POST")
+			if answer.StatusCode != 400 || answer.code() != "invalid_request" {
+				t.Errorf("got %d %q", answer.StatusCode, answer.body)
+			}
+			u.none(t)
+		})
+	}
+}
+
+// TestHalfClosed takes the whole request and then the end of the stream, as
+// simple clients send them: the record must arrive and be answered.
+func TestHalfClosed(t *testing.T) {
+	u := record(t, nil)
+	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
+	conn := dial(t, g.addr)
+	if _, err := io.WriteString(conn, post(target, asJSON, object)); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if answer := readReply(t, bufio.NewReader(conn), "POST"); answer.StatusCode != 200 {
+		t.Errorf("got %d", answer.StatusCode)
+	}
+	if got := u.next(t); got.body != object {
+		t.Errorf("v2 saw %q", got.body)
+	}
+}
+
+// TestCallerGone closes the connection right after sending: legacy callers
+// fire and forget, and their records count.
+func TestCallerGone(t *testing.T) {
+	u := record(t, nil)
+	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
+	for range 50 {
+		conn := dial(t, g.addr)
+		if _, err := io.WriteString(conn, post(target, asJSON, object)); err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		if got := u.next(t); got.body != object {
+			t.Errorf("v2 saw %q", got.body)
+		}
+	}
+}
+
+// TestKeepAlive sends several requests, refused ones among them, over one
+// connection.
+func TestKeepAlive(t *testing.T) {
+	u := record(t, nil)
+	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
+	conn := dial(t, g.addr)
+	br := bufio.NewReader(conn)
+	for n := range 3 {
+		for _, request := range []string{post(target, asJSON, object), "OPTIONS " + event + " HTTP/1.1\r\nHost: x\r\n\r\n", "PUT " + event + " HTTP/1.1\r\nHost: x\r\n\r\n"} {
+			if _, err := io.WriteString(conn, request); err != nil {
+				t.Fatal(err)
+			}
+			method, _, _ := strings.Cut(request, " ")
+			if got, want := readReply(t, br, method).StatusCode, map[string]int{"POST": 200, "OPTIONS": 204, "PUT": 405}[method]; got != want {
+				t.Fatalf("round %d: %s got %d, want %d", n, method, got, want)
+			}
+		}
+		u.next(t)
+	}
+}
+
+func TestPreflight(t *testing.T) {
+	u := record(t, nil)
+	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
+	answer := raw(t, g.addr, "OPTIONS "+event+" HTTP/1.1\r\nHost: x\r\nOrigin: https://shop.example\r\nAccess-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: content-type,x-td-write-key\r\n\r\n")
+	if answer.StatusCode != 204 || answer.body != "" {
+		t.Errorf("got %d %q", answer.StatusCode, answer.body)
+	}
+	for name, want := range map[string]string{
+		"Access-Control-Allow-Origin":  "*",
+		"Access-Control-Allow-Headers": "content-type,x-td-write-key",
+	} {
+		if got := answer.Header.Get(name); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	if methods := answer.Header.Get("Access-Control-Allow-Methods"); !strings.Contains(methods, "POST") {
+		t.Errorf("methods %q", methods)
+	}
+	if answer := raw(t, g.addr, "OPTIONS /other HTTP/1.1\r\nHost: x\r\n\r\n"); answer.StatusCode != 404 {
+		t.Errorf("elsewhere: got %d", answer.StatusCode)
+	}
+	u.none(t)
+}
+
+// TestTrustedProxy lets a load balancer say where the request came from.
+func TestTrustedProxy(t *testing.T) {
+	u := record(t, nil)
+	g := serve(t, "servers {\n trusted_proxies static 127.0.0.0/8\n}\n", "td_postback {\n upstream "+u.url()+"\n}")
+	raw(t, g.addr, post(target, asJSON+"X-Forwarded-For: 192.0.2.7, 198.51.100.2\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: legacy.example\r\n", object))
+	got := u.next(t)
+	for name, want := range map[string]string{
+		"X-Forwarded-For":   "192.0.2.7, 198.51.100.2, 127.0.0.1",
+		"X-Forwarded-Proto": "https",
+		"X-Forwarded-Host":  "legacy.example",
+	} {
+		if values := got.field(name); !slices.Equal(values, []string{want}) {
+			t.Errorf("%s: %q, want %q", name, values, want)
+		}
+	}
+}
+
+// TestPassThru leaves what is no postback to the next handler, and nothing
+// else.
+func TestPassThru(t *testing.T) {
+	u := record(t, nil)
+	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n pass_thru\n}\nrespond next 299")
+	for path, want := range map[string]int{"/": 299, "/js/v3/event/db/tbl": 299, "/postback": 299, "/postback/x": 400, event: 403} {
+		if got := raw(t, g.addr, post(path, asJSON, object)).StatusCode; got != want {
+			t.Errorf("%s: got %d, want %d", path, got, want)
+		}
+	}
+	u.none(t)
+	if got := raw(t, g.addr, post(target, asJSON, object)).StatusCode; got != 200 {
+		t.Errorf("got %d", got)
+	}
+	u.next(t)
+}
+
+// TestNotShadowed puts the directive beside handlers that answer everything,
+// without any order: a record must still reach v2.
+func TestNotShadowed(t *testing.T) {
+	u := record(t, nil)
+	for name, site := range map[string]string{
+		"respond":         "respond 200\ntd_postback {\n upstream " + u.url() + "\n}",
+		"handle":          "handle {\n respond 200\n}\ntd_postback {\n upstream " + u.url() + "\n}",
+		"route":           "route {\n respond 200\n}\ntd_postback {\n upstream " + u.url() + "\n}",
+		"inside a handle": "handle {\n respond 200\n td_postback {\n upstream " + u.url() + "\n}\n}",
+		"matched":         "respond 200\ntd_postback /postback/* us01 {\n upstream " + u.url() + "\n}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := serve(t, "", site)
+			if answer := raw(t, g.addr, post(target, asJSON, object)); answer.body != "{}" {
+				t.Errorf("got %d %q", answer.StatusCode, answer.body)
+			}
+			u.next(t)
+		})
+	}
+}
+
+// TestHandoff leaves forwarding to reverse_proxy, which sends the same record.
+func TestHandoff(t *testing.T) {
+	u := record(t, nil)
+	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n handoff\n}\nreverse_proxy "+u.Addr().String())
+	chunked := "POST " + event + "/?a=%7e&td_write_key=1234%2Fabcd&b=;c HTTP/1.1\r\nHost: in.treasuredata.com\r\nConnection: X-Td-Write-Key, X-Hop\r\nX-Hop: 1\r\nCookie: s=1\r\nAuthorization: Basic eDp5\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n" + object + "\r\n0\r\n\r\n"
+	if answer := raw(t, g.addr, chunked); answer.StatusCode != 200 {
+		t.Fatalf("got %d %q", answer.StatusCode, answer.body)
+	}
+	got := u.next(t)
+	if want := "POST " + event + "?a=%7e&b=;c HTTP/1.1"; got.line != want {
+		t.Errorf("request line %q, want %q", got.line, want)
+	}
+	if got.body != object {
+		t.Errorf("body %q", got.body)
+	}
+	for name, want := range map[string][]string{
+		"X-Td-Write-Key": {"1234/abcd"},
+		"Content-Type":   {"application/json"},
+		"Content-Length": {"7"},
+		"Host":           {u.Addr().String()},
+		"Authorization":  nil,
+		"Cookie":         nil,
+		"X-Hop":          nil,
+	} {
+		if values := got.field(name); !slices.Equal(values, want) {
+			t.Errorf("%s: %q, want %q", name, values, want)
+		}
+	}
+	for _, request := range []string{post(event, asJSON, object), "POST " + target + " HTTP/1.1\r\nHost: x\r\nContent-Length: 1048065\r\n\r\n"} {
+		if answer := raw(t, g.addr, request); answer.StatusCode != 403 && answer.StatusCode != 413 {
+			t.Errorf("got %d", answer.StatusCode)
+		}
+	}
+	u.none(t)
+}
+
+// TestCORS lets pages read answers, unless v2 says otherwise.
+func TestCORS(t *testing.T) {
+	own := false
+	u := record(t, func(conn net.Conn, _ int, _ seen) bool {
+		answer := ok
+		if own {
+			answer = strings.Replace(ok, "\r\n", "\r\naccess-control-allow-origin: https://only.example\r\n", 1)
+		}
+		_, err := io.WriteString(conn, answer)
+		return err == nil
+	})
+	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
+	origin := func(request string) []string {
+		answer := raw(t, g.addr, request)
+		return answer.Header[http.CanonicalHeaderKey("Access-Control-Allow-Origin")]
+	}
+	with := asJSON + "Origin: https://shop.example\r\n"
+	if got := origin(post(target, with, object)); !slices.Equal(got, []string{"*"}) {
+		t.Errorf("with Origin: %q", got)
+	}
+	if got := origin(post(target, asJSON, object)); got != nil {
+		t.Errorf("without Origin: %q", got)
+	}
+	if got := origin(post(event, with, object)); !slices.Equal(got, []string{"*"}) {
+		t.Errorf("refused: %q", got)
+	}
+	u.next(t)
+	u.next(t)
+	own = true
+	if got := origin(post(target, with, object)); !slices.Equal(got, []string{"https://only.example"}) {
+		t.Errorf("v2's own: %q", got)
+	}
+}
