@@ -107,7 +107,7 @@ func startSandbox() (string, error) {
 // commandConfig is the configuration that the command runs.
 func commandConfig(listen string, h *Handler, accessLog bool) (*caddy.Config, error) {
 	address, err := caddy.ParseNetworkAddress(listen)
-	if err != nil || address.PortRangeSize() != 1 {
+	if err != nil || address.PortRangeSize() != 1 || address.StartPort == 0 && !address.IsUnixNetwork() {
 		return nil, fmt.Errorf("--listen %q: must be an address with one port, such as :8080 or 127.0.0.1:8080", listen)
 	}
 	server := &caddyhttp.Server{
@@ -140,6 +140,7 @@ const keyFilter = `{
 	"format": "filter",
 	"fields": {
 		"request>uri": {"filter": "regexp", "regexp": "(?i)([?]|td_write_key).*", "value": "?REDACTED"},
+		"uri": {"filter": "regexp", "regexp": "(?i)([?]|td_write_key).*", "value": "?REDACTED"},
 		"request>headers>X-Td-Write-Key": {"filter": "delete"},
 		"request>headers>X_td_write_key": {"filter": "delete"}
 	}

@@ -6,6 +6,7 @@ package integration
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -131,11 +132,14 @@ func start(t testing.TB, env []string, args ...string) *process {
 	return p
 }
 
-// run runs the binary to its end and returns its output and exit code.
+// run runs the binary to its end, which must come soon, and returns its output
+// and exit code.
 func run(t testing.TB, args ...string) (output string, code int) {
 	t.Helper()
 	home := t.TempDir()
-	cmd := exec.Command(binary, args...)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, args...)
 	cmd.Env = []string{"HOME=" + home, "XDG_DATA_HOME=" + home, "XDG_CONFIG_HOME=" + home}
 	b, err := cmd.CombinedOutput()
 	var exit *exec.ExitError

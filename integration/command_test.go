@@ -1,0 +1,349 @@
+package integration
+
+import (
+	"bufio"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestListModules(t *testing.T) {
+	output, code := run(t, "list-modules")
+	if code != 0 {
+		t.Fatalf("exit %d: %s", code, output)
+	}
+	var own []string
+	for line := range strings.SplitSeq(output, "\n") {
+		if strings.Contains(line, "td_") {
+			own = append(own, line)
+		}
+	}
+	if !slices.Equal(own, []string{"http.handlers.td_postback"}) {
+		t.Errorf("listed: %q", own)
+	}
+}
+
+func TestCommandHelp(t *testing.T) {
+	output, code := run(t, "td-postback", "--help")
+	if code != 0 {
+		t.Fatalf("exit %d: %s", code, output)
+	}
+	for _, text := range []string{"--listen", "--region", "--upstream", "--sandbox", "--access-log", "--max-body", "--redirect-hosts", "caddy td-postback --sandbox", "curl "} {
+		if !strings.Contains(output, text) {
+			t.Errorf("the help does not mention %s", text)
+		}
+	}
+}
+
+// command runs td-postback on a free port and waits until it serves.
+func command(t testing.TB, args ...string) *gateway {
+	t.Helper()
+	addr := freeAddr(t)
+	g := &gateway{addr: addr, process: start(t, nil, append([]string{"td-postback", "--listen", addr}, args...)...)}
+	g.await(t, `"msg":"server running"`, 1)
+	return g
+}
+
+// TestSandboxCommand is README's first command.
+func TestSandboxCommand(t *testing.T) {
+	g := command(t, "--sandbox", "--access-log")
+	resp, err := http.Post(g.url("/postback/v3/event/mydb/mytable?td_write_key=1234/abcdef"), "application/x-www-form-urlencoded", strings.NewReader(`{"user":"alice"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(resp.Body)
+	if resp.StatusCode != 200 || string(body) != "{}" || resp.Header.Get("Content-Type") != "application/json" {
+		t.Errorf("got %d %q %q", resp.StatusCode, body, resp.Header.Get("Content-Type"))
+	}
+	g.await(t, `record mydb.mytable  key 1234/… via X-TD-Write-Key  {"user":"alice"}`, 1)
+	if answer := raw(t, g.addr, post("/elsewhere", asJSON, object)); answer.StatusCode != 404 || answer.code() != "not_found" {
+		t.Errorf("elsewhere: got %d %q", answer.StatusCode, answer.body)
+	}
+	if answer := raw(t, g.addr, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); answer.StatusCode != 404 {
+		t.Errorf("root: got %d, no redirect and no 200 is right", answer.StatusCode)
+	}
+	long := "/postback/v3/event/mydb/long?x=" + strings.Repeat("x", 900_000) + "&td_write_key=1234/abcdef"
+	if answer := raw(t, g.addr, post(long, asJSON, `{"n":1}`)); answer.StatusCode != 431 && answer.StatusCode != 200 {
+		t.Errorf("a URL of 900 kB: got %d", answer.StatusCode)
+	} else if answer.StatusCode == 431 && !strings.Contains(g.text(), "record mydb.long") {
+		t.Error("a URL of 900 kB was refused by the gateway")
+	}
+	g.await(t, "handled request", 4)
+	if text := g.text(); strings.Contains(text, "abcdef") {
+		t.Errorf("the output holds the key:\n%s", text)
+	}
+}
+
+func TestCommandForwards(t *testing.T) {
+	u := record(t, nil)
+	g := command(t, "--upstream", u.url(), "--max-body", "1KB")
+	if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 200 {
+		t.Errorf("got %d %q", answer.StatusCode, answer.body)
+	}
+	u.next(t)
+	if answer := raw(t, g.addr, post(target, asJSON, objectOf(1001))); answer.StatusCode != 413 {
+		t.Errorf("got %d %q", answer.StatusCode, answer.body)
+	}
+	u.none(t)
+	if strings.Contains(g.text(), "handled request") {
+		t.Error("there is an access log without --access-log")
+	}
+}
+
+func TestCommandErrors(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		says []string
+	}{
+		{nil, []string{"region", "us01", "auto"}},
+		{[]string{"--region", "mars"}, []string{"region", `"mars"`, "us01"}},
+		{[]string{"--upstream", "ftp://x"}, []string{"upstream", `"ftp://x"`, "http://"}},
+		{[]string{"--region", "us01", "--max-body", "2MiB"}, []string{"max-body", `"2MiB"`, "1048064"}},
+		{[]string{"--region", "us01", "--max-body", "x"}, []string{"max-body", `"x"`}},
+		{[]string{"--region", "us01", "--redirect-hosts", "http://x.example"}, []string{"redirect_hosts", `"http://x.example"`}},
+		{[]string{"--region", "us01", "--listen", "127.0.0.1"}, []string{"--listen", `"127.0.0.1"`}},
+		{[]string{"--sandbox", "--region", "us01"}, []string{"--sandbox", "--region"}},
+		{[]string{"--nonsense"}, []string{"--nonsense"}},
+	} {
+		t.Run(strings.Join(tc.args, " "), func(t *testing.T) {
+			output, code := run(t, append([]string{"td-postback"}, tc.args...)...)
+			if code == 0 {
+				t.Error("exit 0")
+			}
+			for _, text := range tc.says {
+				if !strings.Contains(strings.ReplaceAll(output, `\"`, `"`), text) {
+					t.Errorf("%q is not in\n%s", text, output)
+				}
+			}
+		})
+	}
+}
+
+// TestExample runs Caddyfile.example as it is, on other ports and against a
+// stand-in.
+func TestExample(t *testing.T) {
+	u := record(t, nil)
+	example, err := os.ReadFile("../Caddyfile.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := strings.Replace(string(example), "# upstream http://127.0.0.1:9000", "upstream "+u.url(), 1)
+	if config == string(example) {
+		t.Fatal("the example has no line to try a stand-in with")
+	}
+	plain, secure := freeAddr(t), freeAddr(t)
+	_, httpPort, _ := net.SplitHostPort(plain)
+	_, httpsPort, _ := net.SplitHostPort(secure)
+	config = strings.Replace(config, "{\n", "{\n\tadmin off\n", 1)
+	g := &gateway{process: start(t, []string{"HTTP_PORT=" + httpPort, "HTTPS_PORT=" + httpsPort},
+		"run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile", config))}
+	g.await(t, "serving initial configuration", 1)
+
+	client := &http.Client{
+		Timeout:       patience,
+		Transport:     &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}, //nolint:gosec // the local authority is not installed
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	do := func(method, url, body string) (int, string) {
+		for deadline := time.Now().Add(patience); ; {
+			req, err := http.NewRequest(method, url, strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := client.Do(req)
+			if err != nil { // until the local authority has made the certificate
+				if time.Now().After(deadline) {
+					t.Fatal(err)
+				}
+				continue
+			}
+			answer, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			return resp.StatusCode, string(answer)
+		}
+	}
+	for _, base := range []string{"http://localhost:" + httpPort, "https://localhost:" + httpsPort} {
+		if status, body := do("POST", base+target, object); status != 200 || body != "{}" {
+			t.Errorf("%s: got %d %q", base, status, body)
+		}
+		if got := u.next(t); got.body != object || len(got.field("X-TD-Write-Key")) != 1 {
+			t.Errorf("%s: v2 saw %+v", base, got)
+		}
+		if status, body := do("GET", base+"/healthz", ""); status != 200 || body != "ok" {
+			t.Errorf("%s/healthz: got %d %q", base, status, body)
+		}
+		if status, body := do("POST", base+"/other", object); status != 404 || !strings.Contains(body, "not_found") {
+			t.Errorf("%s/other: got %d %q", base, status, body)
+		}
+		if status, _ := do("POST", base+event+"?x="+strings.Repeat("x", 200_000), object); status != 403 {
+			t.Errorf("%s, a URL of 200 kB: got %d", base, status)
+		}
+	}
+	if status, body := do("POST", "http://127.0.0.1:"+httpPort+target, object); status != 404 || body == "" {
+		t.Errorf("another host: got %d %q", status, body)
+	}
+	u.none(t)
+	g.await(t, "handled request", 8)
+	if text := g.text(); strings.Contains(text, "abcd") {
+		t.Errorf("the log holds the key:\n%s", text)
+	}
+}
+
+// TestValidateAndReload checks that Caddy's own commands work with the module,
+// and that a reload takes effect.
+func TestValidateAndReload(t *testing.T) {
+	first, second := record(t, nil), record(t, nil)
+	addr, admin := freeAddr(t), freeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	config := func(u *recorder) string {
+		return fmt.Sprintf("{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\tdefault_bind 127.0.0.1\n}\n\nhttp://:%s {\n\ttd_postback {\n\t\tupstream %s\n\t}\n}\n", admin, port, u.url())
+	}
+	path := write(t, "Caddyfile", config(first))
+	for _, args := range [][]string{{"validate"}, {"adapt"}} {
+		if output, code := run(t, append(args, "--adapter", "caddyfile", "--config", path)...); code != 0 {
+			t.Errorf("%v: exit %d: %s", args, code, output)
+		}
+	}
+	if output, code := run(t, "fmt", "--diff", path); code != 0 {
+		t.Errorf("fmt: exit %d: %s", code, output)
+	}
+	g := &gateway{addr: addr, process: start(t, nil, "run", "--adapter", "caddyfile", "--config", path)}
+	g.await(t, "serving initial configuration", 1)
+	raw(t, g.addr, post(target, asJSON, object))
+	first.next(t)
+	if err := os.WriteFile(path, []byte(config(second)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if output, code := run(t, "reload", "--adapter", "caddyfile", "--config", path); code != 0 {
+		t.Fatalf("reload: exit %d: %s", code, output)
+	}
+	raw(t, g.addr, post(target, asJSON, object))
+	second.next(t)
+	first.none(t)
+}
+
+// TestNoKeyInLogs runs with every log on, through every kind of outcome, and
+// looks for the key in all that the process wrote.
+func TestNoKeyInLogs(t *testing.T) {
+	const secret = "5ec2e7c0ffee"
+	u := record(t, nil)
+	down := freeAddr(t)
+	pair := newCertificate(t, "localhost")
+	plain, secure := freeAddr(t), freeAddr(t)
+	_, port, _ := net.SplitHostPort(plain)
+	_, securePort, _ := net.SplitHostPort(secure)
+	example, err := os.ReadFile("../Caddyfile.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The filter is the one that users are told to copy.
+	_, filter, _ := strings.Cut(string(example), "log default {")
+	filter, _, _ = strings.Cut(filter, "\n\t}\n")
+	site := fmt.Sprintf(`
+	log {
+		%s
+	}
+	handle_path /down/* {
+		td_postback {
+			upstream http://%s
+			retries 0
+		}
+	}
+	handle_path /handoff/* {
+		td_postback {
+			upstream %s
+			handoff
+		}
+		reverse_proxy %s
+	}
+	handle_path /handoff-down/* {
+		td_postback {
+			upstream http://%s
+			handoff
+		}
+		reverse_proxy %s
+	}
+	handle_path /next/* {
+		td_postback {
+			upstream %s
+			pass_thru
+		}
+		error 500
+	}
+	handle {
+		td_postback {
+			upstream %s
+		}
+	}`, filter, down, u.url(), u.Addr(), down, down, u.url(), u.url())
+	g := serveCaddyfile(t, plain, fmt.Sprintf("{\n debug\n%s\n log default {%s\n}\n servers {\n max_header_size 1MiB\n trace\n}\n}\n(site) {\n%s\n}\nhttp://:%s {\n import site\n}\nhttps://localhost:%s {\n tls %s %s\n import site\n}\n",
+		globals, filter, site, port, securePort, pair.cert, pair.key))
+	h2 := &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pair.pool}, ForceAttemptHTTP2: true}}
+
+	sent := 0
+	for _, prefix := range []string{"", "/down", "/handoff", "/handoff-down", "/next"} {
+		for _, carrier := range []struct{ query, headers string }{
+			{"?td_write_key=1234/" + secret, ""},
+			{"?a=1&td%5Fwrite_key=1234%2F" + secret + "&b=%zz;c", ""},
+			{"?td_write_key=" + secret + "%zz", ""},
+			{"?a=;td_write_key=" + secret, ""},
+			{"", "X-TD-Write-Key: 1234/" + secret + "\r\n"},
+			{"", "X-TD-Write-Key: 1234/" + secret + " and more\r\n"},
+			{"", "X_TD_WRITE_KEY: 1234/" + secret + "\r\n"},
+			{"", "Authorization: TD1 1234/" + secret + "\r\n"},
+			{"?td_write_key=1234/" + secret, "Cookie: a=" + secret + "\r\nAuthorization: Basic " + secret + "\r\n"},
+		} {
+			for _, path := range []string{event, event + "/too/deep", "/elsewhere", event + "&td_write_key=" + secret} {
+				request := post(prefix+path+carrier.query, asJSON+carrier.headers, `{"key":"`+secret+`"}`)
+				if answer := raw(t, g.addr, request); strings.Contains(answer.body, secret) {
+					t.Errorf("the answer holds the key: %s", answer.body)
+				}
+				raw(t, g.addr, strings.Replace(request, "POST", "PUT", 1))
+				sent += 2
+
+				req, err := http.NewRequest(http.MethodPost, "https://localhost:"+securePort+prefix+path+carrier.query, strings.NewReader("{}"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for header := range strings.SplitSeq(strings.TrimSuffix(carrier.headers, "\r\n"), "\r\n") {
+					if name, value, ok := strings.Cut(header, ": "); ok {
+						req.Header.Set(name, value)
+					}
+				}
+				resp, err := h2.Do(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				sent++
+			}
+		}
+	}
+	// A body that ends early and one that is too large.
+	conn := dial(t, g.addr)
+	fmt.Fprintf(conn, "POST %s?td_write_key=1234/%s HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", event, secret)
+	_ = conn.(*net.TCPConn).CloseWrite()
+	readReply(t, bufio.NewReader(conn), "POST")
+	raw(t, g.addr, "POST "+event+"?td_write_key=1234/"+secret+" HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n")
+
+	g.await(t, `"msg":"handled request"`, sent+2)
+	g.stop()
+	text := g.text()
+	for _, want := range []string{"record not delivered", `"logger":"http.log.error`, "upstream roundtrip"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the run has no %q, so it proves less than it should", want)
+		}
+	}
+	for line := range strings.SplitSeq(text, "\n") {
+		if strings.Contains(line, secret) {
+			t.Fatalf("a log line holds the key: %s", line)
+		}
+	}
+}
