@@ -80,7 +80,7 @@ func (s *bodies) read(r *http.Request) (*bodyBuffer, *refusal) {
 		switch {
 		case int64(len(buf.data)) == r.ContentLength:
 			return buf, nil
-		case err == io.EOF && r.ContentLength < 0:
+		case errors.Is(err, io.EOF) && r.ContentLength < 0:
 			return buf, nil
 		case err != nil:
 			s.release(buf)

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -95,7 +96,7 @@ func handlerFromFlags(fs caddycmd.Flags) (*Handler, error) {
 // startSandbox serves the stand-in on a free loopback port, and prints records
 // to the standard output. It returns its URL.
 func startSandbox() (string, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}

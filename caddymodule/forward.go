@@ -130,7 +130,7 @@ func newDialer(cfg upstreamConfig) (fasthttp.DialFuncWithTimeout, error) {
 			ConnectTimeout: cfg.dialTimeout,
 		}
 		if dial, err = through.GetDialFuncForTLS(false, cfg.url.Scheme == "https"); err != nil {
-			return nil, fmt.Errorf("the environment's HTTP_PROXY or HTTPS_PROXY must be an http or socks5 URL: %v", err)
+			return nil, fmt.Errorf("the environment's HTTP_PROXY or HTTPS_PROXY must be an http or socks5 URL: %w", err)
 		}
 	}
 	if cfg.url.Scheme != "https" {
@@ -163,19 +163,19 @@ func (u *upstream) close() {
 	u.fresh.CloseIdleConnections()
 }
 
-// notProcessed is a failure after which v2 cannot have taken the record: it
+// notProcessedError is a failure after which v2 cannot have taken the record: it
 // may be sent again.
-type notProcessed struct {
+type notProcessedError struct {
 	error
 	dialing bool // the connection could not be made
 }
 
-func (e notProcessed) Unwrap() error { return e.error }
+func (e notProcessedError) Unwrap() error { return e.error }
 
-// badAnswer is an answer that is no HTTP. Its text never quotes the answer.
-type badAnswer string
+// badAnswerError is an answer that is no HTTP. Its text never quotes the answer.
+type badAnswerError string
 
-func (e badAnswer) Error() string { return "malformed answer: " + string(e) }
+func (e badAnswerError) Error() string { return "malformed answer: " + string(e) }
 
 func (u *upstream) forward(w http.ResponseWriter, r *http.Request, out *v2Request) error {
 	x := exchanges.Get().(*exchange)
@@ -186,7 +186,7 @@ func (u *upstream) forward(w http.ResponseWriter, r *http.Request, out *v2Reques
 	started := time.Now()
 	err := u.try(u.pool, x)
 	for n := 0; n < u.retries && err != nil; n++ {
-		failure, ok := errors.AsType[notProcessed](err)
+		failure, ok := errors.AsType[notProcessedError](err)
 		if !ok || failure.dialing && time.Since(started) >= u.dialTimeout {
 			break // a second dial timeout would not help this caller
 		}
@@ -203,7 +203,7 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
 		return errOverloaded
 	}
 	if err != nil {
-		return notProcessed{err, true}
+		return notProcessedError{err, true}
 	}
 	reused := !conn.LastUseTime().IsZero()
 	keep := false
@@ -217,7 +217,7 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
 
 	c := conn.Conn()
 	if err := c.SetDeadline(time.Now().Add(u.timeout)); err != nil {
-		return notProcessed{err, false}
+		return notProcessedError{err, false}
 	}
 	bw := client.AcquireWriter(c)
 	_, _ = bw.Write(x.head) // a bufio.Writer keeps its error until Flush
@@ -233,7 +233,7 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
 	defer client.ReleaseReader(br)
 	if _, err := br.Peek(1); err != nil {
 		if reused && !isTimeout(err) {
-			return notProcessed{err, false}
+			return notProcessedError{err, false}
 		}
 		return err
 	}
@@ -242,7 +242,7 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
 	}
 	if reused && x.answer.StatusCode() == http.StatusRequestTimeout {
 		// RFC 9110 section 15.5.9: v2 gave the idle connection up.
-		return notProcessed{badAnswer("408 on an idle connection"), false}
+		return notProcessedError{badAnswerError("408 on an idle connection"), false}
 	}
 	keep, err = x.pass(br, func() { _ = c.SetReadDeadline(time.Now().Add(u.timeout)) })
 	keep = keep && sendErr == nil
@@ -283,16 +283,16 @@ func (x *exchange) readHead(br *bufio.Reader) error {
 			if isTimeout(err) {
 				return err
 			}
-			return badAnswer("no valid head") // fasthttp's text quotes it
+			return badAnswerError("no valid head") // fasthttp's text quotes it
 		}
 		switch status := x.answer.StatusCode(); {
 		case status == http.StatusSwitchingProtocols || status < 100:
-			return badAnswer("unexpected status")
+			return badAnswerError("unexpected status")
 		case status >= 200:
 			return nil
 		}
 	}
-	return badAnswer("too many interim answers")
+	return badAnswerError("too many interim answers")
 }
 
 // pass passes the answer on to the caller. reusable says whether the
@@ -314,66 +314,62 @@ func (x *exchange) pass(br *bufio.Reader, extend func()) (reusable bool, err err
 
 	// Most answers are `{}`: read to their end, so that a broken one is still
 	// a 502 and a whole one is a single write.
-	n, err := readAvailable(br, body, x.buf, length)
-	if err != nil && err != io.EOF {
+	n, complete, err := readAvailable(br, body, x.buf, length)
+	if err != nil {
 		return false, err
 	}
-	complete := err == io.EOF
 	x.copyHeader(complete, n)
 	x.w.WriteHeader(x.answer.StatusCode())
-	_, werr := x.w.Write(x.buf[:n])
-	if !complete {
-		complete, werr = x.stream(body, extend)
+	// If the caller has gone, there is nobody left to tell.
+	if _, writeErr := x.w.Write(x.buf[:n]); writeErr == nil && !complete {
+		complete = x.stream(body, extend)
 	}
-	if !complete || werr != nil {
-		return false, nil
+	if length == -1 && complete {
+		complete = br.Buffered() > 0 && x.answer.ReadTrailer(br) == nil
 	}
-	if length == -1 && (br.Buffered() == 0 || x.answer.ReadTrailer(br) != nil) {
-		return false, nil
-	}
-	return !x.answer.ConnectionClose() && br.Buffered() == 0, nil
+	return complete && !x.answer.ConnectionClose() && br.Buffered() == 0, nil
 }
 
-// readAvailable reads a body into buf, to its end if it fits and, when its
-// length is not known, is there already. io.EOF means that it is whole.
-func readAvailable(br *bufio.Reader, body io.Reader, buf []byte, length int) (n int, err error) {
+// readAvailable reads a body into buf: to its end if it fits and, when its
+// length is not known, is there already.
+func readAvailable(br *bufio.Reader, body io.Reader, buf []byte, length int) (n int, complete bool, err error) {
 	for n < len(buf) {
-		var m int
-		m, err = body.Read(buf[n:])
+		m, err := body.Read(buf[n:])
 		n += m
-		if err != nil {
-			return n, err
-		}
-		if length < 0 && br.Buffered() == 0 {
-			return n, nil
+		switch {
+		case errors.Is(err, io.EOF):
+			return n, true, nil
+		case err != nil:
+			return n, false, err
+		case length < 0 && br.Buffered() == 0:
+			return n, false, nil
 		}
 	}
-	return n, nil
+	return n, false, nil
 }
 
-// stream passes on what is left of a body, piece by piece as it arrives.
-func (x *exchange) stream(body io.Reader, extend func()) (complete bool, err error) {
+// stream passes on what is left of a body, piece by piece as it arrives, and
+// reports whether all of it went through.
+func (x *exchange) stream(body io.Reader, extend func()) (complete bool) {
 	control := http.NewResponseController(x.w)
-	for {
-		if err := control.Flush(); err != nil {
-			return false, err
-		}
+	for control.Flush() == nil {
 		extend()
-		n, readErr := body.Read(x.buf)
+		n, err := body.Read(x.buf)
 		if n > 0 {
 			if _, err := x.w.Write(x.buf[:n]); err != nil {
-				return false, err
+				return false
 			}
 		}
-		if readErr == io.EOF {
-			return true, nil
+		if errors.Is(err, io.EOF) {
+			return true
 		}
-		if readErr != nil {
+		if err != nil {
 			// The caller has the status already: only a broken connection
 			// tells it that the body is not whole.
 			panic(http.ErrAbortHandler)
 		}
 	}
+	return false
 }
 
 // copyHeader copies the answer's header to the caller's, less what speaks for
@@ -447,7 +443,7 @@ func (f *fixedReader) Read(p []byte) (int, error) {
 	switch {
 	case f.left == 0:
 		err = io.EOF
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF
 	}
 	return n, err

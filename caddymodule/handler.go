@@ -94,7 +94,7 @@ func (h *Handler) failure(err error, way *route) *refusal {
 	refused, ok := errors.AsType[*refusal](err)
 	if !ok {
 		refused = errUnreachable
-		if _, notSent := errors.AsType[notProcessed](err); !notSent && isTimeout(err) {
+		if _, notSent := errors.AsType[notProcessedError](err); !notSent && isTimeout(err) {
 			refused = errUpstreamTimeout
 		}
 	}

@@ -125,7 +125,7 @@ func refuse(w http.ResponseWriter, r *http.Request, f *refusal) {
 		h["Connection"] = []string{"close"}
 	}
 	w.WriteHeader(f.status)
-	_, _ = io.WriteString(w, body)
+	_, _ = io.WriteString(w, body) //nolint:gosec // G705: nothing of the request is in it
 	if !linger {
 		return
 	}

@@ -414,7 +414,7 @@ func FuzzCutWriteKey(f *testing.F) {
 		rest, key := cutWriteKey(query)
 		var kept []string
 		first, found := urlKey{}, false
-		for _, param := range strings.Split(query, "&") {
+		for param := range strings.SplitSeq(query, "&") {
 			name, value, _ := strings.Cut(param, "=")
 			if decoded, err := url.QueryUnescape(name); err != nil || decoded != "td_write_key" {
 				kept = append(kept, param)

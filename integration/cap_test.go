@@ -185,7 +185,7 @@ func TestMaxBuffered(t *testing.T) {
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n max_buffered 4MiB\n}")
 	const callers, size = 20, 1_048_000 // a buffer of 1 MiB each
 	body := objectOf(size)
-	var conns []net.Conn
+	conns := make([]net.Conn, 0, callers)
 	for range callers {
 		conn := dial(t, g.addr)
 		if _, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", target, size, body[:size-1]); err != nil {

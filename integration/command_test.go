@@ -59,6 +59,7 @@ func TestSandboxCommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	body, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
 	if resp.StatusCode != 200 || string(body) != "{}" || resp.Header.Get("Content-Type") != "application/json" {
 		t.Errorf("got %d %q %q", resp.StatusCode, body, resp.Header.Get("Content-Type"))
 	}

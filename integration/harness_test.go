@@ -186,7 +186,7 @@ func serveCaddyfile(t testing.TB, addr, caddyfile string, env ...string) *gatewa
 func write(t testing.TB, name, content string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil { //nolint:gosec // G703: a test's own name
 		t.Fatal(err)
 	}
 	return path
@@ -259,13 +259,11 @@ func recordOn(t testing.TB, l net.Listener, answer func(conn net.Conn, nth int, 
 				return
 			}
 			open.Store(conn, true)
-			conns.Add(1)
-			go func() {
-				defer conns.Done()
+			conns.Go(func() {
 				defer open.Delete(conn)
 				defer conn.Close()
 				u.handle(conn, n)
-			}()
+			})
 		}
 	}()
 	t.Cleanup(func() {

@@ -383,9 +383,7 @@ func TestUpstreamClosesConnections(t *testing.T) {
 		begin := make(chan struct{})
 		client := &http.Client{Timeout: 2 * patience, Transport: &http.Transport{MaxIdleConnsPerHost: total}}
 		for n := range total {
-			callers.Add(1)
-			go func() {
-				defer callers.Done()
+			callers.Go(func() {
 				<-begin
 				resp, err := client.Post(g.url(target), "application/json", strings.NewReader(fmt.Sprintf(`{"round":%d,"n":%d}`, round, n)))
 				if err != nil {
@@ -398,7 +396,7 @@ func TestUpstreamClosesConnections(t *testing.T) {
 					failed.Add(1)
 				}
 				resp.Body.Close()
-			}()
+			})
 		}
 		close(begin)
 		callers.Wait()
@@ -432,16 +430,14 @@ func TestMaxConns(t *testing.T) {
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n max_conns 3\n}")
 	var callers sync.WaitGroup
 	for range 300 {
-		callers.Add(1)
-		go func() {
-			defer callers.Done()
+		callers.Go(func() {
 			resp, err := http.Post(g.url(target), "application/json", strings.NewReader(object))
 			if err != nil || resp.StatusCode != 200 {
 				t.Error(resp, err)
 				return
 			}
 			resp.Body.Close()
-		}()
+		})
 	}
 	callers.Wait()
 	if most.Load() > 3 {

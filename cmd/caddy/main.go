@@ -6,8 +6,8 @@ import (
 	_ "time/tzdata" // time zones for log rolling on machines without a zone database
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
-
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
+
 	_ "github.com/td-postback/gateway/caddymodule"
 )
 
