@@ -109,6 +109,16 @@ func (s *bodies) take(size int) (*bodyBuffer, *refusal) {
 	return takeBuffer(size), nil
 }
 
+// room takes a buffer for a body of about this size, which does not come from
+// the caller.
+func (s *bodies) room(size int) (*bodyBuffer, *refusal) {
+	class := 0
+	for class < len(bufferSizes)-1 && bufferSizes[class] < size {
+		class++
+	}
+	return s.take(class)
+}
+
 // reserve counts bytes in, if they fit.
 func (s *bodies) reserve(bytes int64) bool {
 	if s.inUse.Add(bytes) > s.maxTotal {

@@ -421,7 +421,7 @@ func answerField(name []byte) (string, bool) {
 		"Te", "Trailer", "Transfer-Encoding", "Upgrade",
 		"Strict-Transport-Security", "Alt-Svc", "Set-Cookie":
 		return "", false
-	case "Content-Type", "Content-Length", "Content-Encoding", "Date", "Server", "Access-Control-Allow-Origin":
+	case "Content-Type", "Content-Length", "Content-Encoding", "Date", "Server", "Cache-Control", "Access-Control-Allow-Origin":
 		return canonical, true
 	}
 	return string(name), true

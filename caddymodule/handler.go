@@ -30,20 +30,71 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		refuse(w, r, refused)
 		return nil
 	}
+	if r.Method == http.MethodGet || isRecordPost(r.Header["Content-Type"], out.query) {
+		return h.serveRecord(w, r, &out, way, next)
+	}
 	body, refused := h.bodies.read(r)
 	if refused != nil {
 		refuse(w, r, refused)
 		return nil
 	}
+	if len(body.data) == 0 && hasColumn(out.query, h.caller(r)) {
+		h.bodies.release(body)
+		return h.serveRecord(w, r, &out, way, next)
+	}
 	out.body = body.data
 	out.setContentType()
+	return h.send(w, w, r, &out, way, body, next)
+}
+
+// serveRecord sends the record that the query holds, and answers as the query
+// asks for.
+func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *v2Request, way *route, next caddyhttp.Handler) error {
+	from := h.caller(r)
+	room, refused := h.bodies.room(len(out.query) + len(out.query)/4 + len(from.userAgent) + 256)
+	if refused != nil {
+		refuse(w, r, refused)
+		return nil
+	}
+	rec := appendRecord(room.data, out.query, from, int(h.MaxBody))
+	if rec.tooLarge {
+		h.bodies.release(room)
+		refuse(w, r, tooLarge(int64(len(rec.body)), h.MaxBody, false))
+		return nil
+	}
+	out.useRecord(rec)
+	answer := &recordWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, request: r, pixel: rec.pixel}
+	if rec.redirect != "" {
+		var ok bool
+		if answer.location, ok = redirectTarget(rec.redirect, h.redirectHosts, from.globalID); !ok {
+			answer.refused = errRedirect
+		}
+	}
+	return h.send(answer, w, r, out, way, room, next)
+}
+
+// caller reads what a record may take from the request beside its query.
+func (h *Handler) caller(r *http.Request) caller {
+	ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
+	from := caller{ip: withoutZone(ip), userAgent: r.UserAgent()}
+	if len(r.Header["Cookie"]) > 0 {
+		if cookie, err := r.Cookie(h.GlobalID); err == nil {
+			from.globalID = cookie.Value
+		}
+	}
+	return from
+}
+
+// send forwards the request, or hands it to the next handler. v2's answer goes
+// to answer, a refusal to w.
+func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *v2Request, way *route, body *bodyBuffer, next caddyhttp.Handler) error {
 	if h.Handoff {
 		defer h.bodies.drop(body)
 		out.rewrite(r)
-		return next.ServeHTTP(w, r)
+		return next.ServeHTTP(answer, r)
 	}
 	defer h.bodies.release(body)
-	if err := way.forward(w, r, &out); err != nil {
+	if err := way.forward(answer, r, out); err != nil {
 		refuse(w, r, h.failure(err, way))
 	}
 	return nil
@@ -51,7 +102,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 // prepare builds the v2 request but for its body.
 func (h *Handler) prepare(r *http.Request, dest destination) (out v2Request, way *route, refused *refusal) {
-	if r.Method != http.MethodPost {
+	if r.Method != http.MethodPost && r.Method != http.MethodGet {
 		return out, nil, errMethod
 	}
 	if way, refused = h.route(r.Host); refused != nil {

@@ -11,14 +11,16 @@ import (
 // can be read again for a retry.
 func (q *v2Request) rewrite(r *http.Request) {
 	r.Host = q.host
+	r.Method = http.MethodPost
 	r.URL.Path, r.URL.RawPath = q.path(), ""
 	r.URL.RawQuery, r.URL.ForceQuery = string(appendQuery(nil, q.query)), false
 	r.RequestURI = r.URL.RequestURI()
 
 	// What the caller's Connection header names goes now: reverse_proxy would
 	// do it later and could take the write key along.
+	connection := r.Header["Connection"]
 	for name := range r.Header {
-		if listsToken(r.Header["Connection"], name) {
+		if listsToken(connection, name) || q.fromQuery && describesContent(name) {
 			delete(r.Header, name)
 		}
 	}

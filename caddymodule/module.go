@@ -37,7 +37,9 @@ const (
 // `/postback/v3/event/{database}/{table}` and forwards them to Postback API v2,
 // so that the callers need no change. The write key moves from the URL's
 // `td_write_key` parameter into the `X-TD-Write-Key` header; every other
-// parameter and the body arrive as they were sent.
+// parameter and the body arrive as they were sent. A GET, a pixel, a ping and
+// an empty beacon become a JSON record from their query, since v2 takes
+// nothing else.
 //
 // What v2 answers goes back to the caller. What the handler itself refuses is
 // answered as JSON, `{"error":"<code>","message":"<what to change>"}`:
@@ -48,8 +50,9 @@ const (
 // 400 | `invalid_write_key` | a key that cannot be a header: a bad percent-escape, a byte that is not visible ASCII, more than 1,024 bytes
 // 400 | `invalid_request` | a body that ends early
 // 403 | `missing_write_key` | no key in the URL or the headers
+// 400 | `redirect_not_allowed` | a `td_redirect` to a host that is not in `redirect_hosts`; the record was sent all the same
 // 404 | `not_found` | any other path, without `pass_thru`
-// 405 | `method_not_allowed` | any method but POST and OPTIONS
+// 405 | `method_not_allowed` | any method but GET, POST and OPTIONS
 // 408 | `request_timeout` | a body that stalls
 // 413 | `payload_too_large` | a body above `max_body`
 // 421 | `unknown_region` | with `region auto`, a Host that is no legacy host
@@ -120,8 +123,9 @@ type Handler struct {
 	// connection have no use then and are refused.
 	Handoff bool `json:"handoff,omitempty"`
 
-	logger *zap.Logger
-	bodies *bodies
+	logger        *zap.Logger
+	bodies        *bodies
+	redirectHosts []string // in lower case
 
 	// fixed is where all requests go, unless the region is auto: then each
 	// goes where its legacy host's region says.
@@ -149,6 +153,7 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.logger = ctx.Logger()
 	h.applyDefaults()
+	h.redirectHosts = lower(h.RedirectHosts)
 	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered}
 	return h.makeRoutes()
 }
@@ -167,6 +172,14 @@ func (h *Handler) applyDefaults() {
 		retries := defaultRetries
 		h.Retries = &retries
 	}
+}
+
+func lower(hosts []string) []string {
+	lowered := make([]string, len(hosts))
+	for i, host := range hosts {
+		lowered[i] = strings.ToLower(host)
+	}
+	return lowered
 }
 
 func setDefault[T comparable](option *T, value T) {
@@ -237,26 +250,6 @@ func (h *Handler) validateConnection() error {
 		return fmt.Errorf("retries %d: must be between 0 and 10", *h.Retries)
 	}
 	return nil
-}
-
-// validRedirectHost accepts a lower-case or upper-case host name, with a
-// leading `*.` for its subdomains: no scheme, port, path or address.
-func validRedirectHost(host string) bool {
-	name := strings.TrimPrefix(host, "*.")
-	if len(name) > 253 || !strings.Contains(name, ".") && name != "localhost" {
-		return false
-	}
-	for label := range strings.SplitSeq(name, ".") {
-		if label == "" || len(label) > 63 {
-			return false
-		}
-		for _, c := range label {
-			if !(c == '-' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z') {
-				return false
-			}
-		}
-	}
-	return true
 }
 
 // makeRoutes makes the ways to v2 that the options ask for.

@@ -4,12 +4,15 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/textproto"
 	"strconv"
 	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// This file holds what the gateway itself answers: its refusals and the CORS
-// preflight. What v2 answers goes back in forward.go.
+// This file holds what the gateway itself answers: its refusals, the CORS
+// preflight, pixels and redirects. What v2 answers goes back in forward.go.
 
 // refusal is a request that the gateway does not forward. A caller gets it as
 // JSON: {"error":code,"message":message}. The message says what to change and
@@ -33,7 +36,7 @@ var (
 	}
 	errMethod = &refusal{
 		status: http.StatusMethodNotAllowed, code: "method_not_allowed",
-		message: "use POST",
+		message: "use POST, or GET for a record in the query",
 	}
 	errMissingKey = &refusal{
 		status: http.StatusForbidden, code: "missing_write_key",
@@ -42,6 +45,10 @@ var (
 	errOverloaded = &refusal{
 		status: http.StatusServiceUnavailable, code: "overloaded", retryAfter: 1,
 		message: "the gateway is at its limit; send the record again",
+	}
+	errRedirect = &refusal{
+		status: http.StatusBadRequest, code: "redirect_not_allowed",
+		message: "the record was taken, but td_redirect must be an http or https URL to a host in the gateway's redirect_hosts",
 	}
 	errBodyCut = &refusal{
 		status: http.StatusBadRequest, code: "invalid_request",
@@ -85,11 +92,11 @@ func tooLarge(size, limit int64, declared bool) *refusal {
 	}
 	return &refusal{
 		status: http.StatusRequestEntityTooLarge, code: "payload_too_large",
-		message: fmt.Sprintf("the body has %s%d bytes; at most %d are taken", atLeast, size, limit),
+		message: fmt.Sprintf("the record has %s%d bytes; at most %d are taken", atLeast, size, limit),
 	}
 }
 
-const allowedMethods = "POST, OPTIONS"
+const allowedMethods = "GET, POST, OPTIONS"
 
 // What a refused caller may still send before the connection is cut.
 const (
@@ -155,6 +162,92 @@ func preflight(w http.ResponseWriter, r *http.Request) {
 	}
 	h["Allow"] = []string{allowedMethods}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// pixel is a transparent GIF of 1×1.
+const pixel = "GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
+
+// recordWriter answers the caller of a record from a query: v2's answer, an
+// image, or a redirect. None of them may be kept by a cache: the next caller's
+// record would end there.
+type recordWriter struct {
+	*caddyhttp.ResponseWriterWrapper
+	request *http.Request
+
+	pixel    bool
+	location string   // where the caller is led once v2 has taken the record
+	refused  *refusal // what the caller gets then instead
+
+	wroteHeader bool
+	replaced    bool // v2's body is not for the caller
+}
+
+// WriteHeader decides the answer by v2's status.
+func (w *recordWriter) WriteHeader(status int) {
+	if status < 200 {
+		w.ResponseWriter.WriteHeader(status)
+		return
+	}
+	if w.wroteHeader {
+		return
+	}
+	w.wroteHeader = true
+	h, taken := w.Header(), status < 300
+	switch {
+	case taken && w.refused != nil:
+		w.replaced = true
+		dropContent(h)
+		refuse(w.ResponseWriter, w.request, w.refused)
+	case taken && w.location != "":
+		w.replaced = true
+		dropContent(h)
+		h["Location"] = []string{w.location}
+		h["Content-Length"] = []string{"0"}
+		h["Cache-Control"] = []string{"no-store, no-cache"}
+		w.ResponseWriter.WriteHeader(http.StatusFound)
+	case w.pixel && !bodyless(status):
+		w.replaced = true
+		dropContent(h)
+		h["Content-Type"] = []string{"image/gif"}
+		h["Content-Length"] = []string{strconv.Itoa(len(pixel))}
+		h["Cache-Control"] = []string{"no-store, no-cache"}
+		w.ResponseWriter.WriteHeader(status)
+		_, _ = io.WriteString(w.ResponseWriter, pixel)
+	default:
+		if len(h["Cache-Control"]) == 0 {
+			h["Cache-Control"] = []string{"no-store"}
+		}
+		w.ResponseWriter.WriteHeader(status)
+	}
+}
+
+// Write passes v2's body on, unless the answer has replaced it.
+func (w *recordWriter) Write(p []byte) (int, error) {
+	w.WriteHeader(http.StatusOK)
+	if w.replaced {
+		return len(p), nil
+	}
+	return w.ResponseWriter.Write(p)
+}
+
+// ReadFrom is Write for a reader: the wrapper's own would go past Write.
+func (w *recordWriter) ReadFrom(r io.Reader) (int64, error) {
+	w.WriteHeader(http.StatusOK)
+	if w.replaced {
+		return io.Copy(io.Discard, r)
+	}
+	return w.ResponseWriterWrapper.ReadFrom(r)
+}
+
+// dropContent drops what v2 said of a body that the caller does not get.
+func dropContent(h http.Header) {
+	for name := range h {
+		switch textproto.CanonicalMIMEHeaderKey(name) {
+		case "Content-Type", "Content-Length", "Content-Encoding", "Content-Language", "Content-Range", "Content-Disposition",
+			"Etag", "Last-Modified", "Expires", "Accept-Ranges", "Cache-Control", "Location":
+			delete(h, name)
+		}
+	}
 }
 
 // allowOrigin lets a page read the answer to its cross-origin request.

@@ -258,8 +258,7 @@ func contentType(sent []string, body []byte) (value string, changed bool) {
 	if len(sent) > 0 {
 		value = sent[0]
 	}
-	media, _, _ := strings.Cut(value, ";")
-	switch media = strings.Trim(media, " \t"); {
+	switch media := mediaType(value); {
 	case media == "",
 		strings.EqualFold(media, "text/plain"),
 		strings.EqualFold(media, "application/x-www-form-urlencoded"):
@@ -270,11 +269,33 @@ func contentType(sent []string, body []byte) (value string, changed bool) {
 	return value, false
 }
 
+// useRecord makes a record from the query the body. Nothing of the query is
+// left in the URL.
+func (q *v2Request) useRecord(rec record) {
+	q.fromQuery = true
+	q.query = ""
+	q.contentType = "application/json"
+	q.body = rec.body
+}
+
 // setContentType decides the Content-Type, once the body is there.
 func (q *v2Request) setContentType() {
 	if value, changed := contentType(q.header["Content-Type"], q.body); changed {
 		q.contentType = value
 	}
+}
+
+// mediaType is a Content-Type without its parameters.
+func mediaType(value string) string {
+	media, _, _ := strings.Cut(value, ";")
+	return strings.Trim(media, " \t")
+}
+
+// isRecordPost reports whether a POST carries its record in the query whatever
+// its body is: a pixel's URL, or the ping of a link.
+func isRecordPost(contentType []string, query string) bool {
+	return len(contentType) > 0 && strings.EqualFold(mediaType(contentType[0]), "text/ping") ||
+		query != "" && wantsPixel(query)
 }
 
 // startsObject reports whether the first byte that is not JSON white space
@@ -308,6 +329,18 @@ type v2Request struct {
 	contentType string // replaces the caller's if not empty
 	forwarded   forwarded
 	body        []byte
+
+	// fromQuery: the body is a record from the query, so what the caller says
+	// of a body of its own, or of a representation to GET, does not hold.
+	fromQuery bool
+}
+
+// passes reports whether a caller's header, by its canonical name, goes to v2.
+func (q *v2Request) passes(name string, connection []string) bool {
+	return forwardsHeader(name) &&
+		!(q.contentType != "" && name == "Content-Type") &&
+		!(q.fromQuery && describesContent(name)) &&
+		!(len(connection) > 0 && listsToken(connection, name))
 }
 
 // path is the canonical path, whatever spelling the caller used.
@@ -331,10 +364,7 @@ func (q *v2Request) appendHead(dst []byte) []byte {
 	dst = append(dst, "\r\n"...)
 	connection := q.header["Connection"]
 	for name, values := range q.header {
-		if !forwardsHeader(name) || (name == "Content-Type" && q.contentType != "") {
-			continue
-		}
-		if len(connection) > 0 && listsToken(connection, name) {
+		if !q.passes(name, connection) {
 			continue
 		}
 		for _, value := range values {
@@ -388,6 +418,17 @@ func forwardsHeader(name string) bool {
 		return false
 	}
 	return true
+}
+
+// describesContent reports whether a header belongs to the body that was sent
+// or the representation that was asked for (RFC 9110 sections 8, 13 and 14).
+func describesContent(name string) bool {
+	switch name {
+	case "Content-Type", "Content-Encoding", "Content-Language", "Content-Location", "Content-Range", "Content-Disposition",
+		"Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since":
+		return true
+	}
+	return false
 }
 
 // listsToken reports whether a comma-separated list header names the token.

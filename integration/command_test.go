@@ -305,7 +305,7 @@ func TestNoKeyInLogs(t *testing.T) {
 				if answer := raw(t, g.addr, request); strings.Contains(answer.body, secret) {
 					t.Errorf("the answer holds the key: %s", answer.body)
 				}
-				raw(t, g.addr, strings.Replace(request, "POST", "PUT", 1))
+				raw(t, g.addr, strings.Replace(request, "POST", "GET", 1))
 				sent += 2
 
 				req, err := http.NewRequest(http.MethodPost, "https://localhost:"+securePort+prefix+path+carrier.query, strings.NewReader("{}"))

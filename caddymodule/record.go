@@ -1,0 +1,336 @@
+package caddymodule
+
+import (
+	"strings"
+	"unicode/utf8"
+)
+
+// This file turns the query of a GET, pixel, ping or beacon into the JSON
+// record that v2 takes. Everything in it is a function of its arguments: no
+// Caddy, no sockets.
+
+// caller is what a record may take from the request beside the query, when the
+// query asks for it.
+type caller struct {
+	ip        string // without port and zone
+	userAgent string
+	globalID  string // empty without the cookie
+}
+
+// record is what a query says.
+type record struct {
+	body     []byte // one JSON object
+	columns  int    // how many columns it has
+	pixel    bool   // td_format=pixel: the caller wants an image
+	redirect string // td_redirect, decoded; empty if there is none
+	tooLarge bool   // the body has reached the limit and was given up
+}
+
+// column is one value of a column.
+type column struct {
+	name  string // decoded
+	value string
+	plain bool // the value is no query text: it needs no decoding
+	next  int  // index of the next value of the same name, 0 for none
+	later bool // an earlier value has the same name: it writes this one too
+}
+
+// fewColumns is the number of columns up to which a repeated name is found by
+// comparing. Above it, a map keeps a hostile query from taking quadratic time.
+const fewColumns = 32
+
+// appendRecord appends the record of a raw query, without the write key, to
+// dst. It gives up once the body is larger than limit.
+func appendRecord(dst []byte, query string, from caller, limit int) record {
+	var (
+		rec   record
+		few   [fewColumns]column
+		all   = few[:0]
+		names map[string]int // last index of each name, above fewColumns
+	)
+	for param := range strings.SplitSeq(query, "&") {
+		if param == "" {
+			continue
+		}
+		col, ok := rec.read(param, from)
+		if !ok {
+			continue
+		}
+		if len(all) == fewColumns {
+			names = indexNames(all)
+		}
+		if prior := lastOf(all, names, col.name); prior >= 0 {
+			all[prior].next, col.later = len(all), true
+		}
+		if names != nil {
+			names[col.name] = len(all)
+		}
+		all = append(all, col)
+	}
+	rec.body = append(dst, '{')
+	for i := range all {
+		if all[i].later {
+			continue
+		}
+		if rec.columns > 0 {
+			rec.body = append(rec.body, ',')
+		}
+		rec.columns++
+		rec.body = appendColumn(rec.body, all, i)
+		if len(rec.body)-len(dst) > limit {
+			rec.tooLarge = true
+			return rec
+		}
+	}
+	rec.body = append(rec.body, '}')
+	rec.tooLarge = len(rec.body)-len(dst) > limit
+	return rec
+}
+
+// read takes one parameter: a column, or one of the reserved names that are
+// none.
+func (rec *record) read(param string, from caller) (col column, ok bool) {
+	name, value, _ := strings.Cut(param, "=")
+	col = column{name: decode(name), value: value}
+	if !utf8.ValidString(col.name) {
+		// Two names that differ here only would be one in JSON.
+		col.name = string([]rune(col.name))
+	}
+	if !strings.HasPrefix(col.name, "td_") {
+		return col, true
+	}
+	switch col.name {
+	case "td_format":
+		if decode(value) == "pixel" {
+			rec.pixel = true
+			return col, false
+		}
+	case "td_redirect":
+		if rec.redirect == "" {
+			rec.redirect = decode(value)
+		}
+		return col, false
+	case "td_ip":
+		if decode(value) == col.name {
+			col.value, col.plain = from.ip, true
+		}
+	case "td_ua":
+		if decode(value) == col.name {
+			col.value, col.plain = from.userAgent, true
+		}
+	case "td_global_id":
+		if decode(value) == col.name {
+			col.value, col.plain = from.globalID, true
+			return col, from.globalID != ""
+		}
+	}
+	return col, true
+}
+
+// wantsPixel reports whether a query has td_format=pixel.
+func wantsPixel(query string) bool {
+	for param := range strings.SplitSeq(query, "&") {
+		name, value, _ := strings.Cut(param, "=")
+		if len(name) >= len("td_format") && decode(name) == "td_format" && decode(value) == "pixel" {
+			return true
+		}
+	}
+	return false
+}
+
+// hasColumn reports whether a query without the write key has a column at
+// all.
+func hasColumn(query string, from caller) bool {
+	var rec record
+	for param := range strings.SplitSeq(query, "&") {
+		if param == "" {
+			continue
+		}
+		if _, ok := rec.read(param, from); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// indexNames finds the last value of every name.
+func indexNames(columns []column) map[string]int {
+	names := make(map[string]int, 4*len(columns))
+	for i := range columns {
+		names[columns[i].name] = i
+	}
+	return names
+}
+
+// lastOf finds the last column so far with a name, or -1.
+func lastOf(columns []column, names map[string]int, name string) int {
+	if names != nil {
+		if i, ok := names[name]; ok {
+			return i
+		}
+		return -1
+	}
+	for i := len(columns) - 1; i >= 0; i-- {
+		if columns[i].name == name {
+			return i
+		}
+	}
+	return -1
+}
+
+// appendColumn appends a column with all of its values: one as it is, several
+// as an array.
+func appendColumn(dst []byte, columns []column, i int) []byte {
+	dst = append(dst, '"')
+	dst = appendEscaped(dst, columns[i].name)
+	dst = append(dst, `":`...)
+	if columns[i].next == 0 {
+		return appendValue(dst, &columns[i])
+	}
+	separator := byte('[')
+	for {
+		dst = append(dst, separator)
+		dst = appendValue(dst, &columns[i])
+		if i = columns[i].next; i == 0 {
+			return append(dst, ']')
+		}
+		separator = ','
+	}
+}
+
+func appendValue(dst []byte, col *column) []byte {
+	if col.name == "td_record_time" {
+		if digits, ok := number(decode(col.value)); ok {
+			return append(dst, digits...)
+		}
+	}
+	dst = append(dst, '"')
+	if col.plain {
+		dst = appendEscaped(dst, col.value)
+	} else {
+		dst = appendDecoded(dst, col.value)
+	}
+	return append(dst, '"')
+}
+
+// number returns the JSON number that a string of digits says. JSON has no
+// leading zeros (RFC 8259 section 6).
+func number(s string) (string, bool) {
+	for i := 0; i < len(s); i++ {
+		if s[i] < '0' || s[i] > '9' {
+			return "", false
+		}
+	}
+	if s == "" {
+		return "", false
+	}
+	if s = strings.TrimLeft(s, "0"); s == "" {
+		s = "0"
+	}
+	return s, true
+}
+
+// isLiteral reports whether query text stands for itself.
+func isLiteral(s string) bool {
+	return strings.IndexByte(s, '%') < 0 && strings.IndexByte(s, '+') < 0
+}
+
+// decode decodes query text: `+` is a space, and an escape that is none stays
+// as it is.
+func decode(s string) string {
+	if isLiteral(s) {
+		return s
+	}
+	return string(appendUnescaped(nil, s))
+}
+
+func appendUnescaped(dst []byte, s string) []byte {
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case c == '+':
+			dst = append(dst, ' ')
+		case c == '%' && i+2 < len(s) && isHex(s[i+1]) && isHex(s[i+2]):
+			dst = append(dst, unhex(s[i+1])<<4|unhex(s[i+2]))
+			i += 2
+		default:
+			dst = append(dst, c)
+		}
+	}
+	return dst
+}
+
+func isHex(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
+}
+
+func unhex(c byte) byte {
+	if c <= '9' {
+		return c - '0'
+	}
+	return c&^0x20 - 'A' + 10
+}
+
+// appendDecoded appends query text as the inside of a JSON string.
+func appendDecoded(dst []byte, s string) []byte {
+	if isLiteral(s) {
+		return appendEscaped(dst, s)
+	}
+	start := len(dst)
+	dst = appendUnescaped(dst, s)
+	if isClean(dst[start:]) {
+		return dst
+	}
+	return appendEscaped(dst[:start], string(dst[start:]))
+}
+
+// isClean reports whether text can stand in a JSON string as it is.
+func isClean(s []byte) bool {
+	ascii := true
+	for _, c := range s {
+		if c < ' ' || c == '"' || c == '\\' {
+			return false
+		}
+		ascii = ascii && c < utf8.RuneSelf
+	}
+	return ascii || utf8.Valid(s)
+}
+
+// appendEscaped appends text as the inside of a JSON string (RFC 8259 section
+// 7). Bytes that are no UTF-8 become U+FFFD each.
+func appendEscaped(dst []byte, s string) []byte {
+	const hex = "0123456789abcdef"
+	from := 0 // what is before it has been appended
+	for i := 0; i < len(s); {
+		c := s[i]
+		if c < utf8.RuneSelf {
+			if c >= ' ' && c != '"' && c != '\\' {
+				i++
+				continue
+			}
+			dst = append(dst, s[from:i]...)
+			switch c {
+			case '"', '\\':
+				dst = append(dst, '\\', c)
+			case '\n':
+				dst = append(dst, `\n`...)
+			case '\r':
+				dst = append(dst, `\r`...)
+			case '\t':
+				dst = append(dst, `\t`...)
+			default:
+				dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+			}
+			i++
+			from = i
+			continue
+		}
+		r, size := utf8.DecodeRuneInString(s[i:])
+		if r == utf8.RuneError && size == 1 {
+			dst = append(dst, s[from:i]...)
+			dst = append(dst, "\ufffd"...)
+			from = i + 1
+		}
+		i += size
+	}
+	return append(dst, s[from:]...)
+}
