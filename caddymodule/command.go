@@ -33,6 +33,7 @@ Try it without an account; the sandbox prints what v2 would receive:
 
 	$ caddy td-postback --sandbox
 	$ curl 'http://localhost:8080/postback/v3/event/mydb/mytable?td_write_key=1234/abcd' -d '{"user":"alice"}'
+	$ curl 'http://localhost:8080/postback/v3/event/mydb/views?td_write_key=1234/abcd&td_format=pixel&page=home' -o pixel.gif
 
 Forward for real:
 

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -170,7 +171,7 @@ func lastOf(columns []column, names map[string]int, name string) int {
 		}
 		return -1
 	}
-	for i := len(columns) - 1; i >= 0; i-- {
+	for i := range slices.Backward(columns) {
 		if columns[i].name == name {
 			return i
 		}

@@ -322,7 +322,7 @@ func decodeObject(t *testing.T, body []byte) (values map[string][]string, order 
 		if !ok {
 			many = []any{value}
 		}
-		var texts []string
+		texts := make([]string, 0, len(many))
 		for _, v := range many {
 			texts = append(texts, fmt.Sprint(v))
 		}

@@ -132,7 +132,7 @@ func refuse(w http.ResponseWriter, r *http.Request, f *refusal) {
 		h["Connection"] = []string{"close"}
 	}
 	w.WriteHeader(f.status)
-	_, _ = io.WriteString(w, body) //nolint:gosec // G705: nothing of the request is in it
+	_, _ = io.WriteString(w, body)
 	if !linger {
 		return
 	}

@@ -1,0 +1,169 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/td-postback/gateway/sandbox"
+)
+
+// browser finds Chromium, and installs Debian's where that is possible.
+func browser(t *testing.T) string {
+	t.Helper()
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	if apt, err := exec.LookPath("apt-get"); err == nil && os.Geteuid() == 0 {
+		install := exec.Command("sh", "-c", apt+" update -qq && "+apt+" install -y -qq chromium")
+		if output, err := install.CombinedOutput(); err != nil {
+			t.Logf("installing chromium: %v\n%s", err, output)
+		}
+	}
+	path, err := exec.LookPath("chromium")
+	if err != nil {
+		t.Skip("SKIPPED: no Chromium here and none could be installed: the browser's callers are not tested")
+	}
+	return path
+}
+
+// page sends a record in every way that a browser has, and reports what the
+// page itself saw of it. GATEWAY is the event's URL with the key.
+const page = `<!doctype html><meta charset="utf-8"><title>page</title>
+<a id="link" href="#clicked" ping="GATEWAY&how=ping">link</a>
+<script>
+const gateway = "GATEWAY";
+const seen = [];
+async function note(what, work) {
+	try { seen.push(what + ": " + await work()); } catch (error) { seen.push(what + ": " + error); }
+}
+function image(url) {
+	return new Promise((resolve) => {
+		const img = new Image();
+		img.onload = () => resolve("loaded " + img.naturalWidth + "x" + img.naturalHeight);
+		img.onerror = () => resolve("error");
+		img.src = url;
+	});
+}
+async function answer(response) { return response.status + " " + await response.text(); }
+(async () => {
+	await note("pixel", () => image(gateway + "&td_format=pixel&how=pixel&title=Caf%C3%A9&td_ua=td_ua"));
+	await note("beacon", () => navigator.sendBeacon(gateway + "&how=beacon"));
+	await note("beacon with JSON", () => navigator.sendBeacon(gateway, JSON.stringify({how: "beacon with JSON"})));
+	await note("keepalive", async () => answer(await fetch(gateway, {method: "POST", keepalive: true, body: JSON.stringify({how: "keepalive"})})));
+	await note("header", async () => answer(await fetch(gateway.split("?")[0], {
+		method: "POST",
+		headers: {"X-TD-Write-Key": gateway.split("=")[1], "Content-Type": "application/json"},
+		body: JSON.stringify({how: "header"}),
+	})));
+	await note("get", async () => answer(await fetch(gateway + "&how=get")));
+	await note("refused", async () => { const r = await fetch(gateway.split("?")[0] + "?how=refused"); return r.status + " " + (await r.json()).error; });
+	document.getElementById("link").click();
+	await fetch("/done", {method: "POST", body: seen.join("\n")});
+})();
+</script>`
+
+// TestBrowser has Chromium load a page on another origin that sends records in
+// every way. Each must arrive once and whole, and the page must see it work.
+func TestBrowser(t *testing.T) {
+	chromium := browser(t)
+
+	records := make(chan sandbox.Record, 100)
+	upstream := &http.Server{Handler: &sandbox.Sandbox{Received: func(r sandbox.Record) { records <- r }}} //nolint:gosec // loopback
+	g := serve(t, "", "td_postback {\n upstream http://"+listen(t, upstream)+"\n}")
+
+	done := make(chan string, 1)
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /page", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		_, _ = io.WriteString(w, strings.ReplaceAll(page, "GATEWAY", "http://"+g.addr+target))
+	})
+	mux.HandleFunc("POST /done", func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		done <- string(body)
+	})
+	site := listen(t, &http.Server{Handler: mux}) //nolint:gosec // loopback
+
+	ctx, cancel := context.WithCancel(context.Background())
+	// Chromium is told to stay off the network, and to accept that the test may
+	// run as root.
+	cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+		"--user-data-dir="+t.TempDir(), "--remote-debugging-port=0", "http://"+site+"/page")
+	cmd.WaitDelay = patience
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cancel(); _ = cmd.Wait() })
+
+	var report string
+	select {
+	case report = <-done:
+	case <-time.After(2 * patience):
+		t.Fatal("the page did not finish")
+	}
+	for _, want := range []string{
+		"pixel: loaded 1x1", "beacon: true", "beacon with JSON: true", "keepalive: 200 {}", "header: 200 {}", "get: 200 {}", "refused: 403 missing_write_key",
+	} {
+		if !slices.Contains(strings.Split(report, "\n"), want) {
+			t.Errorf("the page did not see %q:\n%s", want, report)
+		}
+	}
+
+	want := map[string]int{
+		`{"how":"pixel","title":"Café","td_ua":"UA"}`: 1,
+		`{"how":"beacon"}`:           1,
+		`{"how":"beacon with JSON"}`: 1,
+		`{"how":"keepalive"}`:        1,
+		`{"how":"header"}`:           1,
+		`{"how":"get"}`:              1,
+		`{"how":"ping"}`:             1,
+	}
+	for range want {
+		select {
+		case r := <-records:
+			body := strings.Replace(string(r.Body), r.Header.Get("User-Agent"), "UA", 1)
+			want[body]--
+			if r.Key != "1234/abcd" || r.Via != "X-TD-Write-Key" || r.Query != "" || r.Database != "db" || r.Table != "tbl" {
+				t.Errorf("%s came as %+v", body, r)
+			}
+		case <-time.After(patience):
+			t.Fatalf("missing: %v", want)
+		}
+	}
+	for body, n := range want {
+		if n != 0 {
+			t.Errorf("%s arrived %d times", body, 1-n)
+		}
+	}
+	if len(records) > 0 {
+		t.Errorf("also arrived: %v", <-records)
+	}
+}
+
+// listen serves on a free loopback port until the end of the test.
+func listen(t testing.TB, server *http.Server) (addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			fmt.Println(err)
+		}
+	}()
+	t.Cleanup(func() { server.Close() })
+	return l.Addr().String()
+}
