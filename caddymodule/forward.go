@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -372,14 +373,18 @@ func (x *exchange) stream(body io.Reader, extend func()) (complete bool) {
 	return false
 }
 
+var connectionName = []byte("Connection")
+
 // copyHeader copies the answer's header to the caller's, less what speaks for
 // this hop or for v2's host.
 func (x *exchange) copyHeader(complete bool, n int) {
 	h := x.w.Header()
 	allowOrigin(h, x.r)
-	connection := []string(nil)
-	if v := x.answer.Peek("Connection"); len(v) > 0 {
-		connection = []string{string(v)}
+	var connection []string
+	for name, value := range x.answer.All() {
+		if bytes.EqualFold(name, connectionName) {
+			connection = append(connection, string(value))
+		}
 	}
 	seen := false // Server is the gateway's until v2 sends one
 	for name, value := range x.answer.All() {

@@ -54,6 +54,11 @@ func TestAnswer(t *testing.T) {
 			header: map[string][]string{"Strict-Transport-Security": nil, "Alt-Svc": nil, "Set-Cookie": nil, "X-Hop": nil, "Keep-Alive": nil, "Connection": nil, "Proxy-Authenticate": nil, "Upgrade": nil},
 		},
 		{
+			name: "Connection in two lines and lower case", keep: true, status: 200, body: "{}",
+			answer: "HTTP/1.1 200 OK\r\nx-hop: 1\r\nconnection: X-Other, keep-alive\r\nX-Other: 1\r\nConnection: X-Hop\r\nContent-Length: 2\r\n\r\n{}",
+			header: map[string][]string{"X-Hop": nil, "X-Other": nil, "Connection": nil},
+		},
+		{
 			name: "other headers stay, repeated ones too", keep: true, status: 200, body: "{}",
 			answer: "HTTP/1.1 200 OK\r\nServer: v2/1\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\nX-Request-Id: q\r\nVary: A\r\nVary: B\r\nETag: \"e\"\r\nCache-Control: private\r\ncontent-type: text/x\r\ncontent-length: 2\r\n\r\n{}",
 			header: map[string][]string{"Server": {"v2/1"}, "Date": {"Mon, 01 Jan 2024 00:00:00 GMT"}, "X-Request-Id": {"q"}, "Vary": {"A", "B"}, "Etag": {`"e"`}, "Cache-Control": {"private"}, "Content-Type": {"text/x"}, "Content-Length": {"2"}},
