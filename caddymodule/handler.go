@@ -56,7 +56,14 @@ func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *v2Req
 		refuse(w, r, refused)
 		return nil
 	}
+	cost := recordCost(out.query)
+	if !h.bodies.reserve(cost) {
+		h.bodies.release(room)
+		refuse(w, r, errOverloaded)
+		return nil
+	}
 	rec := appendRecord(room.data, out.query, from, int(h.MaxBody))
+	h.bodies.inUse.Add(-cost)
 	if rec.tooLarge {
 		h.bodies.release(room)
 		refuse(w, r, tooLarge(int64(len(rec.body)), h.MaxBody, false))

@@ -31,14 +31,27 @@ type record struct {
 type column struct {
 	name  string // decoded
 	value string
-	plain bool // the value is no query text: it needs no decoding
-	next  int  // index of the next value of the same name, 0 for none
-	later bool // an earlier value has the same name: it writes this one too
+	next  int32 // index of the next value of the same name, 0 for none
+	plain bool  // the value is no query text: it needs no decoding
+	later bool  // an earlier value has the same name: it writes this one too
 }
 
 // fewColumns is the number of columns up to which a repeated name is found by
 // comparing. Above it, a map keeps a hostile query from taking quadratic time.
 const fewColumns = 32
+
+// columnBytes is about what a column costs in memory above fewColumns: its
+// column and its entry in the map.
+const columnBytes = 128
+
+// recordCost is how many bytes appendRecord needs beside dst: nothing to speak
+// of for a usual query, but a hostile one can have half a million columns.
+func recordCost(query string) int64 {
+	if n := strings.Count(query, "&") + 1; n > fewColumns {
+		return int64(n) * columnBytes
+	}
+	return 0
+}
 
 // appendRecord appends the record of a raw query, without the write key, to
 // dst. It gives up once the body is larger than limit.
@@ -47,8 +60,11 @@ func appendRecord(dst []byte, query string, from caller, limit int) record {
 		rec   record
 		few   [fewColumns]column
 		all   = few[:0]
-		names map[string]int // last index of each name, above fewColumns
+		names map[string]int32 // last index of each name, above fewColumns
 	)
+	if n := strings.Count(query, "&") + 1; n > fewColumns {
+		all, names = make([]column, 0, n), make(map[string]int32, n)
+	}
 	for param := range strings.SplitSeq(query, "&") {
 		if param == "" {
 			continue
@@ -57,14 +73,12 @@ func appendRecord(dst []byte, query string, from caller, limit int) record {
 		if !ok {
 			continue
 		}
-		if len(all) == fewColumns {
-			names = indexNames(all)
-		}
+		at := int32(len(all)) //nolint:gosec // G115: a URL is far below 2 GiB
 		if prior := lastOf(all, names, col.name); prior >= 0 {
-			all[prior].next, col.later = len(all), true
+			all[prior].next, col.later = at, true
 		}
 		if names != nil {
-			names[col.name] = len(all)
+			names[col.name] = at
 		}
 		all = append(all, col)
 	}
@@ -154,17 +168,8 @@ func hasColumn(query string, from caller) bool {
 	return false
 }
 
-// indexNames finds the last value of every name.
-func indexNames(columns []column) map[string]int {
-	names := make(map[string]int, 4*len(columns))
-	for i := range columns {
-		names[columns[i].name] = i
-	}
-	return names
-}
-
 // lastOf finds the last column so far with a name, or -1.
-func lastOf(columns []column, names map[string]int, name string) int {
+func lastOf(columns []column, names map[string]int32, name string) int32 {
 	if names != nil {
 		if i, ok := names[name]; ok {
 			return i
@@ -173,7 +178,7 @@ func lastOf(columns []column, names map[string]int, name string) int {
 	}
 	for i := range slices.Backward(columns) {
 		if columns[i].name == name {
-			return i
+			return int32(i) //nolint:gosec // G115: below fewColumns
 		}
 	}
 	return -1
@@ -192,7 +197,7 @@ func appendColumn(dst []byte, columns []column, i int) []byte {
 	for {
 		dst = append(dst, separator)
 		dst = appendValue(dst, &columns[i])
-		if i = columns[i].next; i == 0 {
+		if i = int(columns[i].next); i == 0 {
 			return append(dst, ']')
 		}
 		separator = ','

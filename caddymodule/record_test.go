@@ -125,6 +125,39 @@ func TestManyColumns(t *testing.T) {
 
 // TestRecordLimit counts the record, not the query: escapes may make it
 // shorter or longer.
+func TestRecordCost(t *testing.T) {
+	for query, want := range map[string]int64{
+		"": 0, "a=1&b=2": 0, strings.Repeat("&", fewColumns-1): 0,
+		strings.Repeat("&", fewColumns): (fewColumns + 1) * columnBytes,
+	} {
+		if got := recordCost(query); got != want {
+			t.Errorf("%d parameters: %d bytes, want %d", strings.Count(query, "&")+1, got, want)
+		}
+	}
+	// The estimate must not be below what is really allocated.
+	query := strings.TrimSuffix(strings.Repeat("abcd&", 50_000), "&")
+	for _, query := range []string{query, numbered(50_000)} {
+		result := testing.Benchmark(func(b *testing.B) {
+			dst := make([]byte, 0, 2<<20)
+			for b.Loop() {
+				appendRecord(dst, query, caller{}, maxV2Body)
+			}
+		})
+		if used, cost := result.AllocedBytesPerOp(), recordCost(query); used > cost {
+			t.Errorf("%d bytes were allocated, %d estimated", used, cost)
+		}
+	}
+}
+
+// numbered is a query of so many columns with names of their own.
+func numbered(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "&%d", i)
+	}
+	return b.String()[1:]
+}
+
 func TestRecordLimit(t *testing.T) {
 	for _, tc := range []struct {
 		query string
