@@ -79,7 +79,9 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 	case "redirect_hosts":
 		h.RedirectHosts, err = someArgs(d)
 	case "global_id":
-		h.GlobalID, err = oneArg(d)
+		if h.GlobalID, err = oneArg(d); err == nil && h.GlobalID == "" {
+			err = d.Err("global_id \"\": must be a cookie name")
+		}
 	case "dial_timeout":
 		h.DialTimeout, err = durationArg(d)
 	case "response_timeout":

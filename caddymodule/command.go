@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -114,7 +115,8 @@ func commandConfig(listen string, h *Handler, accessLog bool) (*caddy.Config, er
 	}
 	server := &caddyhttp.Server{
 		Listen:         []string{listen},
-		MaxHeaderBytes: 1 << 20, // legacy URLs may be long
+		MaxHeaderBytes: 1 << 20,                     // legacy URLs may be long
+		ReadTimeout:    caddy.Duration(time.Minute), // trickling callers must not hold the memory for bodies
 		AutoHTTPS:      &caddyhttp.AutoHTTPSConfig{Disabled: true},
 		Routes: caddyhttp.RouteList{{
 			HandlersRaw: []json.RawMessage{caddyconfig.JSONModuleObject(h, "handler", "td_postback", nil)},
@@ -135,8 +137,8 @@ func commandConfig(listen string, h *Handler, accessLog bool) (*caddy.Config, er
 }
 
 // keyFilter is the log format of the command: Caddy's own, but without the
-// query and without the headers that may carry a key, however they are
-// spelled. Caddy itself masks Authorization and Cookie. Caddyfile.example has
+// query, the headers that carry a key, however they are spelled, and the
+// queries of URLs in other headers. Caddy itself masks Authorization and Cookie. Caddyfile.example has
 // the same in Caddyfile syntax.
 const keyFilter = `{
 	"format": "filter",
@@ -144,6 +146,10 @@ const keyFilter = `{
 		"request>uri": {"filter": "regexp", "regexp": "(?i)([?]|td_write_key).*", "value": "?REDACTED"},
 		"uri": {"filter": "regexp", "regexp": "(?i)([?]|td_write_key).*", "value": "?REDACTED"},
 		"request>headers>X-Td-Write-Key": {"filter": "delete"},
-		"request>headers>X_td_write_key": {"filter": "delete"}
+		"request>headers>X_td_write_key": {"filter": "delete"},
+		"request>headers>Referer": {"filter": "regexp", "regexp": "[?].*", "value": "?REDACTED"},
+		"request>headers>Ping-From": {"filter": "regexp", "regexp": "[?].*", "value": "?REDACTED"},
+		"request>headers>Ping-To": {"filter": "regexp", "regexp": "[?].*", "value": "?REDACTED"},
+		"resp_headers>Location": {"filter": "regexp", "regexp": "[?].*", "value": "?REDACTED"}
 	}
 }`

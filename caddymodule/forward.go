@@ -15,12 +15,14 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/valyala/fasthttp"
 	"github.com/valyala/fasthttp/fasthttpproxy"
 	"golang.org/x/net/http/httpproxy"
+	"golang.org/x/net/proxy"
 )
 
 // This file is the upstream client. fasthttp's HostClient keeps the
@@ -103,6 +105,8 @@ func hostPort(u *url.URL) string {
 	case port != "":
 	case u.Scheme == "https":
 		port = "443"
+	case strings.HasPrefix(u.Scheme, "socks5"):
+		port = "1080"
 	default:
 		port = "80"
 	}
@@ -117,20 +121,13 @@ func newDialer(cfg upstreamConfig) (fasthttp.DialFuncWithTimeout, error) {
 	direct := &net.Dialer{Timeout: cfg.dialTimeout}
 	dial := func(addr string) (net.Conn, error) { return direct.Dial("tcp", addr) }
 
-	proxy, err := httpproxy.FromEnvironment().ProxyFunc()(cfg.url)
+	proxyURL, err := httpproxy.FromEnvironment().ProxyFunc()(cfg.url)
 	if err != nil {
 		// The error quotes the variable, which may hold a password.
 		return nil, errors.New("the environment's HTTP_PROXY or HTTPS_PROXY is no valid URL")
 	}
-	if proxy != nil {
-		through := &fasthttpproxy.Dialer{
-			Config:         httpproxy.Config{HTTPProxy: proxy.String(), HTTPSProxy: proxy.String()},
-			TCPDialer:      fasthttp.TCPDialer{DisableDNSResolution: true},
-			DialDualStack:  true,
-			Timeout:        cfg.dialTimeout,
-			ConnectTimeout: cfg.dialTimeout,
-		}
-		if dial, err = through.GetDialFuncForTLS(false, cfg.url.Scheme == "https"); err != nil {
+	if proxyURL != nil {
+		if dial, err = dialThrough(proxyURL, cfg.dialTimeout); err != nil {
 			return nil, fmt.Errorf("the environment's HTTP_PROXY or HTTPS_PROXY must be an http or socks5 URL: %w", err)
 		}
 	}
@@ -156,6 +153,32 @@ func newDialer(cfg upstreamConfig) (fasthttp.DialFuncWithTimeout, error) {
 		}
 		return conn, nil
 	}, nil
+}
+
+// dialThrough returns a function that dials through a proxy.
+func dialThrough(proxyURL *url.URL, timeout time.Duration) (fasthttp.DialFunc, error) {
+	// Only the scheme, the user and the address count: a path, such as the
+	// usual trailing slash, would become a part of the address.
+	at := &url.URL{Scheme: proxyURL.Scheme, User: proxyURL.User, Host: hostPort(proxyURL)}
+	if strings.HasPrefix(at.Scheme, "socks5") {
+		through, err := proxy.FromURL(at, &net.Dialer{})
+		if err != nil {
+			return nil, err
+		}
+		return func(addr string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(context.Background(), timeout)
+			defer cancel()
+			return through.(proxy.ContextDialer).DialContext(ctx, "tcp", addr)
+		}, nil
+	}
+	through := &fasthttpproxy.Dialer{
+		Config:         httpproxy.Config{HTTPProxy: at.String(), HTTPSProxy: at.String()},
+		TCPDialer:      fasthttp.TCPDialer{DisableDNSResolution: true},
+		DialDualStack:  true,
+		Timeout:        timeout,
+		ConnectTimeout: timeout,
+	}
+	return through.GetDialFunc(false)
 }
 
 // close gives up the idle connections. Those in use follow by themselves.
@@ -200,6 +223,10 @@ func (u *upstream) forward(w http.ResponseWriter, r *http.Request, out *v2Reques
 // answer on.
 func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
 	conn, err := client.AcquireConn(0, client == u.fresh)
+	for err == nil && !conn.LastUseTime().IsZero() && !isQuiet(conn.Conn()) {
+		client.CloseConn(conn)
+		conn, err = client.AcquireConn(0, client == u.fresh)
+	}
 	if errors.Is(err, fasthttp.ErrNoFreeConns) {
 		return errOverloaded
 	}
@@ -240,10 +267,6 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
 	}
 	if err := x.readHead(br); err != nil {
 		return err
-	}
-	if reused && x.answer.StatusCode() == http.StatusRequestTimeout {
-		// RFC 9110 section 15.5.9: v2 gave the idle connection up.
-		return notProcessedError{badAnswerError("408 on an idle connection"), false}
 	}
 	keep, err = x.pass(br, func() { _ = c.SetReadDeadline(time.Now().Add(u.timeout)) })
 	keep = keep && sendErr == nil
@@ -325,7 +348,10 @@ func (x *exchange) pass(br *bufio.Reader, extend func()) (reusable bool, err err
 	if _, writeErr := x.w.Write(x.buf[:n]); writeErr == nil && !complete {
 		complete = x.stream(body, extend)
 	}
-	if length == -1 && complete {
+	switch {
+	case bodyless(x.answer.StatusCode()):
+		complete = x.answer.ContentLength() <= 0 && len(x.answer.Peek("Transfer-Encoding")) == 0
+	case length == -1 && complete:
 		complete = br.Buffered() > 0 && x.answer.ReadTrailer(br) == nil
 	}
 	return complete && !x.answer.ConnectionClose() && br.Buffered() == 0, nil

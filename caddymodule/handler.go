@@ -31,6 +31,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return nil
 	}
 	if r.Method == http.MethodGet || isRecordPost(r.Header["Content-Type"], out.query) {
+		linger := skipBody(w, r)
+		defer linger()
 		return h.serveRecord(w, r, &out, way, next)
 	}
 	body, refused := h.bodies.read(r)
@@ -75,6 +77,8 @@ func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *v2Req
 		var ok bool
 		if answer.location, ok = redirectTarget(rec.redirect, h.redirectHosts, from.globalID); !ok {
 			answer.refused = errRedirect
+			asked := *r // handoff changes r
+			answer.request = &asked
 		}
 	}
 	return h.send(answer, w, r, out, way, room, next)
@@ -151,9 +155,14 @@ func (h *Handler) route(host string) (*route, *refusal) {
 func (h *Handler) failure(err error, way *route) *refusal {
 	refused, ok := errors.AsType[*refusal](err)
 	if !ok {
-		refused = errUnreachable
-		if _, notSent := errors.AsType[notProcessedError](err); !notSent && isTimeout(err) {
+		_, notProcessed := errors.AsType[notProcessedError](err)
+		switch {
+		case notProcessed:
+			refused = errUnreachable
+		case isTimeout(err):
 			refused = errUpstreamTimeout
+		default:
+			refused = errBrokenOff
 		}
 	}
 	if c := h.logger.Check(zap.ErrorLevel, "record not delivered"); c != nil {
@@ -176,15 +185,15 @@ func (h *Handler) forwarded(r *http.Request) forwarded {
 		f.proto = "https"
 		f.earlyData = !r.TLS.HandshakeComplete
 	}
-	if ip, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
-		f.clientIP = withoutZone(ip)
-	}
+	ip, _, err := net.SplitHostPort(r.RemoteAddr)
+	f.clientIP = withoutZone(ip)
 	if !trusted {
+		if err != nil { // a Unix socket, say: there is no peer to tell of
+			f.clientIP, f.proto, f.host = "", "", ""
+		}
 		return f
 	}
-	if prior := r.Header["X-Forwarded-For"]; len(prior) > 0 {
-		f.clientIP = chain(prior, f.clientIP)
-	}
+	f.clientIP = chain(r.Header["X-Forwarded-For"], f.clientIP)
 	if prior := last(r.Header["X-Forwarded-Proto"]); prior != "" {
 		f.proto = prior
 	}

@@ -24,7 +24,7 @@ func (q *v2Request) rewrite(r *http.Request) {
 			delete(r.Header, name)
 		}
 	}
-	for _, name := range []string{"Connection", "Upgrade", "Cookie", "Expect", "Authorization", canonicalWriteKeyHeader} {
+	for _, name := range []string{"Connection", "Upgrade", "Http2-Settings", "Cookie", "Expect", "Authorization", canonicalWriteKeyHeader} {
 		delete(r.Header, name)
 	}
 	if q.credentials.writeKey != "" {

@@ -206,6 +206,13 @@ func TestRedirectTarget(t *testing.T) {
 	if got, _ := redirectTarget("https://shop.example.com/?id=td_global_id", hosts, ""); got != "https://shop.example.com/?id=" {
 		t.Errorf("without an id: %q", got)
 	}
+	many := "https://shop.example.com/?" + strings.Repeat("td_global_id&", 500)
+	if _, ok := redirectTarget(many, hosts, "1"); !ok {
+		t.Error("a target of 6 kB is refused")
+	}
+	if got, ok := redirectTarget(many, hosts, strings.Repeat("x", 4000)); ok {
+		t.Errorf("a short query became a Location of %d bytes", len(got))
+	}
 	for _, value := range hostileTargets {
 		if got, ok := redirectTarget(value, hosts, "evil.test"); ok {
 			t.Errorf("%q leads to %q", value, got)

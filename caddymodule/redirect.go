@@ -12,6 +12,10 @@ import (
 // globalIDPlaceholder stands in a target for the global id.
 const globalIDPlaceholder = "td_global_id"
 
+// maxRedirect is the longest target, in bytes: browsers take little more, and
+// a short query must not become a huge answer by repeating the placeholder.
+const maxRedirect = 8 << 10
+
 // redirectTarget returns the Location for a decoded td_redirect value, or
 // false if it may not be followed. hosts are lower-case names, or `*.` and a
 // name for all of its subdomains.
@@ -20,6 +24,9 @@ func redirectTarget(value string, hosts []string, globalID string) (location str
 		if c := value[i]; c < ' ' || c == 0x7f || c == '\\' {
 			return "", false // browsers drop some of these and read `\` as `/`
 		}
+	}
+	if len(value)+strings.Count(value, globalIDPlaceholder)*len(globalID) > maxRedirect {
+		return "", false
 	}
 	u, err := url.Parse(value)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Opaque != "" || u.User != nil {
@@ -76,7 +83,8 @@ func escapeLocation(s string) string {
 // leading `*.` for its subdomains; no scheme, port, path or address.
 func validRedirectHost(host string) bool {
 	name := strings.TrimPrefix(host, "*.")
-	return validHost(name) && (strings.Contains(name, ".") || name == "localhost")
+	top := name[strings.LastIndexByte(name, '.')+1:]
+	return validHost(name) && strings.Trim(top, "0123456789") != "" && (top != name || name == "localhost")
 }
 
 // validHost reports whether a name is made of labels of letters, digits and

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -60,7 +61,11 @@ var (
 	}
 	errUnreachable = &refusal{
 		status: http.StatusBadGateway, code: "upstream_unreachable",
-		message: "Postback v2 could not be reached or broke off; the record may be sent again",
+		message: "Postback v2 could not be reached; send the record again",
+	}
+	errBrokenOff = &refusal{
+		status: http.StatusBadGateway, code: "upstream_unreachable",
+		message: "Postback v2 broke off or gave no valid answer; the record may have arrived all the same",
 	}
 	errUpstreamTimeout = &refusal{
 		status: http.StatusGatewayTimeout, code: "upstream_timeout",
@@ -102,12 +107,10 @@ const allowedMethods = "GET, POST, OPTIONS"
 const (
 	lingerTime  = 5 * time.Second
 	lingerBytes = 64 << 20
+	skipBytes   = 64 << 10
 )
 
-// refuse answers a request with a refusal. If the caller is still sending its
-// body, the answer goes out first and the rest is then read and dropped for a
-// while: closing a connection with unread bytes resets it, and a caller that
-// writes all before it reads would see the reset in place of the answer.
+// refuse answers a request with a refusal.
 func refuse(w http.ResponseWriter, r *http.Request, f *refusal) {
 	h := w.Header()
 	h["Content-Type"] = []string{"application/json"}
@@ -124,27 +127,57 @@ func refuse(w http.ResponseWriter, r *http.Request, f *refusal) {
 	body := `{"error":"` + f.code + `","message":"` + f.message + `"}` + "\n"
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 
-	linger := r.ProtoMajor == 1 && r.ContentLength != 0 && f != errBodyCut && f != errBodySlow
-	control := http.NewResponseController(w)
-	if linger {
-		// Without this, net/http would read up to 256 KiB before it answers.
-		_ = control.EnableFullDuplex()
-		h["Connection"] = []string{"close"}
+	linger := func() {}
+	if f != errBodyCut && f != errBodySlow {
+		linger = leaveBody(w, r)
 	}
 	w.WriteHeader(f.status)
 	_, _ = io.WriteString(w, body)
-	if !linger {
-		return
+	linger()
+}
+
+// leaveBody prepares for an answer to a caller that may still be sending its
+// body. The function that it returns, to be called after the answer, sends the
+// answer off and then reads and drops the rest for a while: a connection that
+// is closed with unread bytes, and an HTTP/2 stream that is reset, take the
+// answer away from a caller that writes all before it reads.
+func leaveBody(w http.ResponseWriter, r *http.Request) (linger func()) {
+	if r.ContentLength == 0 {
+		return func() {}
 	}
-	_ = control.Flush()
+	control := http.NewResponseController(w)
+	if r.ProtoMajor == 1 {
+		// Without this, net/http would read up to 256 KiB before it answers.
+		_ = control.EnableFullDuplex()
+		w.Header()["Connection"] = []string{"close"}
+	}
+	patience := lingerTime
 	if r.Header.Get("Expect") != "" {
-		// This caller waits for 100 Continue and has sent nothing. Without a
-		// deadline, net/http would wait for its body.
-		_ = control.SetReadDeadline(time.Now().Add(time.Second))
-		return
+		// This caller waits for 100 Continue, which does not come any more.
+		patience = time.Second
 	}
-	_ = control.SetReadDeadline(time.Now().Add(lingerTime))
-	_, _ = io.CopyN(io.Discard, r.Body, lingerBytes)
+	body := r.Body
+	return func() {
+		_ = control.Flush()
+		_ = control.SetReadDeadline(time.Now().Add(patience))
+		_, _ = io.CopyN(io.Discard, body, lingerBytes)
+	}
+}
+
+// skipBody reads and drops the body of a request that has its record in the
+// query. Usually it is the word PING, and there already; a caller that does
+// not send it gets its answer all the same. linger is to be called after the
+// answer.
+func skipBody(w http.ResponseWriter, r *http.Request) (linger func()) {
+	if r.ContentLength != 0 && r.Header.Get("Expect") == "" {
+		control := http.NewResponseController(w)
+		_ = control.SetReadDeadline(time.Now().Add(time.Second))
+		if _, err := io.CopyN(io.Discard, r.Body, skipBytes); errors.Is(err, io.EOF) {
+			_ = control.SetReadDeadline(time.Time{})
+			return func() {}
+		}
+	}
+	return leaveBody(w, r)
 }
 
 // preflight answers a CORS preflight: any page may send records, as it may to
@@ -161,7 +194,9 @@ func preflight(w http.ResponseWriter, r *http.Request) {
 		h["Access-Control-Allow-Headers"] = []string{"Content-Type, X-TD-Write-Key, Authorization"}
 	}
 	h["Allow"] = []string{allowedMethods}
+	linger := leaveBody(w, r)
 	w.WriteHeader(http.StatusNoContent)
+	linger()
 }
 
 // pixel is a transparent GIF of 1×1.

@@ -474,15 +474,17 @@ func appendField(dst []byte, name, value string) []byte {
 	return append(dst, "\r\n"...)
 }
 
-// chain appends an entry to a header that lists the hops so far.
+// chain appends an entry to a header that lists the hops so far. Empty ones do
+// not count.
 func chain(prior []string, entry string) string {
+	joined := strings.Join(prior, ", ")
 	switch {
-	case len(prior) == 0:
+	case joined == "":
 		return entry
 	case entry == "":
-		return strings.Join(prior, ", ")
+		return joined
 	default:
-		return strings.Join(prior, ", ") + ", " + entry
+		return joined + ", " + entry
 	}
 }
 

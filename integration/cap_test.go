@@ -15,6 +15,8 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
@@ -115,6 +117,49 @@ func TestCap(t *testing.T) {
 						t.Fatalf("v2 saw %d bytes", len(got.body))
 					}
 				}
+			})
+		}
+	}
+}
+
+// TestCapByCurl has curl send too much over HTTP/2: unlike Go's client it
+// gives an answer up when its stream is reset.
+func TestCapByCurl(t *testing.T) {
+	curl, err := exec.LookPath("curl")
+	if err != nil {
+		t.Skip("SKIPPED: no curl here")
+	}
+	u := record(t, nil)
+	pair := newCertificate(t, "localhost")
+	addr := freeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\nhttps://localhost:%s {\n tls %s %s\n td_postback {\n upstream %s\n}\n}\n", globals, port, pair.cert, pair.key, u.url()))
+	for _, size := range []int{v2Cap + 1, 5 << 20} {
+		file := write(t, "body", objectOf(size))
+		for name, args := range map[string][]string{
+			"known length":   {"--data-binary", "@" + file},
+			"unknown length": {"-X", "POST", "-H", "Content-Length:", "-T", "-"},
+			"ping":           {"--data-binary", "@" + file, "-H", "Content-Type: text/ping"},
+			"no key":         {"--data-binary", "@" + file, "-H", "X-No-Key: 1"},
+		} {
+			t.Run(fmt.Sprintf("%s/%d", name, size), func(t *testing.T) {
+				url, want := "https://localhost:"+port+target, "413 2"
+				switch name {
+				case "no key":
+					url, want = "https://localhost:"+port+event, "403 2"
+				case "ping":
+					want = "200 2"
+				}
+				cmd := exec.Command(curl, append(args, "-sS", "--max-time", "20", "--http2", "--cacert", pair.cert, "--resolve", "localhost:"+port+":127.0.0.1", "-w", " %{http_code} %{http_version}", url)...)
+				cmd.Stdin, _ = os.Open(file)
+				output, err := cmd.CombinedOutput()
+				if err != nil || !strings.HasSuffix(string(output), want) {
+					t.Errorf("%v: %s", err, output)
+				}
+				if name == "ping" {
+					u.next(t)
+				}
+				u.none(t)
 			})
 		}
 	}

@@ -281,6 +281,7 @@ func TestNoKeyInLogs(t *testing.T) {
 	handle {
 		td_postback {
 			upstream %s
+			redirect_hosts shop.example
 		}
 	}`, filter, down, u.url(), u.Addr(), down, down, u.url(), u.url())
 	g := serveCaddyfile(t, plain, fmt.Sprintf("{\n debug\n%s\n log default {%s\n}\n servers {\n max_header_size 1MiB\n trace\n}\n}\n(site) {\n%s\n}\nhttp://:%s {\n import site\n}\nhttps://localhost:%s {\n tls %s %s\n import site\n}\n",
@@ -298,6 +299,7 @@ func TestNoKeyInLogs(t *testing.T) {
 			{"", "X-TD-Write-Key: 1234/" + secret + " and more\r\n"},
 			{"", "X_TD_WRITE_KEY: 1234/" + secret + "\r\n"},
 			{"", "Authorization: TD1 1234/" + secret + "\r\n"},
+			{"?td_write_key=1/a&td_redirect=https://shop.example/?td_write_key=" + secret, "Referer: http://x.example/?td_write_key=" + secret + "\r\nPing-To: http://x.example/?td_write_key=" + secret + "\r\n"},
 			{"?td_write_key=1234/" + secret, "Cookie: a=" + secret + "\r\nAuthorization: Basic " + secret + "\r\n"},
 		} {
 			for _, path := range []string{event, event + "/too/deep", "/elsewhere", event + "&td_write_key=" + secret} {

@@ -1,12 +1,14 @@
 package integration
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // get is a GET in its plainest form; headers end with \r\n each.
@@ -180,6 +182,65 @@ func TestRecordAnswers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRecordBodyWithheld announces a body and does not send it. The record is
+// in the query: it must arrive, and the caller must be answered.
+func TestRecordBodyWithheld(t *testing.T) {
+	u := record(t, nil)
+	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
+	for name, request := range map[string]string{
+		"GET":             "GET " + target + "&a=1",
+		"pixel":           "POST " + target + "&a=1&td_format=pixel",
+		"OPTIONS":         "OPTIONS " + event,
+		"refused as well": "POST " + event,
+	} {
+		for _, headers := range []string{"", "Expect: 100-continue\r\n"} {
+			t.Run(name+" "+headers, func(t *testing.T) {
+				conn := dial(t, g.addr)
+				_ = conn.SetDeadline(time.Now().Add(patience / 2))
+				method, _, _ := strings.Cut(request, " ")
+				fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: x\r\n%sContent-Length: 10\r\n\r\n", request, headers)
+				br := bufio.NewReader(conn)
+				answer := readReply(t, br, method)
+				if want := map[string]int{"OPTIONS": 204, "refused as well": 403}[name]; answer.StatusCode != max(want, 200) {
+					t.Errorf("got %d %q", answer.StatusCode, answer.body)
+				}
+				if _, err := io.ReadAll(br); err != nil { // what comes late must not become a request
+					t.Errorf("the connection did not end: %v", err)
+				}
+				if name == "GET" || name == "pixel" {
+					if got := u.next(t); got.body != `{"a":"1"}` {
+						t.Errorf("v2 saw %q", got.body)
+					}
+				}
+				u.none(t)
+			})
+		}
+	}
+	t.Run("a body of 5 MB", func(t *testing.T) {
+		conn := dial(t, g.addr)
+		if _, err := io.WriteString(conn, post(target+"&a=1&td_format=pixel", asJSON, objectOf(5<<20))); err != nil {
+			t.Fatal(err)
+		}
+		if answer := readReply(t, bufio.NewReader(conn), "POST"); answer.StatusCode != 200 || !strings.HasPrefix(answer.body, "GIF") {
+			t.Errorf("got %d %q", answer.StatusCode, answer.body)
+		}
+		u.next(t)
+	})
+	t.Run("PING keeps the connection", func(t *testing.T) {
+		conn := dial(t, g.addr)
+		br := bufio.NewReader(conn)
+		for range 3 {
+			if _, err := io.WriteString(conn, post(target+"&a=1", "Content-Type: text/ping\r\n", "PING")); err != nil {
+				t.Fatal(err)
+			}
+			if answer := readReply(t, br, "POST"); answer.StatusCode != 200 {
+				t.Fatalf("got %d", answer.StatusCode)
+			}
+			u.next(t)
+		}
+	})
 }
 
 // TestGlobalIDOption reads another cookie.

@@ -206,6 +206,7 @@ func TestReuse(t *testing.T) {
 		{"chunked", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", true, true},
 		{"chunked with a trailer", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-Sum: 1\r\n\r\n", true, true},
 		{"no content", "HTTP/1.1 204 No Content\r\n\r\n", true, true},
+		{"no content, but with a length", "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", true, false},
 		{"Connection: close, but left open", "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}", true, false},
 		{"more bytes than announced", ok + "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", true, false},
 	} {
@@ -239,7 +240,7 @@ func TestRetry(t *testing.T) {
 		{"resets a reused connection", func(conn net.Conn) bool { reset(conn); return false }, "2", 200, 2},
 		{"408 on a reused connection", func(conn net.Conn) bool {
 			return send(conn, false, "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-		}, "2", 200, 2},
+		}, "2", 408, 1},
 		{"one retry is enough", func(net.Conn) bool { return false }, "1", 200, 2},
 		{"no retries", func(net.Conn) bool { return false }, "0", 502, 1},
 		{"breaks off within the head", func(conn net.Conn) bool { return send(conn, false, "HTTP/1.1 200 O") }, "2", 502, 1},
@@ -273,6 +274,47 @@ func TestRetry(t *testing.T) {
 			u.none(t)
 			if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 200 {
 				t.Errorf("the next request: got %d", answer.StatusCode)
+			}
+		})
+	}
+}
+
+// TestUnasked has v2 send something on an idle connection: a 408 before it
+// closes, the end of the stream, bytes that belong to nothing. The next
+// request must not take it for its answer, even without retries.
+func TestUnasked(t *testing.T) {
+	for name, unasked := range map[string]string{
+		"408":    "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+		"answer": strings.Replace(ok, "{}", "[]", 1),
+		"end":    "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			idle, sent := make(chan struct{}), make(chan struct{})
+			u := record(t, func(conn net.Conn, nth int, s seen) bool {
+				if s.conn == 1 {
+					send(conn, true, ok)
+					<-idle
+					send(conn, true, unasked)
+					if unasked == "" {
+						_ = conn.(*net.TCPConn).CloseWrite()
+					}
+					close(sent)
+					return true
+				}
+				return send(conn, true, ok)
+			})
+			g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n retries 0\n}")
+			for n := range 2 {
+				if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 200 || answer.body != "{}" {
+					t.Fatalf("request %d: got %d %q", n+1, answer.StatusCode, answer.body)
+				}
+				if got := u.next(t); got.conn != n+1 {
+					t.Errorf("request %d came on connection %d", n+1, got.conn)
+				}
+				if n == 0 {
+					close(idle)
+					<-sent
+				}
 			}
 		})
 	}
@@ -545,7 +587,7 @@ func TestProxy(t *testing.T) {
 			}()
 		}
 	}()
-	proxy := "HTTPS_PROXY=http://user:secret@" + l.Addr().String()
+	proxy := "HTTPS_PROXY=http://user:secret@" + l.Addr().String() + "/"
 	g := serve(t, "", "td_postback us01 {\n tls_ca "+pair.cert+"\n}", proxy)
 	if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 200 {
 		t.Fatalf("got %d %q", answer.StatusCode, answer.body)
@@ -557,6 +599,17 @@ func TestProxy(t *testing.T) {
 		t.Errorf("Host %q", got.field("Host"))
 	}
 
+	t.Run("a SOCKS proxy that is silent", func(t *testing.T) {
+		silent, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { silent.Close() })
+		g := serve(t, "", "td_postback us01 {\n dial_timeout 200ms\n}", "HTTPS_PROXY=socks5://"+silent.Addr().String()+"/")
+		if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 502 || answer.code() != "upstream_unreachable" {
+			t.Errorf("got %d %q", answer.StatusCode, answer.body)
+		}
+	})
 	t.Run("not for loopback", func(t *testing.T) {
 		g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}", proxy, "HTTP_PROXY=http://"+l.Addr().String())
 		if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 200 {
