@@ -107,7 +107,6 @@ const allowedMethods = "GET, POST, OPTIONS"
 const (
 	lingerTime  = 5 * time.Second
 	lingerBytes = 64 << 20
-	skipBytes   = 64 << 10
 )
 
 // refuse answers a request with a refusal.
@@ -166,13 +165,13 @@ func leaveBody(w http.ResponseWriter, r *http.Request) (linger func()) {
 
 // skipBody reads and drops the body of a request that has its record in the
 // query. Usually it is the word PING, and there already; a caller that does
-// not send it gets its answer all the same. linger is to be called after the
+// not send it within a second gets its answer all the same. linger is to be called after the
 // answer.
 func skipBody(w http.ResponseWriter, r *http.Request) (linger func()) {
 	if r.ContentLength != 0 && r.Header.Get("Expect") == "" {
 		control := http.NewResponseController(w)
 		_ = control.SetReadDeadline(time.Now().Add(time.Second))
-		if _, err := io.CopyN(io.Discard, r.Body, skipBytes); errors.Is(err, io.EOF) {
+		if _, err := io.CopyN(io.Discard, r.Body, lingerBytes); errors.Is(err, io.EOF) {
 			_ = control.SetReadDeadline(time.Time{})
 			return func() {}
 		}

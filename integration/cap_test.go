@@ -151,7 +151,7 @@ func TestCapByCurl(t *testing.T) {
 					want = "200 2"
 				}
 				cmd := exec.Command(curl, append(args, "-sS", "--max-time", "20", "--http2", "--cacert", pair.cert, "--resolve", "localhost:"+port+":127.0.0.1", "-w", " %{http_code} %{http_version}", url)...)
-				cmd.Stdin, _ = os.Open(file)
+				cmd.Stdin, _ = os.Open(file) //nolint:gosec // G304: written above
 				output, err := cmd.CombinedOutput()
 				if err != nil || !strings.HasSuffix(string(output), want) {
 					t.Errorf("%v: %s", err, output)
