@@ -106,6 +106,8 @@ const allowedMethods = "GET, POST, OPTIONS"
 // What a refused caller may still send before the connection is cut.
 const (
 	lingerTime  = 5 * time.Second
+	lingerPause = 300 * time.Millisecond // for a piece, over HTTP/2 and HTTP/3
+	lingerPiece = 64 << 10
 	lingerBytes = 64 << 20
 )
 
@@ -151,15 +153,24 @@ func leaveBody(w http.ResponseWriter, r *http.Request) (linger func()) {
 		w.Header()["Connection"] = []string{"close"}
 	}
 	patience := lingerTime
-	if r.Header.Get("Expect") != "" {
+	switch {
+	case r.ProtoMajor > 1:
+		// Some clients stop sending at a refusal, and wait for the stream's end.
+		patience = lingerPause
+	case r.Header.Get("Expect") != "":
 		// This caller waits for 100 Continue, which does not come any more.
 		patience = time.Second
 	}
 	body := r.Body
 	return func() {
 		_ = control.Flush()
-		_ = control.SetReadDeadline(time.Now().Add(patience))
-		_, _ = io.CopyN(io.Discard, body, lingerBytes)
+		end := time.Now().Add(lingerTime)
+		for n := 0; n < lingerBytes && time.Now().Before(end); n += lingerPiece {
+			_ = control.SetReadDeadline(time.Now().Add(patience))
+			if _, err := io.CopyN(io.Discard, body, lingerPiece); err != nil {
+				return
+			}
+		}
 	}
 }
 

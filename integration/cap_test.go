@@ -100,7 +100,11 @@ func TestCap(t *testing.T) {
 	for name, send := range framings {
 		for _, size := range []int{v2Cap - 1, v2Cap, v2Cap + 1, v2Cap + 500, 4 << 20} {
 			t.Run(fmt.Sprintf("%s/%d", name, size), func(t *testing.T) {
-				for range 10 { // a race would show
+				rounds := 10 // a race would show
+				if strings.HasPrefix(name, "HTTP/2") && size > v2Cap {
+					rounds = 3 // Go's client stops sending, and each round waits for that
+				}
+				for range rounds {
 					body := objectOf(size)
 					status, answer := send(t, body)
 					if size > v2Cap {
