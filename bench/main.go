@@ -1,0 +1,211 @@
+// Command bench sends the same work through this gateway, stock Caddy with a
+// recipe for it, nginx and HAProxy, in turns and on one machine, and prints
+// what each needed:
+//
+//	go run ./bench
+//
+// README.md in this directory says what the figures mean.
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// writeKey is the key of every request.
+const writeKey = "1234/0123456789abcdef0123456789abcdef01234567"
+
+const eventURI = "/postback/v3/event/db/tbl?td_write_key=" + writeKey
+
+// pixelURI is a record of five columns, of which two come from the request.
+const pixelURI = eventURI + "&td_format=pixel&event=view&page_url=https%3A%2F%2Fshop.example%2Fitem%3Fid%3D7" +
+	"&title=Caf%C3%A9+noir&td_ip=td_ip&td_ua=td_ua"
+
+// work is one kind of load.
+type work struct {
+	Name  string
+	uri   string
+	size  int  // of the body in bytes; 0 for a GET
+	close bool // a new connection for every request
+	tls   bool // on both sides of the proxy
+	http2 bool // from the caller
+}
+
+// works are all kinds of load: three requests, each in four ways, and HTTP/2.
+func works() []work {
+	var all []work
+	for _, base := range []work{
+		{Name: "POST 300 B", uri: eventURI, size: 300},
+		{Name: "GET pixel", uri: pixelURI},
+		{Name: "POST 64 KiB", uri: eventURI, size: 64 << 10},
+	} {
+		for _, tls := range []bool{false, true} {
+			for _, close := range []bool{false, true} {
+				w := base
+				w.tls, w.close = tls, close
+				if tls {
+					w.Name += ", TLS"
+				}
+				if close {
+					w.Name += ", new connections"
+				}
+				all = append(all, w)
+			}
+		}
+	}
+	return append(all, work{Name: "POST 300 B, TLS, HTTP/2", uri: eventURI, size: 300, tls: true, http2: true})
+}
+
+// goes reports whether a proxy can do the work at all.
+func (w work) goes(proxy string) bool {
+	return proxy == gateway || w.size > 0 // only the gateway makes records from a query
+}
+
+func main() {
+	log.SetFlags(0)
+	seconds := flag.Int("seconds", 4, "how long each measurement takes")
+	rounds := flag.Int("rounds", 3, "how many measurements of each kind; the table shows their medians")
+	only := flag.String("only", "", "measure only kinds of work whose name contains this")
+	proxies := flag.String("proxies", strings.Join(proxyNames, ","), "measure only these proxies")
+	out := flag.String("json", "", "file for the results as JSON")
+	flag.Parse()
+
+	if err := run(time.Duration(*seconds)*time.Second, *rounds, *only, strings.Split(*proxies, ","), *out); err != nil {
+		log.Fatal("bench: ", err)
+	}
+}
+
+func run(length time.Duration, rounds int, only string, proxies []string, out string) error {
+	if err := install("wrk", "nginx", "haproxy", "h2load"); err != nil {
+		return err
+	}
+	place, err := prepare()
+	if err != nil {
+		return err
+	}
+	defer place.remove()
+
+	res := results{Machine: describeMachine(), Versions: place.versions(), Seconds: length.Seconds(), Rounds: rounds}
+	for _, w := range works() {
+		if !strings.Contains(w.Name, only) {
+			continue
+		}
+		rows, err := measure(place, w, proxies, length, rounds)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.Name, err)
+		}
+		res.Rows = append(res.Rows, rows...)
+	}
+	res.print(os.Stdout)
+	if out == "" {
+		return nil
+	}
+	text, err := json.MarshalIndent(&res, "", "\t")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(out, append(text, '\n'), 0o600)
+}
+
+// measure sends one kind of work through every proxy, in turns, so that what
+// else the machine does meets all of them.
+func measure(place *place, w work, proxies []string, length time.Duration, rounds int) ([]row, error) {
+	standin, err := place.start("standin")
+	if err != nil {
+		return nil, err
+	}
+	defer standin.stop()
+
+	var rows []row
+	running := map[string]*process{}
+	for _, name := range proxies {
+		if !w.goes(name) {
+			continue
+		}
+		p, err := place.start(name)
+		if err != nil {
+			return nil, err
+		}
+		defer p.stop()
+		running[name] = p
+		rows = append(rows, row{Work: w.Name, Proxy: name})
+		if _, err := place.load(w, name, time.Second); err != nil { // warm up
+			return nil, err
+		}
+	}
+	for range rounds {
+		for i := range rows {
+			r, p := &rows[i], running[rows[i].Proxy]
+			before, err := p.cpu()
+			if err != nil {
+				return nil, err
+			}
+			m, err := place.load(w, r.Proxy, length)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", r.Proxy, err)
+			}
+			after, err := p.cpu()
+			if err != nil {
+				return nil, err
+			}
+			m.CPU = float64((after - before).Microseconds()) / float64(m.Requests)
+			if m.PeakMiB, err = p.peakMemory(); err != nil {
+				return nil, err
+			}
+			r.Measurements = append(r.Measurements, m)
+			log.Printf("%-40s %-8s %8.0f/s %6.1f µs", w.Name, r.Proxy, m.Rate, m.CPU)
+		}
+	}
+	for i := range rows {
+		rows[i].Median = median(rows[i].Measurements)
+	}
+	return rows, nil
+}
+
+// install installs what is missing, on Debian and its kin.
+func install(tools ...string) error {
+	packages := map[string]string{"h2load": "nghttp2-client"}
+	var missing []string
+	for _, tool := range tools {
+		if _, err := exec.LookPath(tool); err != nil {
+			name := tool
+			if p, ok := packages[tool]; ok {
+				name = p
+			}
+			missing = append(missing, name)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	log.Print("installing ", strings.Join(missing, ", "))
+	for _, args := range [][]string{{"update", "-qq"}, append([]string{"install", "-y", "-qq"}, missing...)} {
+		cmd := exec.Command("apt-get", args...) //nolint:gosec,noctx // G204: the names above
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+		if output, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("install %s: %w\n%s", strings.Join(missing, ", "), err, output)
+		}
+	}
+	return nil
+}
+
+// describeMachine names the processor.
+func describeMachine() string {
+	model := runtime.GOARCH
+	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(info)) {
+			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+				model = strings.TrimSpace(value)
+				break
+			}
+		}
+	}
+	return fmt.Sprintf("%d × %s, %s", runtime.NumCPU(), model, runtime.GOOS)
+}

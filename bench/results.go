@@ -1,0 +1,144 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+)
+
+// measurement is what one run of a load generator showed.
+type measurement struct {
+	Requests int     `json:"requests"`
+	Seconds  float64 `json:"seconds"`
+	Rate     float64 `json:"requests_per_second"`
+	CPU      float64 `json:"cpu_us_per_request"` // user and system time of the proxy
+	P50      float64 `json:"p50_ms"`
+	P99      float64 `json:"p99_ms"`
+	PeakMiB  float64 `json:"peak_mib"`
+	Errors   int     `json:"errors"` // connections that failed, and answers other than 2xx and 3xx
+}
+
+// row is one kind of work through one proxy.
+type row struct {
+	Work         string        `json:"work"`
+	Proxy        string        `json:"proxy"`
+	Median       measurement   `json:"median"`
+	Measurements []measurement `json:"measurements"`
+}
+
+// results is a whole run.
+type results struct {
+	Machine  string            `json:"machine"`
+	Versions map[string]string `json:"versions"`
+	Seconds  float64           `json:"seconds"`
+	Rounds   int               `json:"rounds"`
+	Rows     []row             `json:"rows"`
+}
+
+// median takes the median of every figure by itself. Errors are added up, so
+// that none of them is lost.
+func median(all []measurement) measurement {
+	of := func(figure func(m measurement) float64) float64 {
+		values := make([]float64, len(all))
+		for i, m := range all {
+			values[i] = figure(m)
+		}
+		slices.Sort(values)
+		return values[len(values)/2]
+	}
+	m := measurement{
+		Requests: int(of(func(m measurement) float64 { return float64(m.Requests) })),
+		Seconds:  of(func(m measurement) float64 { return m.Seconds }),
+		Rate:     of(func(m measurement) float64 { return m.Rate }),
+		CPU:      of(func(m measurement) float64 { return m.CPU }),
+		P50:      of(func(m measurement) float64 { return m.P50 }),
+		P99:      of(func(m measurement) float64 { return m.P99 }),
+		PeakMiB:  of(func(m measurement) float64 { return m.PeakMiB }),
+	}
+	for _, one := range all {
+		m.Errors += one.Errors
+	}
+	return m
+}
+
+// find is the median of a row, or false if it was not measured.
+func (r *results) find(work, proxy string) (measurement, bool) {
+	for _, row := range r.Rows {
+		if row.Work == work && row.Proxy == proxy {
+			return row.Median, true
+		}
+	}
+	return measurement{}, false
+}
+
+// print prints the table and the bars in Markdown.
+func (r *results) print(w io.Writer) {
+	fmt.Fprintf(w, "%s\n", r.Machine)
+	for _, name := range []string{"go", "caddy", "nginx", "haproxy", "wrk", "h2load"} {
+		fmt.Fprintf(w, "%s: %s\n", name, r.Versions[name])
+	}
+	fmt.Fprintf(w, "medians of %d × %.0f s, %d connections\n\n", r.Rounds, r.Seconds, concurrency)
+	fmt.Fprintln(w, "| work | proxy | requests/s | CPU µs/request | p50 ms | p99 ms | peak MiB | errors | rate ÷ recipe | CPU ÷ recipe |")
+	fmt.Fprintln(w, "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+	for _, row := range r.Rows {
+		m, rate, cpu := row.Median, "", ""
+		if base, ok := r.find(row.Work, recipe); ok {
+			rate, cpu = fmt.Sprintf("%.2f", m.Rate/base.Rate), fmt.Sprintf("%.2f", m.CPU/base.CPU)
+		}
+		fmt.Fprintf(w, "| %s | %s | %.0f | %.1f | %.2f | %.2f | %.0f | %d | %s | %s |\n",
+			row.Work, row.Proxy, m.Rate, m.CPU, m.P50, m.P99, m.PeakMiB, m.Errors, rate, cpu)
+	}
+	fmt.Fprintln(w, "\n| what the gateway must hold | measured | |")
+	fmt.Fprintln(w, "|---|---:|---|")
+	for _, b := range bars {
+		r.printBar(w, b)
+	}
+}
+
+// bar bounds one figure of the gateway by the same figure of another row.
+type bar struct {
+	work         string
+	figure       string
+	of           func(m measurement) float64
+	other        string // proxy to compare with
+	otherWork    string // if it is not the same work
+	limit        float64
+	atLeastLimit bool
+}
+
+func cpu(m measurement) float64  { return m.CPU }
+func rate(m measurement) float64 { return m.Rate }
+func p99(m measurement) float64  { return m.P99 }
+
+var bars = []bar{
+	{work: "POST 300 B", figure: "CPU", of: cpu, other: recipe, limit: 0.35},
+	{work: "POST 300 B", figure: "CPU", of: cpu, other: respond, limit: 1.6},
+	{work: "POST 300 B", figure: "CPU", of: cpu, other: "nginx", limit: 2.2},
+	{work: "POST 300 B", figure: "rate", of: rate, other: recipe, limit: 2.2, atLeastLimit: true},
+	{work: "POST 300 B", figure: "p99", of: p99, other: recipe, limit: 1},
+	{work: "GET pixel", figure: "CPU", of: cpu, other: gateway, otherWork: "POST 300 B", limit: 1.15},
+	{work: "POST 64 KiB", figure: "CPU", of: cpu, other: recipe, limit: 0.6},
+	{work: "POST 300 B, TLS, new connections", figure: "CPU", of: cpu, other: "nginx", limit: 1},
+}
+
+func (r *results) printBar(w io.Writer, b bar) {
+	otherWork, than := b.work, b.other
+	if b.otherWork != "" {
+		otherWork, than = b.otherWork, b.otherWork
+	}
+	ours, found := r.find(b.work, gateway)
+	theirs, foundOther := r.find(otherWork, b.other)
+	if !found || !foundOther {
+		return
+	}
+	ratio := b.of(ours) / b.of(theirs)
+	sign, held := "≤", ratio <= b.limit
+	if b.atLeastLimit {
+		sign, held = "≥", ratio >= b.limit
+	}
+	verdict := "held"
+	if !held {
+		verdict = "missed"
+	}
+	fmt.Fprintf(w, "| %s: %s %s %.2f × %s | %.2f | %s |\n", b.work, b.figure, sign, b.limit, than, ratio, verdict)
+}

@@ -1,0 +1,49 @@
+// Command standin answers as Postback v2 does, with as little work as
+// possible, so that the proxies before it are what is measured. A request that
+// is not in v2's form gets a 400: a proxy that gains time by mangling requests
+// shows as errors.
+package main
+
+import (
+	"bytes"
+	"flag"
+	"log"
+
+	"github.com/valyala/fasthttp"
+)
+
+func main() {
+	plain := flag.String("listen", "127.0.0.1:18100", "address for plain HTTP")
+	secure := flag.String("listen-tls", "127.0.0.1:18101", "address for HTTPS")
+	cert := flag.String("cert", "cert.pem", "certificate for HTTPS")
+	key := flag.String("key", "key.pem", "its key")
+	writeKey := flag.String("write-key", "", "the write key that every request must carry")
+	flag.Parse()
+
+	s := &fasthttp.Server{
+		MaxRequestBodySize:    2 << 20,
+		ReadBufferSize:        16 << 10,
+		NoDefaultServerHeader: true,
+		Handler:               answer([]byte(*writeKey)),
+	}
+	go func() { log.Fatal(s.ListenAndServe(*plain)) }()
+	log.Fatal(s.ListenAndServeTLS(*secure, *cert, *key))
+}
+
+// answer checks what a proxy could get wrong, and answers {}.
+func answer(writeKey []byte) fasthttp.RequestHandler {
+	return func(c *fasthttp.RequestCtx) {
+		body := c.Request.Body()
+		switch {
+		case !c.IsPost(),
+			!bytes.HasPrefix(c.Path(), []byte("/postback/v3/event/")),
+			bytes.Contains(c.RequestURI(), []byte("td_write_key")),
+			!bytes.Equal(c.Request.Header.Peek("X-TD-Write-Key"), writeKey),
+			!bytes.Equal(c.Request.Header.ContentType(), []byte("application/json")),
+			len(body) == 0 || body[0] != '{' || body[len(body)-1] != '}':
+			c.SetStatusCode(fasthttp.StatusBadRequest)
+		}
+		c.SetContentType("application/json")
+		c.SetBodyString("{}")
+	}
+}
