@@ -2,32 +2,23 @@ package caddymodule
 
 import (
 	"bufio"
-	"bytes"
-	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"net/http/httputil"
-	"net/textproto"
 	"net/url"
 	"os"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/valyala/fasthttp"
-	"github.com/valyala/fasthttp/fasthttpproxy"
-	"golang.org/x/net/http/httpproxy"
-	"golang.org/x/net/proxy"
 )
 
 // This file is the upstream client. fasthttp's HostClient keeps the
 // connections and parses answers; which failure may be retried, and on what
 // connection, is decided here, because only here is it known what was sent.
+// How a connection is made is in dial.go, what becomes of an answer in
+// answer.go.
 
 const (
 	// idleTimeout is below the 60 s after which v2's load balancer gives an
@@ -47,13 +38,12 @@ const (
 
 	// maxInterim bounds the 1xx answers that may come before the real one.
 	maxInterim = 16
-)
 
-// forwarder sends a request to v2 and passes the answer on to the caller. If
-// it returns an error, nothing has been written to the caller.
-type forwarder interface {
-	forward(w http.ResponseWriter, r *http.Request, out *v2Request) error
-}
+	// shortBody is the longest body that is copied behind its head, so that
+	// both go out in one piece. For a longer one, a second piece is cheaper
+	// than the copy.
+	shortBody = 4 << 10
+)
 
 // upstream forwards to one v2 host.
 type upstream struct {
@@ -98,89 +88,6 @@ func newUpstream(cfg upstreamConfig) (*upstream, error) {
 	}, nil
 }
 
-// hostPort is a URL's host with its port, or its scheme's.
-func hostPort(u *url.URL) string {
-	port := u.Port()
-	switch {
-	case port != "":
-	case u.Scheme == "https":
-		port = "443"
-	case strings.HasPrefix(u.Scheme, "socks5"):
-		port = "1080"
-	default:
-		port = "80"
-	}
-	return net.JoinHostPort(u.Hostname(), port)
-}
-
-// newDialer returns the function that makes a connection ready to use: through
-// the environment's proxy if there is one for this upstream, and with TLS
-// established if the upstream is https, all within dialTimeout. Names are
-// looked up at every dial, IPv4 and IPv6 are tried side by side (RFC 8305).
-func newDialer(cfg upstreamConfig) (fasthttp.DialFuncWithTimeout, error) {
-	direct := &net.Dialer{Timeout: cfg.dialTimeout}
-	dial := func(addr string) (net.Conn, error) { return direct.Dial("tcp", addr) }
-
-	proxyURL, err := httpproxy.FromEnvironment().ProxyFunc()(cfg.url)
-	if err != nil {
-		// The error quotes the variable, which may hold a password.
-		return nil, errors.New("the environment's HTTP_PROXY or HTTPS_PROXY is no valid URL")
-	}
-	if proxyURL != nil {
-		if dial, err = dialThrough(proxyURL, cfg.dialTimeout); err != nil {
-			return nil, fmt.Errorf("the environment's HTTP_PROXY or HTTPS_PROXY must be an http or socks5 URL: %w", err)
-		}
-	}
-	if cfg.url.Scheme != "https" {
-		return func(addr string, _ time.Duration) (net.Conn, error) { return dial(addr) }, nil
-	}
-
-	tlsConfig := cfg.tls.Clone()
-	tlsConfig.ServerName = cfg.url.Hostname()
-	tlsConfig.NextProtos = []string{"http/1.1"}
-	tlsConfig.ClientSessionCache = tls.NewLRUClientSessionCache(0)
-	return func(addr string, _ time.Duration) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), cfg.dialTimeout)
-		defer cancel()
-		raw, err := dial(addr)
-		if err != nil {
-			return nil, err
-		}
-		conn := tls.Client(raw, tlsConfig)
-		if err := conn.HandshakeContext(ctx); err != nil {
-			_ = raw.Close()
-			return nil, err
-		}
-		return conn, nil
-	}, nil
-}
-
-// dialThrough returns a function that dials through a proxy.
-func dialThrough(proxyURL *url.URL, timeout time.Duration) (fasthttp.DialFunc, error) {
-	// Only the scheme, the user and the address count: a path, such as the
-	// usual trailing slash, would become a part of the address.
-	at := &url.URL{Scheme: proxyURL.Scheme, User: proxyURL.User, Host: hostPort(proxyURL)}
-	if strings.HasPrefix(at.Scheme, "socks5") {
-		through, err := proxy.FromURL(at, &net.Dialer{})
-		if err != nil {
-			return nil, err
-		}
-		return func(addr string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(context.Background(), timeout)
-			defer cancel()
-			return through.(proxy.ContextDialer).DialContext(ctx, "tcp", addr)
-		}, nil
-	}
-	through := &fasthttpproxy.Dialer{
-		Config:         httpproxy.Config{HTTPProxy: at.String(), HTTPSProxy: at.String()},
-		TCPDialer:      fasthttp.TCPDialer{DisableDNSResolution: true},
-		DialDualStack:  true,
-		Timeout:        timeout,
-		ConnectTimeout: timeout,
-	}
-	return through.GetDialFunc(false)
-}
-
 // close gives up the idle connections. Those in use follow by themselves.
 func (u *upstream) close() {
 	u.pool.CloseIdleConnections()
@@ -201,11 +108,13 @@ type badAnswerError string
 
 func (e badAnswerError) Error() string { return "malformed answer: " + string(e) }
 
+// forward sends a request to v2 and passes the answer on to the caller. If it
+// returns an error, nothing has been written to the caller.
 func (u *upstream) forward(w http.ResponseWriter, r *http.Request, out *v2Request) error {
 	x := exchanges.Get().(*exchange)
 	defer x.put()
-	x.head = out.appendHead(x.head[:0])
-	x.w, x.r, x.body = w, r, out.body
+	x.w, x.r, x.timeout = w, r, u.timeout
+	x.compose(out)
 
 	started := time.Now()
 	err := u.try(u.pool, x)
@@ -223,7 +132,7 @@ func (u *upstream) forward(w http.ResponseWriter, r *http.Request, out *v2Reques
 // answer on.
 func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
 	conn, err := client.AcquireConn(0, client == u.fresh)
-	for err == nil && !conn.LastUseTime().IsZero() && !isQuiet(conn.Conn()) {
+	for err == nil && !conn.LastUseTime().IsZero() && !conn.Conn().(*connection).isQuiet() {
 		client.CloseConn(conn)
 		conn, err = client.AcquireConn(0, client == u.fresh)
 	}
@@ -234,30 +143,27 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
 		return notProcessedError{err, true}
 	}
 	reused := !conn.LastUseTime().IsZero()
+	now := time.Now()
 	keep := false
 	defer func() { // also when the caller's connection is aborted by a panic
-		if keep && client == u.pool && time.Since(conn.CreatedTime()) < maxConnAge {
+		if keep && client == u.pool && now.Sub(conn.CreatedTime()) < maxConnAge {
 			client.ReleaseConn(conn)
 		} else {
 			client.CloseConn(conn)
 		}
 	}()
 
-	c := conn.Conn()
-	if err := c.SetDeadline(time.Now().Add(u.timeout)); err != nil {
+	x.conn = conn.Conn().(*connection).Conn
+	if err := x.conn.SetDeadline(now.Add(u.timeout)); err != nil {
 		return notProcessedError{err, false}
 	}
-	bw := client.AcquireWriter(c)
-	_, _ = bw.Write(x.head) // a bufio.Writer keeps its error until Flush
-	_, _ = bw.Write(x.body)
-	sendErr := bw.Flush()
-	client.ReleaseWriter(bw)
+	sendErr := x.send()
 	if isTimeout(sendErr) {
 		return sendErr
 	}
 
 	// Even if sending failed, v2 may have answered before it closed.
-	br := client.AcquireReader(c)
+	br := client.AcquireReader(x.conn)
 	defer client.ReleaseReader(br)
 	if _, err := br.Peek(1); err != nil {
 		if reused && !isTimeout(err) {
@@ -268,7 +174,7 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
 	if err := x.readHead(br); err != nil {
 		return err
 	}
-	keep, err = x.pass(br, func() { _ = c.SetReadDeadline(time.Now().Add(u.timeout)) })
+	keep, err = x.pass(br)
 	keep = keep && sendErr == nil
 	return err
 }
@@ -277,14 +183,25 @@ func isTimeout(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, fasthttp.ErrTimeout)
 }
 
-// exchange is one request to v2 and its answer.
+// exchange is one request to v2 and its answer. It is used again, so that what
+// it holds is allocated once.
 type exchange struct {
 	w http.ResponseWriter
 	r *http.Request
 
-	head, body []byte
-	answer     fasthttp.ResponseHeader
-	buf        []byte // answerBuffer bytes of the answer's body
+	conn    net.Conn
+	timeout time.Duration // of a pause in the answer
+
+	head   []byte // of the request; a short body is behind it
+	body   []byte // if it is not short
+	pieces [2][]byte
+	unsent net.Buffers
+
+	answer fasthttp.ResponseHeader
+	fixed  fixedReader
+	fields []field // of the answer, as they go to the caller
+	values []byte  // their values, one after the other
+	buf    []byte  // answerBuffer bytes of the answer's body
 }
 
 var exchanges = sync.Pool{New: func() any {
@@ -293,8 +210,35 @@ var exchanges = sync.Pool{New: func() any {
 
 func (x *exchange) put() {
 	clear(x.head) // it holds the write key
-	x.w, x.r, x.body = nil, nil, nil
+	x.w, x.r, x.conn, x.body = nil, nil, nil, nil
+	x.pieces, x.unsent = [2][]byte{}, nil
+	x.fixed.r = nil
 	exchanges.Put(x)
+}
+
+// compose makes the bytes of a request.
+func (x *exchange) compose(out *v2Request) {
+	x.head, x.body = out.appendHead(x.head[:0]), out.body
+	if len(x.body) <= shortBody {
+		x.head, x.body = append(x.head, x.body...), nil
+	}
+}
+
+// send sends the request in one piece, if the connection can.
+func (x *exchange) send() error {
+	if len(x.body) == 0 {
+		_, err := x.conn.Write(x.head)
+		return err
+	}
+	x.pieces = [2][]byte{x.head, x.body}
+	x.unsent = x.pieces[:]
+	_, err := x.unsent.WriteTo(x.conn)
+	return err
+}
+
+// extend puts off the deadline while a long answer flows.
+func (x *exchange) extend() {
+	_ = x.conn.SetReadDeadline(time.Now().Add(x.timeout))
 }
 
 // readHead reads the head of the final answer, past any 1xx.
@@ -317,165 +261,4 @@ func (x *exchange) readHead(br *bufio.Reader) error {
 		}
 	}
 	return badAnswerError("too many interim answers")
-}
-
-// pass passes the answer on to the caller. reusable says whether the
-// connection can carry another request. extend puts off the deadline while a
-// long body flows.
-func (x *exchange) pass(br *bufio.Reader, extend func()) (reusable bool, err error) {
-	length := x.answer.ContentLength()
-	var body io.Reader
-	switch {
-	case bodyless(x.answer.StatusCode()):
-		length, body = 0, http.NoBody
-	case length >= 0:
-		body = &fixedReader{r: br, left: length}
-	case length == -1: // chunked
-		body = httputil.NewChunkedReader(br)
-	default: // until v2 closes
-		body = br
-	}
-
-	// Most answers are `{}`: read to their end, so that a broken one is still
-	// a 502 and a whole one is a single write.
-	n, complete, err := readAvailable(br, body, x.buf, length)
-	if err != nil {
-		return false, err
-	}
-	x.copyHeader(complete, n)
-	x.w.WriteHeader(x.answer.StatusCode())
-	// If the caller has gone, there is nobody left to tell.
-	if _, writeErr := x.w.Write(x.buf[:n]); writeErr == nil && !complete {
-		complete = x.stream(body, extend)
-	}
-	switch {
-	case bodyless(x.answer.StatusCode()):
-		complete = x.answer.ContentLength() <= 0 && len(x.answer.Peek("Transfer-Encoding")) == 0
-	case length == -1 && complete:
-		complete = br.Buffered() > 0 && x.answer.ReadTrailer(br) == nil
-	}
-	return complete && !x.answer.ConnectionClose() && br.Buffered() == 0, nil
-}
-
-// readAvailable reads a body into buf: to its end if it fits and, when its
-// length is not known, is there already.
-func readAvailable(br *bufio.Reader, body io.Reader, buf []byte, length int) (n int, complete bool, err error) {
-	for n < len(buf) {
-		m, err := body.Read(buf[n:])
-		n += m
-		switch {
-		case errors.Is(err, io.EOF):
-			return n, true, nil
-		case err != nil:
-			return n, false, err
-		case length < 0 && br.Buffered() == 0:
-			return n, false, nil
-		}
-	}
-	return n, false, nil
-}
-
-// stream passes on what is left of a body, piece by piece as it arrives, and
-// reports whether all of it went through.
-func (x *exchange) stream(body io.Reader, extend func()) (complete bool) {
-	control := http.NewResponseController(x.w)
-	for control.Flush() == nil {
-		extend()
-		n, err := body.Read(x.buf)
-		if n > 0 {
-			if _, err := x.w.Write(x.buf[:n]); err != nil {
-				return false
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return true
-		}
-		if err != nil {
-			// The caller has the status already: only a broken connection
-			// tells it that the body is not whole.
-			panic(http.ErrAbortHandler)
-		}
-	}
-	return false
-}
-
-var connectionName = []byte("Connection")
-
-// copyHeader copies the answer's header to the caller's, less what speaks for
-// this hop or for v2's host.
-func (x *exchange) copyHeader(complete bool, n int) {
-	h := x.w.Header()
-	allowOrigin(h, x.r)
-	var connection []string
-	for name, value := range x.answer.All() {
-		if bytes.EqualFold(name, connectionName) {
-			connection = append(connection, string(value))
-		}
-	}
-	seen := false // Server is the gateway's until v2 sends one
-	for name, value := range x.answer.All() {
-		key, ok := answerField(name)
-		if !ok || (len(connection) > 0 && listsToken(connection, key)) {
-			continue
-		}
-		switch {
-		case key == "Server" && !seen:
-			seen = true
-			h[key] = []string{string(value)}
-		case key == "Access-Control-Allow-Origin":
-			h[key] = []string{string(value)}
-		default:
-			h[key] = append(h[key], string(value))
-		}
-	}
-	if _, sent := h["Content-Type"]; !sent {
-		h["Content-Type"] = nil // or net/http would guess one
-	}
-	if complete && h["Content-Length"] == nil && !bodyless(x.answer.StatusCode()) {
-		h["Content-Length"] = []string{strconv.Itoa(n)}
-	}
-}
-
-// bodyless reports whether an answer with this status never has a body
-// (RFC 9110 sections 15.3.5 and 15.4.5).
-func bodyless(status int) bool {
-	return status == http.StatusNoContent || status == http.StatusNotModified
-}
-
-// answerField returns the name under which a field of v2's answer goes back to
-// the caller, or false if it does not. Names stay as v2 spelled them, but for
-// those that net/http must recognise in order not to send its own as well.
-func answerField(name []byte) (string, bool) {
-	canonical := textproto.CanonicalMIMEHeaderKey(string(name))
-	switch canonical {
-	case "Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection",
-		"Te", "Trailer", "Transfer-Encoding", "Upgrade",
-		"Strict-Transport-Security", "Alt-Svc", "Set-Cookie":
-		return "", false
-	case "Content-Type", "Content-Length", "Content-Encoding", "Date", "Server", "Cache-Control", "Access-Control-Allow-Origin":
-		return canonical, true
-	}
-	return string(name), true
-}
-
-// fixedReader reads a body of known length and tells a short one from a whole
-// one.
-type fixedReader struct {
-	r    io.Reader
-	left int
-}
-
-func (f *fixedReader) Read(p []byte) (int, error) {
-	if f.left == 0 {
-		return 0, io.EOF
-	}
-	n, err := f.r.Read(p[:min(len(p), f.left)])
-	f.left -= n
-	switch {
-	case f.left == 0:
-		err = io.EOF
-	case errors.Is(err, io.EOF):
-		err = io.ErrUnexpectedEOF
-	}
-	return n, err
 }

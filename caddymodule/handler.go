@@ -150,7 +150,7 @@ func (h *Handler) route(host string) (*route, *refusal) {
 	return h.fixed, nil
 }
 
-// failure turns an error of the forwarder into the caller's answer, and tells
+// failure turns an error of the upstream client into the caller's answer, and tells
 // the operator.
 func (h *Handler) failure(err error, way *route) *refusal {
 	refused, ok := errors.AsType[*refusal](err)
@@ -179,7 +179,7 @@ func (h *Handler) forwarded(r *http.Request) forwarded {
 	f := forwarded{
 		proto: "http",
 		host:  r.Host,
-		via:   chain(r.Header["Via"], strconv.Itoa(r.ProtoMajor)+"."+strconv.Itoa(r.ProtoMinor)+" Caddy"),
+		via:   chain(r.Header["Via"], via(r.ProtoMajor, r.ProtoMinor)),
 	}
 	if r.TLS != nil {
 		f.proto = "https"
@@ -201,4 +201,12 @@ func (h *Handler) forwarded(r *http.Request) forwarded {
 		f.host = prior
 	}
 	return f
+}
+
+// via is the gateway's own entry in Via (RFC 9110 section 7.6.3).
+func via(major, minor int) string {
+	if major == 1 && minor == 1 {
+		return "1.1 Caddy" // nearly all: there is nothing to build
+	}
+	return strconv.Itoa(major) + "." + strconv.Itoa(minor) + " Caddy"
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -133,11 +134,11 @@ type Handler struct {
 	byRegion map[string]*route
 }
 
-// route is a way to v2: the Host to send, and who sends it. The forwarder is
+// route is a way to v2: the Host to send, and who sends it. The upstream is
 // nil with handoff.
 type route struct {
 	host string
-	forwarder
+	*upstream
 }
 
 // CaddyModule returns the Caddy module information.
@@ -155,7 +156,21 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.applyDefaults()
 	h.redirectHosts = lower(h.RedirectHosts)
 	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered}
+	h.warnOfMemory(debug.SetMemoryLimit(-1)) // which only reads it
 	return h.makeRoutes()
+}
+
+// minHeadroom is what a gateway needs beside the bodies, in bytes.
+const minHeadroom = 64 << 20
+
+// warnOfMemory tells the operator when the bodies that max_buffered allows do
+// not fit under the garbage collector's limit: the gateway would then spend its
+// time on collecting, just when it is busy.
+func (h *Handler) warnOfMemory(limit int64) {
+	if h.MaxBuffered > limit-minHeadroom {
+		h.logger.Warn("max_buffered does not fit into the memory limit: lower it, or set GOMEMLIMIT to at least the sum of max_buffered and 80 MiB",
+			zap.Int64("max_buffered", h.MaxBuffered), zap.Int64("memory_limit", limit))
+	}
 }
 
 func (h *Handler) applyDefaults() {
@@ -295,7 +310,7 @@ func (h *Handler) newRoute(target *url.URL, trust *tls.Config) (*route, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &route{host: target.Host, forwarder: up}, nil
+	return &route{host: target.Host, upstream: up}, nil
 }
 
 // trust reads tls_ca.
@@ -346,8 +361,8 @@ func redactUser(value string) string {
 // Cleanup closes the idle connections to v2.
 func (h *Handler) Cleanup() error {
 	for _, r := range h.routes() {
-		if up, ok := r.forwarder.(*upstream); ok {
-			up.close()
+		if r.upstream != nil {
+			r.close()
 		}
 	}
 	return nil
@@ -374,6 +389,4 @@ var (
 	_ caddy.CleanerUpper          = (*Handler)(nil)
 	_ caddyfile.Unmarshaler       = (*Handler)(nil)
 	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
-
-	_ forwarder = (*upstream)(nil)
 )

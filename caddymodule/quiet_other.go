@@ -4,6 +4,11 @@ package caddymodule
 
 import "net"
 
-// isQuiet cannot look at a connection without reading from it here: a closed
-// one is found out when it is used.
-func isQuiet(net.Conn) bool { return true }
+// watch looks at a connection's socket, where that is possible.
+type watch struct{}
+
+func newWatch(net.Conn) *watch { return &watch{} }
+
+// isQuiet is always true: a connection that v2 has closed shows when it is
+// used.
+func (*watch) isQuiet() bool { return true }

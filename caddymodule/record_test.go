@@ -371,24 +371,3 @@ func decodeObject(t *testing.T, body []byte) (values map[string][]string, order 
 	}
 	return values, order
 }
-
-func BenchmarkRecord(b *testing.B) {
-	const query = "td_format=pixel&event=view&page_url=https%3A%2F%2Fshop.example%2Fitem%3Fid%3D7&title=Caf%C3%A9+noir&user=42&td_ip=td_ip&td_ua=td_ua"
-	from := caller{ip: "192.0.2.7", userAgent: "Mozilla/5.0 (X11; Linux x86_64)"}
-	dst := make([]byte, 0, 4096)
-	b.ReportAllocs()
-	for b.Loop() {
-		if rec := appendRecord(dst, query, from, maxV2Body); rec.columns != 6 {
-			b.Fatal(rec.columns)
-		}
-	}
-}
-
-func BenchmarkCutWriteKey(b *testing.B) {
-	b.ReportAllocs()
-	for b.Loop() {
-		if rest, key := cutWriteKey("a=1&td_write_key=1234%2F0123456789abcdef0123456789abcdef01234567&b=2"); rest != "a=1&b=2" || key.key == "" {
-			b.Fatal(rest)
-		}
-	}
-}

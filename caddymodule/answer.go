@@ -1,0 +1,208 @@
+package caddymodule
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httputil"
+	"net/textproto"
+	"strconv"
+)
+
+// This file passes v2's answer on to the caller.
+
+// pass passes the answer on to the caller. reusable says whether the
+// connection can carry another request.
+func (x *exchange) pass(br *bufio.Reader) (reusable bool, err error) {
+	length := x.answer.ContentLength()
+	var body io.Reader
+	switch {
+	case bodyless(x.answer.StatusCode()):
+		length, body = 0, http.NoBody
+	case length >= 0:
+		x.fixed = fixedReader{r: br, left: length}
+		body = &x.fixed
+	case length == -1: // chunked
+		body = httputil.NewChunkedReader(br)
+	default: // until v2 closes
+		body = br
+	}
+
+	// Most answers are `{}`: read to their end, so that a broken one is still
+	// a 502 and a whole one is a single write.
+	n, complete, err := readAvailable(br, body, x.buf, length)
+	if err != nil {
+		return false, err
+	}
+	x.copyHeader(complete, n)
+	x.w.WriteHeader(x.answer.StatusCode())
+	// If the caller has gone, there is nobody left to tell.
+	if _, writeErr := x.w.Write(x.buf[:n]); writeErr == nil && !complete {
+		complete = x.stream(body)
+	}
+	switch {
+	case bodyless(x.answer.StatusCode()):
+		complete = x.answer.ContentLength() <= 0 && len(x.answer.Peek("Transfer-Encoding")) == 0
+	case length == -1 && complete:
+		complete = br.Buffered() > 0 && x.answer.ReadTrailer(br) == nil
+	}
+	return complete && !x.answer.ConnectionClose() && br.Buffered() == 0, nil
+}
+
+// readAvailable reads a body into buf: to its end if it fits and, when its
+// length is not known, is there already.
+func readAvailable(br *bufio.Reader, body io.Reader, buf []byte, length int) (n int, complete bool, err error) {
+	for n < len(buf) {
+		m, err := body.Read(buf[n:])
+		n += m
+		switch {
+		case errors.Is(err, io.EOF):
+			return n, true, nil
+		case err != nil:
+			return n, false, err
+		case length < 0 && br.Buffered() == 0:
+			return n, false, nil
+		}
+	}
+	return n, false, nil
+}
+
+// stream passes on what is left of a body, piece by piece as it arrives, and
+// reports whether all of it went through.
+func (x *exchange) stream(body io.Reader) (complete bool) {
+	control := http.NewResponseController(x.w)
+	for control.Flush() == nil {
+		x.extend()
+		n, err := body.Read(x.buf)
+		if n > 0 {
+			if _, err := x.w.Write(x.buf[:n]); err != nil {
+				return false
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return true
+		}
+		if err != nil {
+			// The caller has the status already: only a broken connection
+			// tells it that the body is not whole.
+			panic(http.ErrAbortHandler)
+		}
+	}
+	return false
+}
+
+// field is a field of the answer.
+type field struct {
+	name string // as the caller gets it
+	end  int    // of its value in exchange.values; it begins where the one before ends
+}
+
+// copyHeader copies the answer's header to the caller's, less what speaks for
+// this hop or for v2's host.
+func (x *exchange) copyHeader(complete bool, n int) {
+	connection := x.collectFields()
+	h := x.w.Header()
+	allowOrigin(h, x.r)
+	text := string(x.values)                // one string for all values
+	values := make([]string, len(x.fields)) // and one slice for all headers
+	start := 0
+	seen := false // Server is the gateway's until v2 sends one
+	for i, f := range x.fields {
+		values[i] = text[start:f.end]
+		start = f.end
+		one := values[i : i+1 : i+1]
+		switch {
+		case len(connection) > 0 && listsToken(connection, f.name):
+		case f.name == "Server" && !seen:
+			seen = true
+			h[f.name] = one
+		case f.name == "Access-Control-Allow-Origin" || h[f.name] == nil:
+			h[f.name] = one
+		default:
+			h[f.name] = append(h[f.name], values[i])
+		}
+	}
+	if _, sent := h["Content-Type"]; !sent {
+		h["Content-Type"] = nil // or net/http would guess one
+	}
+	if complete && h["Content-Length"] == nil && !bodyless(x.answer.StatusCode()) {
+		h["Content-Length"] = []string{strconv.Itoa(n)}
+	}
+}
+
+// keepAlive is what a Connection header says usually. It names no field that
+// would go to the caller.
+var keepAlive = []byte("keep-alive")
+
+// collectFields fills fields and values with what goes to the caller, and
+// returns the Connection headers, which may name more that does not.
+func (x *exchange) collectFields() (connection []string) {
+	x.fields, x.values = x.fields[:0], x.values[:0]
+	for name, value := range x.answer.All() {
+		if key, ok := answerField(name); ok {
+			x.values = append(x.values, value...)
+			x.fields = append(x.fields, field{key, len(x.values)})
+		} else if key == "Connection" && !bytes.EqualFold(value, keepAlive) {
+			connection = append(connection, string(value))
+		}
+	}
+	return connection
+}
+
+// bodyless reports whether an answer with this status never has a body
+// (RFC 9110 sections 15.3.5 and 15.4.5).
+func bodyless(status int) bool {
+	return status == http.StatusNoContent || status == http.StatusNotModified
+}
+
+// answerField returns the name under which a field of v2's answer goes back to
+// the caller, and whether it does. Names stay as v2 spelled them, but for
+// those that net/http must recognise in order not to send its own as well.
+func answerField(name []byte) (key string, ok bool) {
+	switch string(name) { // the usual spellings of the usual fields
+	case "Content-Type":
+		return "Content-Type", true
+	case "Content-Length":
+		return "Content-Length", true
+	case "Date":
+		return "Date", true
+	case "Server":
+		return "Server", true
+	case "Connection":
+		return "Connection", false
+	}
+	key = string(name)
+	switch canonical := textproto.CanonicalMIMEHeaderKey(key); canonical {
+	case "Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection",
+		"Te", "Trailer", "Transfer-Encoding", "Upgrade",
+		"Strict-Transport-Security", "Alt-Svc", "Set-Cookie":
+		return canonical, false
+	case "Content-Type", "Content-Length", "Content-Encoding", "Date", "Server", "Cache-Control", "Access-Control-Allow-Origin":
+		return canonical, true
+	}
+	return key, true
+}
+
+// fixedReader reads a body of known length and tells a short one from a whole
+// one.
+type fixedReader struct {
+	r    *bufio.Reader
+	left int
+}
+
+func (f *fixedReader) Read(p []byte) (int, error) {
+	if f.left == 0 {
+		return 0, io.EOF
+	}
+	n, err := f.r.Read(p[:min(len(p), f.left)])
+	f.left -= n
+	switch {
+	case f.left == 0:
+		err = io.EOF
+	case errors.Is(err, io.EOF):
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}

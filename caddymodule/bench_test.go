@@ -1,0 +1,164 @@
+package caddymodule
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/valyala/fasthttp"
+	"go.uber.org/zap"
+)
+
+// What a request costs in the gateway's own code: without Caddy before it, and
+// without a kernel behind it. The rest is in ../bench.
+
+const (
+	benchKey   = "1234/0123456789abcdef0123456789abcdef01234567"
+	benchPath  = "/postback/v3/event/db/tbl?td_write_key=" + benchKey
+	benchQuery = "td_format=pixel&event=view&page_url=https%3A%2F%2Fshop.example%2Fitem%3Fid%3D7&title=Caf%C3%A9+noir&user=42&td_ip=td_ip&td_ua=td_ua"
+	benchAgent = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+)
+
+func BenchmarkCutWriteKey(b *testing.B) {
+	for name, query := range map[string]string{
+		"first":   "td_write_key=" + benchKey + "&a=1&b=2",
+		"last":    "a=1&b=2&td_write_key=" + benchKey,
+		"middle":  "a=1&td_write_key=" + benchKey + "&b=2",
+		"encoded": "a=1&b=2&td_write_key=" + strings.Replace(benchKey, "/", "%2F", 1),
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if rest, param := cutWriteKey(query); len(rest) != len("a=1&b=2") || param.key != benchKey {
+					b.Fatal(rest)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkRecord(b *testing.B) {
+	from := caller{ip: "192.0.2.7", userAgent: benchAgent}
+	dst := make([]byte, 0, 4096)
+	b.ReportAllocs()
+	for b.Loop() {
+		if rec := appendRecord(dst, benchQuery, from, maxV2Body); rec.columns != 6 {
+			b.Fatal(rec.columns)
+		}
+	}
+}
+
+func BenchmarkAppendHead(b *testing.B) {
+	out := v2Request{
+		host:        "us01.records.in.treasuredata.com",
+		destination: destination{"db", "tbl"},
+		header:      benchRequest(http.MethodPost, benchPath, 300).Header,
+		credentials: credentials{writeKey: benchKey},
+		forwarded:   forwarded{clientIP: "192.0.2.7", proto: "https", host: "in.treasuredata.com", via: "1.1 Caddy"},
+	}
+	var head []byte
+	b.ReportAllocs()
+	for b.Loop() {
+		if head = out.appendHead(head[:0]); len(head) == 0 {
+			b.Fatal("no head")
+		}
+	}
+}
+
+func BenchmarkPost(b *testing.B)    { benchHandler(b, http.MethodPost, benchPath, 300) }
+func BenchmarkPost64K(b *testing.B) { benchHandler(b, http.MethodPost, benchPath, 64<<10) }
+func BenchmarkPixel(b *testing.B)   { benchHandler(b, http.MethodGet, benchPath+"&"+benchQuery, 0) }
+
+// benchHandler sends requests through the whole handler. v2 is a connection
+// without a kernel, the caller a writer without a connection.
+func benchHandler(b *testing.B, method, uri string, size int) {
+	h := &Handler{
+		MaxBody: maxV2Body, GlobalID: defaultGlobalID, logger: zap.NewNop(),
+		bodies: &bodies{maxBody: maxV2Body, maxTotal: defaultMaxBuffered},
+		fixed:  &route{host: "us01.records.in.treasuredata.com", upstream: stubUpstream()},
+	}
+	r := benchRequest(method, uri, size)
+	body := []byte(`{"a":"` + strings.Repeat("x", size) + `"}`)[:size]
+	read := &stubBody{}
+	r.Body = read
+	w := &stubWriter{header: http.Header{}}
+	b.ReportAllocs()
+	for b.Loop() {
+		read.data = body
+		clear(w.header)
+		w.status = 0
+		if err := h.ServeHTTP(w, r, nil); err != nil || w.status != http.StatusOK {
+			b.Fatal(err, w.status)
+		}
+	}
+}
+
+func benchRequest(method, uri string, size int) *http.Request {
+	r := httptest.NewRequestWithContext(context.WithValue(context.Background(), caddyhttp.VarsCtxKey, map[string]any{
+		caddyhttp.TrustedProxyVarKey: false,
+		caddyhttp.ClientIPVarKey:     "192.0.2.7",
+	}), method, uri, nil)
+	r.ContentLength = int64(size)
+	r.Host, r.RemoteAddr = "in.treasuredata.com", "192.0.2.7:40000"
+	r.Header = http.Header{
+		"User-Agent":      {benchAgent},
+		"Accept":          {"*/*"},
+		"Accept-Encoding": {"gzip, deflate, br"},
+	}
+	if size > 0 {
+		r.Header["Content-Type"] = []string{"application/json"}
+	}
+	return r
+}
+
+// stubBody is a request body in memory.
+type stubBody struct{ data []byte }
+
+func (s *stubBody) Read(p []byte) (int, error) {
+	if len(s.data) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, s.data)
+	s.data = s.data[n:]
+	return n, nil
+}
+
+func (s *stubBody) Close() error { return nil }
+
+// stubWriter is a caller that keeps nothing but the status.
+type stubWriter struct {
+	header http.Header
+	status int
+}
+
+func (w *stubWriter) Header() http.Header         { return w.header }
+func (w *stubWriter) WriteHeader(status int)      { w.status = status }
+func (w *stubWriter) Write(p []byte) (int, error) { return len(p), nil }
+
+// stubConn answers every read with v2's usual answer.
+type stubConn struct{ net.Conn }
+
+func (stubConn) Read(p []byte) (int, error) {
+	return copy(p, "HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Type: application/json;charset=utf-8\r\n"+
+		"Content-Length: 2\r\nConnection: keep-alive\r\nX-Request-Id: 0123456789abcdef\r\nServer: nginx\r\n\r\n{}"), nil
+}
+func (stubConn) Write(p []byte) (int, error)     { return len(p), nil }
+func (stubConn) SetDeadline(time.Time) error     { return nil }
+func (stubConn) SetReadDeadline(time.Time) error { return nil }
+func (stubConn) Close() error                    { return nil }
+
+func stubUpstream() *upstream {
+	dial := func(string, time.Duration) (net.Conn, error) {
+		return &connection{stubConn{}, newWatch(stubConn{})}, nil
+	}
+	return &upstream{
+		pool:    &fasthttp.HostClient{Addr: "v2:443", DialTimeout: dial, ReadBufferSize: answerBuffer},
+		timeout: time.Minute,
+	}
+}

@@ -1,0 +1,115 @@
+package caddymodule
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/valyala/fasthttp"
+	"github.com/valyala/fasthttp/fasthttpproxy"
+	"golang.org/x/net/http/httpproxy"
+	"golang.org/x/net/proxy"
+)
+
+// This file makes connections to v2.
+
+// connection is a connection to v2, ready to use.
+type connection struct {
+	net.Conn // with TLS established, if the upstream is https
+	*watch
+}
+
+// hostPort is a URL's host with its port, or its scheme's.
+func hostPort(u *url.URL) string {
+	port := u.Port()
+	switch {
+	case port != "":
+	case u.Scheme == "https":
+		port = "443"
+	case strings.HasPrefix(u.Scheme, "socks5"):
+		port = "1080"
+	default:
+		port = "80"
+	}
+	return net.JoinHostPort(u.Hostname(), port)
+}
+
+// newDialer returns the function that makes a connection ready to use: through
+// the environment's proxy if there is one for this upstream, and with TLS
+// established if the upstream is https, all within dialTimeout: what it
+// returns is always a *connection. Names are
+// looked up at every dial, IPv4 and IPv6 are tried side by side (RFC 8305).
+func newDialer(cfg upstreamConfig) (fasthttp.DialFuncWithTimeout, error) {
+	direct := &net.Dialer{Timeout: cfg.dialTimeout}
+	dial := func(addr string) (net.Conn, error) { return direct.Dial("tcp", addr) }
+
+	proxyURL, err := httpproxy.FromEnvironment().ProxyFunc()(cfg.url)
+	if err != nil {
+		// The error quotes the variable, which may hold a password.
+		return nil, errors.New("the environment's HTTP_PROXY or HTTPS_PROXY is no valid URL")
+	}
+	if proxyURL != nil {
+		if dial, err = dialThrough(proxyURL, cfg.dialTimeout); err != nil {
+			return nil, fmt.Errorf("the environment's HTTP_PROXY or HTTPS_PROXY must be an http or socks5 URL: %w", err)
+		}
+	}
+	if cfg.url.Scheme != "https" {
+		return func(addr string, _ time.Duration) (net.Conn, error) {
+			conn, err := dial(addr)
+			if err != nil {
+				return nil, err
+			}
+			return &connection{conn, newWatch(conn)}, nil
+		}, nil
+	}
+
+	tlsConfig := cfg.tls.Clone()
+	tlsConfig.ServerName = cfg.url.Hostname()
+	tlsConfig.NextProtos = []string{"http/1.1"}
+	tlsConfig.ClientSessionCache = tls.NewLRUClientSessionCache(0)
+	return func(addr string, _ time.Duration) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), cfg.dialTimeout)
+		defer cancel()
+		raw, err := dial(addr)
+		if err != nil {
+			return nil, err
+		}
+		conn := tls.Client(raw, tlsConfig)
+		if err := conn.HandshakeContext(ctx); err != nil {
+			_ = raw.Close()
+			return nil, err
+		}
+		return &connection{conn, newWatch(raw)}, nil
+	}, nil
+}
+
+// dialThrough returns a function that dials through a proxy.
+func dialThrough(proxyURL *url.URL, timeout time.Duration) (fasthttp.DialFunc, error) {
+	// Only the scheme, the user and the address count: a path, such as the
+	// usual trailing slash, would become a part of the address.
+	at := &url.URL{Scheme: proxyURL.Scheme, User: proxyURL.User, Host: hostPort(proxyURL)}
+	if strings.HasPrefix(at.Scheme, "socks5") {
+		through, err := proxy.FromURL(at, &net.Dialer{})
+		if err != nil {
+			return nil, err
+		}
+		return func(addr string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(context.Background(), timeout)
+			defer cancel()
+			return through.(proxy.ContextDialer).DialContext(ctx, "tcp", addr)
+		}, nil
+	}
+	through := &fasthttpproxy.Dialer{
+		Config:         httpproxy.Config{HTTPProxy: at.String(), HTTPSProxy: at.String()},
+		TCPDialer:      fasthttp.TCPDialer{DisableDNSResolution: true},
+		DialDualStack:  true,
+		Timeout:        timeout,
+		ConnectTimeout: timeout,
+	}
+	return through.GetDialFunc(false)
+}
