@@ -107,8 +107,13 @@ func (p *process) stop() {
 // data race in it fails the test.
 func start(t testing.TB, env []string, args ...string) *process {
 	t.Helper()
+	return startBinary(t, binary, env, args...)
+}
+
+func startBinary(t testing.TB, path string, env []string, args ...string) *process {
+	t.Helper()
 	home := t.TempDir()
-	p := &process{cmd: exec.Command(binary, args...), exited: make(chan struct{})}
+	p := &process{cmd: exec.Command(path, args...), exited: make(chan struct{})}
 	p.changed = sync.NewCond(&p.mu)
 	p.cmd.Stdout, p.cmd.Stderr = p, p
 	p.cmd.Env = append([]string{"HOME=" + home, "XDG_DATA_HOME=" + home, "XDG_CONFIG_HOME=" + home, "PATH=" + os.Getenv("PATH")}, env...)

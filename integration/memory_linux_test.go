@@ -1,0 +1,179 @@
+package integration
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/td-postback/gateway/sandbox"
+)
+
+// TestSlowUploads has 2,000 callers send bodies of the largest size, all in
+// step, so that none is done before all have sent nearly everything. Memory
+// stays within max_buffered and 150 MiB; who does not fit is refused at once,
+// and who is told 200 has its record at v2.
+func TestSlowUploads(t *testing.T) {
+	const (
+		callers     = 2000
+		maxBuffered = 256 // MiB, the default
+		pieces      = 16
+	)
+	var arrived sync.Map
+	v2 := httptest.NewServer(&sandbox.Sandbox{Received: func(r sandbox.Record) {
+		if len(r.Body) == v2Cap {
+			id, _, _ := strings.Cut(strings.TrimPrefix(string(r.Body[:32]), `{"id":"`), `"`)
+			arrived.Store(id, true)
+		}
+	}})
+	defer v2.Close()
+
+	// The race detector has memory of its own, so this is a binary without.
+	plain := filepath.Join(t.TempDir(), "caddy")
+	if output, err := exec.Command("go", "build", "-o", plain, "../cmd/caddy").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	addr := freeAddr(t)
+	g := startBinary(t, plain, nil, "td-postback", "--listen", addr, "--upstream", v2.URL)
+	g.await(t, "server running", 1)
+
+	pad := strings.Repeat("x", v2Cap)
+	step := newBarrier(callers)
+	var taken, refused atomic.Int32
+	var all sync.WaitGroup
+	for n := range callers {
+		all.Go(func() {
+			id := strconv.Itoa(n)
+			first := `{"id":"` + id + `","pad":"`
+			body := io.MultiReader(strings.NewReader(first), strings.NewReader(pad[:v2Cap-len(first)-2]), strings.NewReader(`"}`))
+			resp, err := uploadInStep(addr, body, pieces, step)
+			switch {
+			case err != nil:
+				t.Errorf("caller %s: %v", id, err)
+			case resp.StatusCode == http.StatusOK:
+				taken.Add(1)
+				if _, ok := arrived.Load(id); !ok {
+					t.Errorf("caller %s was told 200, but v2 has no record", id)
+				}
+			case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "":
+				refused.Add(1)
+			default:
+				t.Errorf("caller %s: %s %v", id, resp.Status, resp.Header)
+			}
+		})
+	}
+	all.Wait()
+	peak := peakMiB(t, g.cmd.Process.Pid)
+	t.Logf("%d taken, %d refused, at most %d MiB of memory", taken.Load(), refused.Load(), peak)
+	if n := taken.Load(); n < maxBuffered/2 {
+		t.Errorf("only %d callers were served; half of max_buffered holds %d", n, maxBuffered/2)
+	}
+	if peak >= maxBuffered+150 {
+		t.Errorf("%d MiB of memory with %d MiB of max_buffered", peak, maxBuffered)
+	}
+}
+
+// uploadInStep sends a body of the largest size in pieces, and waits before
+// each until every other caller is there too, or has its answer.
+func uploadInStep(addr string, body io.Reader, pieces int, step *barrier) (*http.Response, error) {
+	leave := sync.OnceFunc(step.leave)
+	defer leave()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(2 * time.Minute))
+
+	type answer struct {
+		*http.Response
+		error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+		answered <- answer{resp, err}
+	}()
+	if _, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", target, v2Cap); err != nil {
+		return nil, err
+	}
+	for range pieces {
+		step.wait()
+		select {
+		case a := <-answered:
+			return a.Response, a.error
+		default:
+		}
+		if _, err := io.CopyN(conn, body, v2Cap/int64(pieces)); err != nil {
+			break // the answer says why
+		}
+	}
+	leave()
+	a := <-answered
+	return a.Response, a.error
+}
+
+// barrier lets parties go on together.
+type barrier struct {
+	mu      sync.Mutex
+	parties int
+	waiting int
+	open    chan struct{}
+}
+
+func newBarrier(parties int) *barrier {
+	return &barrier{parties: parties, open: make(chan struct{})}
+}
+
+func (b *barrier) wait() {
+	b.mu.Lock()
+	open := b.open
+	b.waiting++
+	b.release()
+	b.mu.Unlock()
+	<-open
+}
+
+// leave takes a party out for good.
+func (b *barrier) leave() {
+	b.mu.Lock()
+	b.parties--
+	b.release()
+	b.mu.Unlock()
+}
+
+func (b *barrier) release() {
+	if b.waiting >= b.parties {
+		close(b.open)
+		b.open, b.waiting = make(chan struct{}), 0
+	}
+}
+
+// peakMiB is the most physical memory that a process has had.
+func peakMiB(t *testing.T, pid int) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, value, _ := strings.Cut(string(status), "VmHWM:")
+	var kib int
+	if _, err := fmt.Sscanf(value, "%d kB", &kib); err != nil {
+		t.Fatal(err)
+	}
+	return kib >> 10
+}
