@@ -5,35 +5,75 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
 
-// bufferSizes are the sizes in which body buffers are pooled, in bytes. A body
-// starts in the smallest that may hold it, at most in the third, and moves up
-// as it arrives: memory is spent on bytes received, not on bytes announced.
-var bufferSizes = [...]int{4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20}
+// bufferSizes are the sizes in which body buffers are kept, in bytes. A body
+// starts in the smallest that may hold it and moves up as it arrives. Beyond
+// the largest, buffers of that size follow one another: memory is spent on
+// bytes received, not on bytes announced, and nothing large is copied.
+var bufferSizes = [...]int{4 << 10, 16 << 10, 64 << 10}
 
-const largestFirstBuffer = 2 // index in bufferSizes
+const largestBuffer = len(bufferSizes) - 1 // index in bufferSizes
 
-var bufferPools [len(bufferSizes)]sync.Pool
+// maxIdle is how many of the largest buffers are kept for the next bodies.
+// max_buffered does not count them, and a sync.Pool would hold all of them
+// until the second garbage collection: too long when memory is short.
+const maxIdle = 128
 
-// bodyBuffer is a pooled buffer. data is the body read so far.
+var (
+	smallBuffers [largestBuffer]sync.Pool
+	largeBuffers = make(chan *bodyBuffer, maxIdle)
+)
+
+// bodyBuffer is a buffer that is used again.
 type bodyBuffer struct {
-	data []byte
-	size int // index in bufferSizes
+	data []byte        // the body read so far, or its first part
+	more []*bodyBuffer // the parts behind it
 }
 
 func takeBuffer(size int) *bodyBuffer {
-	if b, ok := bufferPools[size].Get().(*bodyBuffer); ok {
+	if size == largestBuffer {
+		select {
+		case b := <-largeBuffers:
+			return b
+		default:
+		}
+	} else if b, ok := smallBuffers[size].Get().(*bodyBuffer); ok {
 		return b
 	}
-	return &bodyBuffer{data: make([]byte, 0, bufferSizes[size]), size: size}
+	return &bodyBuffer{data: make([]byte, 0, bufferSizes[size])}
 }
 
+// put keeps a buffer for the next body.
 func (b *bodyBuffer) put() {
+	size := slices.Index(bufferSizes[:], cap(b.data))
+	if size < 0 {
+		return // made to measure
+	}
 	b.data = b.data[:0]
-	bufferPools[b.size].Put(b)
+	if size < largestBuffer {
+		smallBuffers[size].Put(b)
+		return
+	}
+	select {
+	case largeBuffers <- b:
+	default:
+	}
+}
+
+// parts returns the parts behind the first.
+func (b *bodyBuffer) parts() [][]byte {
+	if len(b.more) == 0 {
+		return nil
+	}
+	parts := make([][]byte, len(b.more))
+	for i, part := range b.more {
+		parts[i] = part.data
+	}
+	return parts
 }
 
 // bodies reads request bodies into memory and keeps all of them together under
@@ -45,7 +85,7 @@ type bodies struct {
 }
 
 // noBody is what an empty body is read into.
-var noBody = &bodyBuffer{size: -1}
+var noBody = &bodyBuffer{}
 
 // read reads a request's body to its end, or refuses the request. The buffer
 // goes back with release.
@@ -57,33 +97,35 @@ func (s *bodies) read(r *http.Request) (*bodyBuffer, *refusal) {
 		return noBody, nil
 	}
 	size := 0
-	for size < largestFirstBuffer && r.ContentLength > int64(bufferSizes[size]) {
+	for size < largestBuffer && r.ContentLength > int64(bufferSizes[size]) {
 		size++
 	}
-	buf, refused := s.take(size)
+	first, refused := s.take(size)
 	if refused != nil {
 		return nil, refused
 	}
 	delete(r.Header, "Expect") // the first read tells the caller to continue
+	last, total := first, int64(0)
 	for {
-		if len(buf.data) == cap(buf.data) {
-			if buf, refused = s.grow(buf); refused != nil {
+		if len(last.data) == cap(last.data) {
+			if first, last, refused = s.grow(first); refused != nil {
 				return nil, refused
 			}
 		}
-		n, err := r.Body.Read(buf.data[len(buf.data):cap(buf.data)])
-		buf.data = buf.data[:len(buf.data)+n]
-		if total := int64(len(buf.data)); total > s.maxBody {
-			s.release(buf)
+		n, err := r.Body.Read(last.data[len(last.data):cap(last.data)])
+		last.data = last.data[:len(last.data)+n]
+		total += int64(n)
+		if total > s.maxBody {
+			s.release(first)
 			return nil, tooLarge(total, s.maxBody, false)
 		}
 		switch {
-		case int64(len(buf.data)) == r.ContentLength:
-			return buf, nil
+		case total == r.ContentLength:
+			return first, nil
 		case errors.Is(err, io.EOF) && r.ContentLength < 0:
-			return buf, nil
+			return first, nil
 		case err != nil:
-			s.release(buf)
+			s.release(first)
 			return nil, bodyRefusal(err)
 		}
 	}
@@ -109,14 +151,18 @@ func (s *bodies) take(size int) (*bodyBuffer, *refusal) {
 	return takeBuffer(size), nil
 }
 
-// room takes a buffer for a body of about this size, which does not come from
-// the caller.
+// room takes a buffer for a body of about this size, in one part, which does
+// not come from the caller.
 func (s *bodies) room(size int) (*bodyBuffer, *refusal) {
-	class := 0
-	for class < len(bufferSizes)-1 && bufferSizes[class] < size {
-		class++
+	for i := range bufferSizes {
+		if size <= bufferSizes[i] {
+			return s.take(i)
+		}
 	}
-	return s.take(class)
+	if !s.reserve(int64(size)) {
+		return nil, errOverloaded
+	}
+	return &bodyBuffer{data: make([]byte, 0, size)}, nil
 }
 
 // reserve counts bytes in, if they fit.
@@ -128,30 +174,46 @@ func (s *bodies) reserve(bytes int64) bool {
 	return true
 }
 
-// grow moves a body to the next larger buffer.
-func (s *bodies) grow(buf *bodyBuffer) (*bodyBuffer, *refusal) {
-	next := buf.size + 1
-	if !s.reserve(int64(bufferSizes[next] - bufferSizes[buf.size])) {
-		s.release(buf)
-		return nil, errOverloaded
+// grow makes room behind a body that fills its buffers: the next larger one,
+// or one more of the largest.
+func (s *bodies) grow(buf *bodyBuffer) (first, last *bodyBuffer, refused *refusal) {
+	size := slices.Index(bufferSizes[:], cap(buf.data))
+	if size == largestBuffer {
+		part, refused := s.take(largestBuffer)
+		if refused != nil {
+			s.release(buf)
+			return nil, nil, refused
+		}
+		buf.more = append(buf.more, part)
+		return buf, part, nil
 	}
-	larger := takeBuffer(next)
+	if !s.reserve(int64(bufferSizes[size+1] - bufferSizes[size])) {
+		s.release(buf)
+		return nil, nil, errOverloaded
+	}
+	larger := takeBuffer(size + 1)
 	larger.data = append(larger.data, buf.data...)
 	buf.put()
-	return larger, nil
+	return larger, larger, nil
 }
 
+// release gives a body's buffers back.
 func (s *bodies) release(buf *bodyBuffer) {
 	s.drop(buf)
-	if buf.size >= 0 {
-		buf.put()
+	for i, part := range buf.more {
+		buf.more[i] = nil
+		part.put()
 	}
+	buf.more = buf.more[:0]
+	buf.put()
 }
 
-// drop ends the accounting of a body whose buffer must not be used again: the
-// next handler may still be reading it.
+// drop ends the accounting of a body whose buffers must not be used again: the
+// next handler may still be reading them.
 func (s *bodies) drop(buf *bodyBuffer) {
-	if buf.size >= 0 {
-		s.inUse.Add(-int64(bufferSizes[buf.size]))
+	bytes := cap(buf.data)
+	for _, part := range buf.more {
+		bytes += cap(part.data)
 	}
+	s.inUse.Add(-int64(bytes))
 }

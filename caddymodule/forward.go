@@ -192,9 +192,8 @@ type exchange struct {
 	conn    net.Conn
 	timeout time.Duration // of a pause in the answer
 
-	head   []byte // of the request; a short body is behind it
-	body   []byte // if it is not short
-	pieces [2][]byte
+	head   []byte   // of the request; a short body is behind it
+	pieces [][]byte // head, and a body that is not short
 	unsent net.Buffers
 
 	answer fasthttp.ResponseHeader
@@ -210,29 +209,35 @@ var exchanges = sync.Pool{New: func() any {
 
 func (x *exchange) put() {
 	clear(x.head) // it holds the write key
-	x.w, x.r, x.conn, x.body = nil, nil, nil, nil
-	x.pieces, x.unsent = [2][]byte{}, nil
-	x.fixed.r = nil
+	clear(x.pieces)
+	x.w, x.r, x.conn, x.fixed.r = nil, nil, nil, nil
 	exchanges.Put(x)
 }
 
 // compose makes the bytes of a request.
 func (x *exchange) compose(out *v2Request) {
-	x.head, x.body = out.appendHead(x.head[:0]), out.body
-	if len(x.body) <= shortBody {
-		x.head, x.body = append(x.head, x.body...), nil
+	x.head = out.appendHead(x.head[:0])
+	if len(out.body) <= shortBody && len(out.more) == 0 {
+		x.head = append(x.head, out.body...)
+		x.pieces = append(x.pieces[:0], x.head)
+		return
 	}
+	x.pieces = append(x.pieces[:0], x.head, out.body)
+	x.pieces = append(x.pieces, out.more...)
 }
 
 // send sends the request in one piece, if the connection can.
 func (x *exchange) send() error {
-	if len(x.body) == 0 {
+	if len(x.pieces) == 1 {
 		_, err := x.conn.Write(x.head)
 		return err
 	}
-	x.pieces = [2][]byte{x.head, x.body}
-	x.unsent = x.pieces[:]
+	// WriteTo takes apart what it is called on, and a retry sends it again.
+	x.unsent = append(x.unsent[:0], x.pieces...)
+	unsent := x.unsent
 	_, err := x.unsent.WriteTo(x.conn)
+	clear(unsent)
+	x.unsent = unsent
 	return err
 }
 

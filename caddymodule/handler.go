@@ -44,7 +44,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		h.bodies.release(body)
 		return h.serveRecord(w, r, &out, way, next)
 	}
-	out.body = body.data
+	out.body, out.more = body.data, body.parts()
 	out.setContentType()
 	return h.send(w, w, r, &out, way, body, next)
 }

@@ -37,10 +37,16 @@ func (q *v2Request) rewrite(r *http.Request) {
 		r.Header.Set("Content-Type", q.contentType)
 	}
 
-	body := q.body
-	r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	parts := append([][]byte{q.body}, q.more...)
+	r.GetBody = func() (io.ReadCloser, error) {
+		readers := make([]io.Reader, len(parts))
+		for i, part := range parts {
+			readers[i] = bytes.NewReader(part)
+		}
+		return io.NopCloser(io.MultiReader(readers...)), nil
+	}
 	r.Body, _ = r.GetBody()
-	r.ContentLength = int64(len(body))
+	r.ContentLength = int64(q.length())
 	r.TransferEncoding, r.Trailer = nil, nil
-	r.Header.Set("Content-Length", strconv.Itoa(len(body)))
+	r.Header.Set("Content-Length", strconv.Itoa(q.length()))
 }

@@ -168,7 +168,7 @@ const minHeadroom = 64 << 20
 // time on collecting, just when it is busy.
 func (h *Handler) warnOfMemory(limit int64) {
 	if h.MaxBuffered > limit-minHeadroom {
-		h.logger.Warn("max_buffered does not fit into the memory limit: lower it, or set GOMEMLIMIT to at least the sum of max_buffered and 80 MiB",
+		h.logger.Warn("max_buffered does not fit into the memory limit: lower it, or set GOMEMLIMIT to at least the sum of max_buffered and 64 MiB",
 			zap.Int64("max_buffered", h.MaxBuffered), zap.Int64("memory_limit", limit))
 	}
 }

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"bytes"
 	"net/http"
 	"net/textproto"
 	"net/url"
@@ -280,9 +281,22 @@ func (q *v2Request) useRecord(rec record) {
 
 // setContentType decides the Content-Type, once the body is there.
 func (q *v2Request) setContentType() {
-	if value, changed := contentType(q.header["Content-Type"], q.body); changed {
+	start := q.body
+	for i := 0; i < len(q.more) && len(bytes.TrimLeft(start, jsonSpace)) == 0; i++ {
+		start = q.more[i]
+	}
+	if value, changed := contentType(q.header["Content-Type"], start); changed {
 		q.contentType = value
 	}
+}
+
+// length is the length of the body in bytes.
+func (q *v2Request) length() int {
+	n := len(q.body)
+	for _, part := range q.more {
+		n += len(part)
+	}
+	return n
 }
 
 // mediaType is a Content-Type without its parameters.
@@ -298,17 +312,14 @@ func isRecordPost(contentType []string, query string) bool {
 		query != "" && wantsPixel(query)
 }
 
-// startsObject reports whether the first byte that is not JSON white space
-// (RFC 8259 section 2) opens an object.
+// jsonSpace is JSON's white space (RFC 8259 section 2).
+const jsonSpace = " \t\n\r"
+
+// startsObject reports whether the first byte that is no white space opens an
+// object.
 func startsObject(body []byte) bool {
-	for _, c := range body {
-		switch c {
-		case ' ', '\t', '\n', '\r':
-		default:
-			return c == '{'
-		}
-	}
-	return false
+	body = bytes.TrimLeft(body, jsonSpace)
+	return len(body) > 0 && body[0] == '{'
 }
 
 // forwarded holds the headers that tell v2 where a request came from. An
@@ -328,7 +339,8 @@ type v2Request struct {
 	credentials credentials
 	contentType string // replaces the caller's if not empty
 	forwarded   forwarded
-	body        []byte
+	body        []byte   // all of it, or its first part
+	more        [][]byte // the parts behind that
 
 	// fromQuery: the body is a record from the query, so what the caller says
 	// of a body of its own, or of a representation to GET, does not hold.
@@ -382,7 +394,7 @@ func (q *v2Request) appendHead(dst []byte) []byte {
 	}
 	dst = q.forwarded.appendTo(dst)
 	dst = append(dst, "Content-Length: "...)
-	dst = strconv.AppendInt(dst, int64(len(q.body)), 10)
+	dst = strconv.AppendInt(dst, int64(q.length()), 10)
 	return append(dst, "\r\n\r\n"...)
 }
 

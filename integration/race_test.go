@@ -2,4 +2,4 @@
 
 package integration
 
-func init() { buildFlags = append(buildFlags, "-race") }
+func init() { buildFlags = append(buildFlags, "-race", "-pgo=off") }

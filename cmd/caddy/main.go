@@ -22,9 +22,9 @@ const (
 	gcPercent = 400
 
 	// memoryLimit is GOMEMLIMIT in bytes unless the environment sets it: the
-	// default max_buffered and 80 MiB for everything else. Near it, garbage is
+	// default max_buffered and 64 MiB for everything else. Near it, garbage is
 	// collected as often as it takes.
-	memoryLimit = (256 + 80) << 20
+	memoryLimit = (256 + 64) << 20
 )
 
 func main() {
@@ -35,7 +35,7 @@ func main() {
 		limit := int64(memoryLimit)
 		machine, err := memlimit.ApplyFallback(memlimit.FromCgroup, memlimit.FromSystem)()
 		if err == nil && machine < memoryLimit/9*10 {
-			limit = int64(machine / 10 * 9) //nolint:gosec // G115: below memoryLimit
+			limit = int64(machine / 10 * 9)
 		}
 		debug.SetMemoryLimit(limit)
 		// Or Caddy would set 90 % of what the machine has.
