@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +18,10 @@ const concurrency = 32
 
 // streams is how many requests an HTTP/2 connection has open at a time.
 const streams = 4
+
+// threads is how many threads make the load: half of the processors, since the
+// proxy and the stand-in need some too.
+func threads() string { return strconv.Itoa(max(1, runtime.NumCPU()/2)) }
 
 // load sends one kind of work through a proxy for a while.
 func (p *place) load(w work, proxy string, length time.Duration) (measurement, error) {
@@ -39,7 +44,7 @@ func (p *place) wrk(w work, url string, length time.Duration) (measurement, erro
 	if w.close {
 		keep = "close"
 	}
-	output, err := p.run("wrk", "-t2", "-c"+strconv.Itoa(concurrency), "-d"+length.String(), "-s", p.path("report.lua"), url,
+	output, err := p.run("wrk", "-t"+threads(), "-c"+strconv.Itoa(concurrency), "-d"+length.String(), "-s", p.path("report.lua"), url,
 		"--", method, strconv.Itoa(w.size), keep)
 	if err != nil {
 		return measurement{}, err
@@ -61,7 +66,7 @@ func (p *place) h2load(w work, url string, length time.Duration) (measurement, e
 		return measurement{}, err
 	}
 	_ = os.Remove(p.path("h2load.log"))
-	if output, err := p.run("h2load", "-t2", "-c"+strconv.Itoa(concurrency), "-m"+strconv.Itoa(streams), "-D"+length.String(),
+	if output, err := p.run("h2load", "-t"+threads(), "-c"+strconv.Itoa(concurrency), "-m"+strconv.Itoa(streams), "-D"+length.String(),
 		"-d", "record", "-H", "content-type: application/json", "--log-file", "h2load.log", url); err != nil {
 		return measurement{}, fmt.Errorf("h2load: %w\n%s", err, output)
 	}
@@ -70,21 +75,21 @@ func (p *place) h2load(w work, url string, length time.Duration) (measurement, e
 		return measurement{}, err
 	}
 	m := measurement{Seconds: length.Seconds()}
-	var took []float64
+	var times []float64
 	for line := range strings.Lines(string(text)) {
-		var began, status, µs int64
-		if _, err := fmt.Sscanf(line, "%d %d %d", &began, &status, &µs); err != nil {
+		var began, status, took int64
+		if _, err := fmt.Sscanf(line, "%d %d %d", &began, &status, &took); err != nil {
 			return m, fmt.Errorf("h2load's log: %w: %q", err, line)
 		}
 		if status != 200 {
 			m.Errors++
 		}
-		took = append(took, float64(µs)/1e3)
+		times = append(times, float64(took)/1e3)
 	}
-	m.Requests = len(took)
+	m.Requests = len(times)
 	if m.Requests > 0 {
-		slices.Sort(took)
-		m.P50, m.P99 = took[len(took)/2], took[len(took)*99/100]
+		slices.Sort(times)
+		m.P50, m.P99 = times[len(times)/2], times[len(times)*99/100]
 	}
 	return m.finish()
 }

@@ -11,7 +11,9 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"log"
+	"net/http"
 	"os"
 	"os/exec"
 	"runtime"
@@ -22,7 +24,10 @@ import (
 // writeKey is the key of every request.
 const writeKey = "1234/0123456789abcdef0123456789abcdef01234567"
 
-const eventURI = "/postback/v3/event/db/tbl?td_write_key=" + writeKey
+const (
+	eventPath = "/postback/v3/event/db/tbl"
+	eventURI  = eventPath + "?td_write_key=" + writeKey
+)
 
 // pixelURI is a record of five columns, of which two come from the request.
 const pixelURI = eventURI + "&td_format=pixel&event=view&page_url=https%3A%2F%2Fshop.example%2Fitem%3Fid%3D7" +
@@ -75,9 +80,17 @@ func main() {
 	only := flag.String("only", "", "measure only kinds of work whose name contains this")
 	proxies := flag.String("proxies", strings.Join(proxyNames, ","), "measure only these proxies")
 	out := flag.String("json", "", "file for the results as JSON")
+	profileTo := flag.String("profile", "", "compare nothing, but write a CPU profile of the gateway to this file")
 	flag.Parse()
 
-	if err := run(time.Duration(*seconds)*time.Second, *rounds, *only, strings.Split(*proxies, ","), *out); err != nil {
+	length := time.Duration(*seconds) * time.Second
+	var err error
+	if *profileTo != "" {
+		err = profile(length, *only, *profileTo)
+	} else {
+		err = run(length, *rounds, *only, strings.Split(*proxies, ","), *out)
+	}
+	if err != nil {
 		log.Fatal("bench: ", err)
 	}
 }
@@ -103,7 +116,7 @@ func run(length time.Duration, rounds int, only string, proxies []string, out st
 		}
 		res.Rows = append(res.Rows, rows...)
 	}
-	res.print(os.Stdout)
+	fmt.Print(res.String())
 	if out == "" {
 		return nil
 	}
@@ -167,6 +180,62 @@ func measure(place *place, w work, proxies []string, length time.Duration, round
 		rows[i].Median = median(rows[i].Measurements)
 	}
 	return rows, nil
+}
+
+// profile writes a CPU profile of the gateway at every kind of work that is
+// asked for.
+func profile(length time.Duration, only, file string) error {
+	if err := install("wrk", "h2load"); err != nil {
+		return err
+	}
+	place, err := prepare()
+	if err != nil {
+		return err
+	}
+	defer place.remove()
+	standin, err := place.start("standin")
+	if err != nil {
+		return err
+	}
+	defer standin.stop()
+	p, err := place.start(gateway)
+	if err != nil {
+		return err
+	}
+	defer p.stop()
+
+	var selected []work
+	for _, w := range works() {
+		if strings.Contains(w.Name, only) {
+			selected = append(selected, w)
+		}
+	}
+	fetched := make(chan error, 1)
+	go func() { fetched <- fetchProfile(length*time.Duration(len(selected)), file) }()
+	for _, w := range selected {
+		if _, err := place.load(w, gateway, length); err != nil {
+			return err
+		}
+	}
+	return <-fetched
+}
+
+// fetchProfile has Caddy's admin API record for a while.
+func fetchProfile(length time.Duration, file string) error {
+	url := fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%.0f", adminAddress, length.Seconds())
+	resp, err := http.Get(url) //nolint:gosec,noctx // G107: on loopback
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, text, 0o600)
 }
 
 // install installs what is missing, on Debian and its kin.

@@ -36,6 +36,9 @@ var proxyNames = []string{gateway, recipe, respond, "nginx", "haproxy"}
 // The configurations in peers have the same.
 var ports = map[string]int{"standin": 18100, gateway: 18110, recipe: 18120, respond: 18130, "nginx": 18140, "haproxy": 18150}
 
+// adminAddress is where the gateway's profile comes from.
+const adminAddress = "127.0.0.1:18119"
+
 //go:embed peers
 var peers embed.FS
 
@@ -118,7 +121,7 @@ func (p *place) writeCertificate() error {
 func (p *place) command(name string) []string {
 	switch name {
 	case "standin":
-		return []string{p.path("standin"), "-write-key", writeKey}
+		return []string{p.path("standin"), "-target", eventPath, "-write-key", writeKey}
 	case gateway:
 		return []string{p.path("gateway"), "run", "--config", "gateway.caddyfile", "--adapter", "caddyfile"}
 	case recipe, respond:
@@ -193,18 +196,18 @@ const clockTick = 10 * time.Millisecond
 
 // cpu is the user and system time of the process and its children so far.
 func (p *process) cpu() (time.Duration, error) {
-	var ticks time.Duration
+	var ticks int64
 	err := p.each(func(dir string, stat []string) error {
 		for _, field := range stat[11:15] { // utime, stime, cutime, cstime
 			n, err := strconv.ParseInt(field, 10, 64)
 			if err != nil {
 				return err
 			}
-			ticks += time.Duration(n)
+			ticks += n
 		}
 		return nil
 	})
-	return ticks * clockTick, err
+	return time.Duration(ticks) * clockTick, err
 }
 
 // peakMemory is the most physical memory that the process and its children

@@ -2,8 +2,8 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"slices"
+	"strings"
 )
 
 // measurement is what one run of a load generator showed.
@@ -71,8 +71,9 @@ func (r *results) find(work, proxy string) (measurement, bool) {
 	return measurement{}, false
 }
 
-// print prints the table and the bars in Markdown.
-func (r *results) print(w io.Writer) {
+// String is the table and the bars in Markdown.
+func (r *results) String() string {
+	w := &strings.Builder{}
 	fmt.Fprintf(w, "%s\n", r.Machine)
 	for _, name := range []string{"go", "caddy", "nginx", "haproxy", "wrk", "h2load"} {
 		fmt.Fprintf(w, "%s: %s\n", name, r.Versions[name])
@@ -93,6 +94,7 @@ func (r *results) print(w io.Writer) {
 	for _, b := range bars {
 		r.printBar(w, b)
 	}
+	return w.String()
 }
 
 // bar bounds one figure of the gateway by the same figure of another row.
@@ -121,7 +123,7 @@ var bars = []bar{
 	{work: "POST 300 B, TLS, new connections", figure: "CPU", of: cpu, other: "nginx", limit: 1},
 }
 
-func (r *results) printBar(w io.Writer, b bar) {
+func (r *results) printBar(w *strings.Builder, b bar) {
 	otherWork, than := b.work, b.other
 	if b.otherWork != "" {
 		otherWork, than = b.otherWork, b.otherWork

@@ -17,6 +17,7 @@ func main() {
 	secure := flag.String("listen-tls", "127.0.0.1:18101", "address for HTTPS")
 	cert := flag.String("cert", "cert.pem", "certificate for HTTPS")
 	key := flag.String("key", "key.pem", "its key")
+	target := flag.String("target", "", "the request target that every request must have, without a query")
 	writeKey := flag.String("write-key", "", "the write key that every request must carry")
 	flag.Parse()
 
@@ -24,20 +25,19 @@ func main() {
 		MaxRequestBodySize:    2 << 20,
 		ReadBufferSize:        16 << 10,
 		NoDefaultServerHeader: true,
-		Handler:               answer([]byte(*writeKey)),
+		Handler:               answer([]byte(*target), []byte(*writeKey)),
 	}
 	go func() { log.Fatal(s.ListenAndServe(*plain)) }()
 	log.Fatal(s.ListenAndServeTLS(*secure, *cert, *key))
 }
 
 // answer checks what a proxy could get wrong, and answers {}.
-func answer(writeKey []byte) fasthttp.RequestHandler {
+func answer(target, writeKey []byte) fasthttp.RequestHandler {
 	return func(c *fasthttp.RequestCtx) {
 		body := c.Request.Body()
 		switch {
 		case !c.IsPost(),
-			!bytes.HasPrefix(c.Path(), []byte("/postback/v3/event/")),
-			bytes.Contains(c.RequestURI(), []byte("td_write_key")),
+			!bytes.Equal(c.RequestURI(), target),
 			!bytes.Equal(c.Request.Header.Peek("X-TD-Write-Key"), writeKey),
 			!bytes.Equal(c.Request.Header.ContentType(), []byte("application/json")),
 			len(body) == 0 || body[0] != '{' || body[len(body)-1] != '}':
