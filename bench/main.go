@@ -9,6 +9,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -16,7 +17,9 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -43,8 +46,13 @@ type work struct {
 	http2 bool // from the caller
 }
 
-// works are all kinds of load: three requests, each in four ways, and HTTP/2.
-func works() []work {
+// works are the kinds of load whose names match: three requests, each in four
+// ways, and HTTP/2.
+func works(pattern string) ([]work, error) {
+	matches, err := regexp.Compile(pattern)
+	if err != nil {
+		return nil, err
+	}
 	var all []work
 	for _, base := range []work{
 		{Name: "POST 300 B", uri: eventURI, size: 300},
@@ -65,7 +73,12 @@ func works() []work {
 			}
 		}
 	}
-	return append(all, work{Name: "POST 300 B, TLS, HTTP/2", uri: eventURI, size: 300, tls: true, http2: true})
+	all = append(all, work{Name: "POST 300 B, TLS, HTTP/2", uri: eventURI, size: 300, tls: true, http2: true})
+	all = slices.DeleteFunc(all, func(w work) bool { return !matches.MatchString(w.Name) })
+	if len(all) == 0 {
+		return nil, errors.New("no kind of work has such a name")
+	}
+	return all, nil
 }
 
 // goes reports whether a proxy can do the work at all.
@@ -77,25 +90,28 @@ func main() {
 	log.SetFlags(0)
 	seconds := flag.Int("seconds", 4, "how long each measurement takes")
 	rounds := flag.Int("rounds", 3, "how many measurements of each kind; the table shows their medians")
-	only := flag.String("only", "", "measure only kinds of work whose name contains this")
+	only := flag.String("only", "", "measure only kinds of work whose name matches this regular expression")
 	proxies := flag.String("proxies", strings.Join(proxyNames, ","), "measure only these proxies")
 	out := flag.String("json", "", "file for the results as JSON")
 	profileTo := flag.String("profile", "", "compare nothing, but write a CPU profile of the gateway to this file")
 	flag.Parse()
 
 	length := time.Duration(*seconds) * time.Second
-	var err error
+	selected, err := works(*only)
+	if err != nil {
+		log.Fatalf("bench: -only %q: %v", *only, err)
+	}
 	if *profileTo != "" {
-		err = profile(length, *only, *profileTo)
+		err = profile(length, selected, *profileTo)
 	} else {
-		err = run(length, *rounds, *only, strings.Split(*proxies, ","), *out)
+		err = run(length, *rounds, selected, strings.Split(*proxies, ","), *out)
 	}
 	if err != nil {
 		log.Fatal("bench: ", err)
 	}
 }
 
-func run(length time.Duration, rounds int, only string, proxies []string, out string) error {
+func run(length time.Duration, rounds int, selected []work, proxies []string, out string) error {
 	if err := install("wrk", "nginx", "haproxy", "h2load"); err != nil {
 		return err
 	}
@@ -106,10 +122,7 @@ func run(length time.Duration, rounds int, only string, proxies []string, out st
 	defer place.remove()
 
 	res := results{Machine: describeMachine(), Versions: place.versions(), Seconds: length.Seconds(), Rounds: rounds}
-	for _, w := range works() {
-		if !strings.Contains(w.Name, only) {
-			continue
-		}
+	for _, w := range selected {
 		rows, err := measure(place, w, proxies, length, rounds)
 		if err != nil {
 			return fmt.Errorf("%s: %w", w.Name, err)
@@ -117,14 +130,16 @@ func run(length time.Duration, rounds int, only string, proxies []string, out st
 		res.Rows = append(res.Rows, rows...)
 	}
 	fmt.Print(res.String())
-	if out == "" {
-		return nil
+	if out != "" {
+		text, err := json.MarshalIndent(&res, "", "\t")
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(out, append(text, '\n'), 0o600); err != nil {
+			return err
+		}
 	}
-	text, err := json.MarshalIndent(&res, "", "\t")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(out, append(text, '\n'), 0o600)
+	return res.gatewayErrors()
 }
 
 // measure sends one kind of work through every proxy, in turns, so that what
@@ -184,7 +199,7 @@ func measure(place *place, w work, proxies []string, length time.Duration, round
 
 // profile writes a CPU profile of the gateway at every kind of work that is
 // asked for.
-func profile(length time.Duration, only, file string) error {
+func profile(length time.Duration, selected []work, file string) error {
 	if err := install("wrk", "h2load"); err != nil {
 		return err
 	}
@@ -204,12 +219,6 @@ func profile(length time.Duration, only, file string) error {
 	}
 	defer p.stop()
 
-	var selected []work
-	for _, w := range works() {
-		if strings.Contains(w.Name, only) {
-			selected = append(selected, w)
-		}
-	}
 	fetched := make(chan error, 1)
 	go func() { fetched <- fetchProfile(length*time.Duration(len(selected)), file) }()
 	for _, w := range selected {

@@ -71,6 +71,17 @@ func (r *results) find(work, proxy string) (measurement, bool) {
 	return measurement{}, false
 }
 
+// gatewayErrors is an error if the gateway had any: it was then not measured at
+// its work.
+func (r *results) gatewayErrors() error {
+	for _, row := range r.Rows {
+		if row.Proxy == gateway && row.Median.Errors > 0 {
+			return fmt.Errorf("%s: the gateway had %d errors", row.Work, row.Median.Errors)
+		}
+	}
+	return nil
+}
+
 // String is the table and the bars in Markdown.
 func (r *results) String() string {
 	w := &strings.Builder{}

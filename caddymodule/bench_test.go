@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"bufio"
 	"context"
 	"io"
 	"net"
@@ -25,13 +26,30 @@ const (
 	benchAgent = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 )
 
+var benchQueries = map[string]string{
+	"first":   "td_write_key=" + benchKey + "&a=1&b=2",
+	"last":    "a=1&b=2&td_write_key=" + benchKey,
+	"middle":  "a=1&td_write_key=" + benchKey + "&b=2",
+	"encoded": "a=1&b=2&td_write_key=" + strings.Replace(benchKey, "/", "%2F", 1),
+}
+
+// TestAllocations bounds what the pure functions may allocate for a typical
+// request.
+func TestAllocations(t *testing.T) {
+	for name, query := range benchQueries {
+		if n := testing.AllocsPerRun(100, func() { cutWriteKey(query) }); n > 1 {
+			t.Errorf("cutWriteKey, key %s: %v allocations", name, n)
+		}
+	}
+	dst := make([]byte, 0, 4096)
+	from := caller{ip: "192.0.2.7", userAgent: benchAgent}
+	if n := testing.AllocsPerRun(100, func() { appendRecord(dst, benchQuery, from, maxV2Body) }); n > 2 {
+		t.Errorf("appendRecord: %v allocations", n)
+	}
+}
+
 func BenchmarkCutWriteKey(b *testing.B) {
-	for name, query := range map[string]string{
-		"first":   "td_write_key=" + benchKey + "&a=1&b=2",
-		"last":    "a=1&b=2&td_write_key=" + benchKey,
-		"middle":  "a=1&td_write_key=" + benchKey + "&b=2",
-		"encoded": "a=1&b=2&td_write_key=" + strings.Replace(benchKey, "/", "%2F", 1),
-	} {
+	for name, query := range benchQueries {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
@@ -67,6 +85,22 @@ func BenchmarkAppendHead(b *testing.B) {
 	for b.Loop() {
 		if head = out.appendHead(head[:0]); len(head) == 0 {
 			b.Fatal("no head")
+		}
+	}
+}
+
+func BenchmarkCopyHeader(b *testing.B) {
+	x := &exchange{r: benchRequest(http.MethodPost, benchPath, 300)}
+	if err := x.readHead(bufio.NewReader(stubConn{})); err != nil {
+		b.Fatal(err)
+	}
+	w := &stubWriter{header: http.Header{}}
+	x.w = w
+	b.ReportAllocs()
+	for b.Loop() {
+		clear(w.header)
+		if x.copyHeader(true, 2); len(w.header) != 5 {
+			b.Fatal(w.header)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -161,6 +162,10 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
 	if isTimeout(sendErr) {
 		return sendErr
 	}
+
+	// Others first: under load the answer is there when the turn comes back,
+	// and a read that finds nothing, a wait and a wake-up are saved.
+	runtime.Gosched()
 
 	// Even if sending failed, v2 may have answered before it closed.
 	br := client.AcquireReader(x.conn)

@@ -37,7 +37,7 @@ func answer(target, writeKey []byte) fasthttp.RequestHandler {
 		body := c.Request.Body()
 		switch {
 		case !c.IsPost(),
-			!bytes.Equal(c.RequestURI(), target),
+			!bytes.Equal(bytes.TrimSuffix(c.RequestURI(), []byte("?")), target), // an empty query is none
 			!bytes.Equal(c.Request.Header.Peek("X-TD-Write-Key"), writeKey),
 			!bytes.Equal(c.Request.Header.ContentType(), []byte("application/json")),
 			len(body) == 0 || body[0] != '{' || body[len(body)-1] != '}':
