@@ -89,7 +89,7 @@ func (w work) goes(proxy string) bool {
 func main() {
 	log.SetFlags(0)
 	seconds := flag.Int("seconds", 4, "how long each measurement takes")
-	rounds := flag.Int("rounds", 3, "how many measurements of each kind; the table shows their medians")
+	rounds := flag.Int("rounds", 3, "how many measurements of each kind; the table shows their medians, and the medians of their ratios")
 	only := flag.String("only", "", "measure only kinds of work whose name matches this regular expression")
 	proxies := flag.String("proxies", strings.Join(proxyNames, ","), "measure only these proxies")
 	out := flag.String("json", "", "file for the results as JSON")
