@@ -36,6 +36,9 @@ func (p *place) load(w work, proxy string, length time.Duration) (measurement, e
 	return p.wrk(w, url, length)
 }
 
+// seconds is a length as both load generators take it.
+func seconds(length time.Duration) string { return strconv.Itoa(int(length.Seconds())) + "s" }
+
 func (p *place) wrk(w work, url string, length time.Duration) (measurement, error) {
 	method, keep := "POST", "keep"
 	if w.size == 0 {
@@ -44,7 +47,7 @@ func (p *place) wrk(w work, url string, length time.Duration) (measurement, erro
 	if w.close {
 		keep = "close"
 	}
-	output, err := p.run("wrk", "-t"+threads(), "-c"+strconv.Itoa(concurrency), "-d"+length.String(), "-s", p.path("report.lua"), url,
+	output, err := p.run("wrk", "-t"+threads(), "-c"+strconv.Itoa(concurrency), "-d"+seconds(length), "-s", p.path("report.lua"), url,
 		"--", method, strconv.Itoa(w.size), keep)
 	if err != nil {
 		return measurement{}, err
@@ -66,7 +69,7 @@ func (p *place) h2load(w work, url string, length time.Duration) (measurement, e
 		return measurement{}, err
 	}
 	_ = os.Remove(p.path("h2load.log"))
-	if output, err := p.run("h2load", "-t"+threads(), "-c"+strconv.Itoa(concurrency), "-m"+strconv.Itoa(streams), "-D"+length.String(),
+	if output, err := p.run("h2load", "-t"+threads(), "-c"+strconv.Itoa(concurrency), "-m"+strconv.Itoa(streams), "-D"+seconds(length),
 		"-d", "record", "-H", "content-type: application/json", "--log-file", "h2load.log", url); err != nil {
 		return measurement{}, fmt.Errorf("h2load: %w\n%s", err, output)
 	}

@@ -101,10 +101,19 @@ func main() {
 	if err != nil {
 		log.Fatalf("bench: -only %q: %v", *only, err)
 	}
+	names := strings.Split(*proxies, ",")
+	for _, name := range names {
+		if !slices.Contains(proxyNames, name) {
+			log.Fatalf("bench: -proxies %q: the proxies are %s", name, strings.Join(proxyNames, ", "))
+		}
+	}
+	if *seconds < 1 || *rounds < 1 {
+		log.Fatal("bench: -seconds and -rounds must be at least 1")
+	}
 	if *profileTo != "" {
 		err = profile(length, selected, *profileTo)
 	} else {
-		err = run(length, *rounds, selected, strings.Split(*proxies, ","), *out)
+		err = run(length, *rounds, selected, names, *out)
 	}
 	if err != nil {
 		log.Fatal("bench: ", err)

@@ -35,6 +35,13 @@ type results struct {
 	Rows     []row             `json:"rows"`
 }
 
+// middle is the median of numbers.
+func middle(numbers []float64) float64 {
+	slices.Sort(numbers)
+	n := len(numbers)
+	return (numbers[(n-1)/2] + numbers[n/2]) / 2
+}
+
 // median takes the median of every figure by itself. Errors are added up, so
 // that none of them is lost.
 func median(all []measurement) measurement {
@@ -43,8 +50,7 @@ func median(all []measurement) measurement {
 		for i, m := range all {
 			values[i] = figure(m)
 		}
-		slices.Sort(values)
-		return values[len(values)/2]
+		return middle(values)
 	}
 	m := measurement{
 		Requests: int(of(func(m measurement) float64 { return float64(m.Requests) })),
@@ -79,8 +85,7 @@ func (r *row) ratio(to *row, figure func(m measurement) float64) float64 {
 	for i := range ratios {
 		ratios[i] = figure(r.Measurements[i]) / figure(to.Measurements[i])
 	}
-	slices.Sort(ratios)
-	return ratios[len(ratios)/2]
+	return middle(ratios)
 }
 
 // gatewayErrors is an error if the gateway had any: it was then not measured at
