@@ -31,7 +31,8 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	if os.Getenv("GOMEMLIMIT") == "" {
+	// AUTOMEMLIMIT is how an operator tells Caddy what share of the machine to use.
+	if os.Getenv("GOMEMLIMIT") == "" && os.Getenv("AUTOMEMLIMIT") == "" {
 		limit := int64(memoryLimit)
 		machine, err := memlimit.ApplyFallback(memlimit.FromCgroup, memlimit.FromSystem)()
 		if err == nil && machine < memoryLimit/9*10 {
