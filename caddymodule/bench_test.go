@@ -112,11 +112,7 @@ func BenchmarkPixel(b *testing.B)   { benchHandler(b, http.MethodGet, benchPath+
 // benchHandler sends requests through the whole handler. v2 is a connection
 // without a kernel, the caller a writer without a connection.
 func benchHandler(b *testing.B, method, uri string, size int) {
-	h := &Handler{
-		MaxBody: maxV2Body, GlobalID: defaultGlobalID, logger: zap.NewNop(),
-		bodies: &bodies{maxBody: maxV2Body, maxTotal: defaultMaxBuffered},
-		fixed:  &route{host: "us01.records.in.treasuredata.com", upstream: stubUpstream()},
-	}
+	h := stubHandler()
 	r := benchRequest(method, uri, size)
 	body := []byte(`{"a":"` + strings.Repeat("x", size) + `"}`)[:size]
 	read := &stubBody{}
@@ -187,9 +183,18 @@ func (stubConn) SetDeadline(time.Time) error     { return nil }
 func (stubConn) SetReadDeadline(time.Time) error { return nil }
 func (stubConn) Close() error                    { return nil }
 
+// stubHandler forwards to a v2 without a kernel.
+func stubHandler() *Handler {
+	return &Handler{
+		MaxBody: maxV2Body, GlobalID: defaultGlobalID, logger: zap.NewNop(),
+		bodies: &bodies{maxBody: maxV2Body, maxTotal: defaultMaxBuffered},
+		fixed:  &route{host: "us01.records.in.treasuredata.com", upstream: stubUpstream()},
+	}
+}
+
 func stubUpstream() *upstream {
 	dial := func(string, time.Duration) (net.Conn, error) {
-		return &connection{stubConn{}, newWatch(stubConn{})}, nil
+		return &connection{Conn: stubConn{}, socket: newWatch(stubConn{})}, nil
 	}
 	return &upstream{
 		pool:    &fasthttp.HostClient{Addr: "v2:443", DialTimeout: dial, ReadBufferSize: answerBuffer},

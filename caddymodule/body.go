@@ -152,8 +152,9 @@ func (s *bodies) take(size int) (*bodyBuffer, *refusal) {
 }
 
 // room takes a buffer for a body of about this size, in one part, which does
-// not come from the caller.
+// not come from the caller. It is never larger than the largest body.
 func (s *bodies) room(size int) (*bodyBuffer, *refusal) {
+	size = min(size, int(s.maxBody))
 	for i := range bufferSizes {
 		if size <= bufferSizes[i] {
 			return s.take(i)
@@ -199,6 +200,9 @@ func (s *bodies) grow(buf *bodyBuffer) (first, last *bodyBuffer, refused *refusa
 
 // release gives a body's buffers back.
 func (s *bodies) release(buf *bodyBuffer) {
+	if buf == noBody {
+		return // all requests share it
+	}
 	s.drop(buf)
 	for i, part := range buf.more {
 		buf.more[i] = nil

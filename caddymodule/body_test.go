@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 )
@@ -107,5 +108,68 @@ func TestBodiesRefusals(t *testing.T) {
 		if n := s.inUse.Load(); n != 0 {
 			t.Errorf("%s: %d bytes still counted", name, n)
 		}
+	}
+}
+
+// TestEmptyBodiesAreShared has the race detector watch what all empty bodies
+// share.
+func TestEmptyBodiesAreShared(t *testing.T) {
+	s := &bodies{maxBody: maxV2Body, maxTotal: 1 << 20}
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 100 {
+				buf, refused := s.read(httptest.NewRequest(http.MethodPost, "/", http.NoBody))
+				if refused != nil || len(buf.data) != 0 || len(buf.parts()) != 0 {
+					t.Errorf("got %v, %v", buf, refused)
+				}
+				s.release(buf)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// TestRoom makes room for records: of any size up to the largest body, also
+// when only one of those fits.
+func TestRoom(t *testing.T) {
+	s := &bodies{maxBody: maxV2Body, maxTotal: 1 << 20}
+	for _, size := range []int{1, 4 << 10, 64<<10 + 1, maxV2Body, 2 << 20} {
+		buf, refused := s.room(size)
+		if refused != nil {
+			t.Fatalf("%d bytes: %v", size, refused)
+		}
+		if n := s.inUse.Load(); n != int64(cap(buf.data)) || n < int64(min(size, maxV2Body)) {
+			t.Errorf("%d bytes: room for %d, %d counted", size, cap(buf.data), n)
+		}
+		s.release(buf)
+		if n := s.inUse.Load(); n != 0 {
+			t.Errorf("%d bytes: %d counted after release", size, n)
+		}
+	}
+}
+
+// TestEscapedRecordIsCounted sends a query whose record is six times as long.
+func TestEscapedRecordIsCounted(t *testing.T) {
+	h := stubHandler()
+	h.bodies.maxTotal = 1 << 20
+	post := func() int {
+		r := benchRequest(http.MethodGet, benchPath, 0)
+		r.URL.RawQuery += "&a=" + strings.Repeat("\x01", 170_000)
+		w := &stubWriter{header: http.Header{}}
+		if err := h.ServeHTTP(w, r, nil); err != nil {
+			t.Fatal(err)
+		}
+		return w.status
+	}
+	if status := post(); status != http.StatusOK {
+		t.Errorf("got %d", status)
+	}
+	h.bodies.reserve(256 << 10)
+	if status := post(); status != http.StatusServiceUnavailable {
+		t.Errorf("with less memory: got %d", status)
+	}
+	if n := h.bodies.inUse.Load(); n != 256<<10 {
+		t.Errorf("%d bytes counted afterwards", n)
 	}
 }

@@ -21,7 +21,25 @@ import (
 // connection is a connection to v2, ready to use.
 type connection struct {
 	net.Conn // with TLS established, if the upstream is https
-	*watch
+	socket   *watch
+	one      [1]byte
+}
+
+// reuse makes an idle connection ready for one more request, with a deadline
+// for it. It returns false if v2 has closed the connection, or has sent
+// something on it: that would be taken for the answer to the request.
+func (c *connection) reuse(deadline time.Time) bool {
+	if over, ok := c.Conn.(*tls.Conn); ok {
+		// What came together with the last answer is no longer in the socket.
+		// After its deadline, a read finds that and nothing else.
+		if over.SetReadDeadline(time.Unix(1, 0)) != nil {
+			return false
+		}
+		if n, err := over.Read(c.one[:]); n > 0 || !isTimeout(err) {
+			return false
+		}
+	}
+	return c.SetDeadline(deadline) == nil && c.socket.isQuiet()
 }
 
 // hostPort is a URL's host with its port, or its scheme's.
@@ -64,7 +82,7 @@ func newDialer(cfg upstreamConfig) (fasthttp.DialFuncWithTimeout, error) {
 			if err != nil {
 				return nil, err
 			}
-			return &connection{conn, newWatch(conn)}, nil
+			return &connection{Conn: conn, socket: newWatch(conn)}, nil
 		}, nil
 	}
 
@@ -84,7 +102,7 @@ func newDialer(cfg upstreamConfig) (fasthttp.DialFuncWithTimeout, error) {
 			_ = raw.Close()
 			return nil, err
 		}
-		return &connection{conn, newWatch(raw)}, nil
+		return &connection{Conn: conn, socket: newWatch(raw)}, nil
 	}, nil
 }
 

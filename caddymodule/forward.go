@@ -33,6 +33,11 @@ const (
 	// max_conns are in use.
 	queueTimeout = 10 * time.Second
 
+	// closeRace is how soon after a request v2 closes a kept-alive connection
+	// that it gave up before the request came. If it closes later, it may have
+	// been working on the record.
+	closeRace = time.Second
+
 	// answerBuffer holds the head of an answer, and is the piece in which a
 	// long body is passed on.
 	answerBuffer = 16 << 10
@@ -133,7 +138,7 @@ func (u *upstream) forward(w http.ResponseWriter, r *http.Request, out *v2Reques
 // answer on.
 func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
 	conn, err := client.AcquireConn(0, client == u.fresh)
-	for err == nil && !conn.LastUseTime().IsZero() && !conn.Conn().(*connection).isQuiet() {
+	for err == nil && !conn.LastUseTime().IsZero() && !conn.Conn().(*connection).reuse(time.Now().Add(u.timeout)) {
 		client.CloseConn(conn)
 		conn, err = client.AcquireConn(0, client == u.fresh)
 	}
@@ -155,8 +160,10 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
 	}()
 
 	x.conn = conn.Conn().(*connection).Conn
-	if err := x.conn.SetDeadline(now.Add(u.timeout)); err != nil {
-		return notProcessedError{err, false}
+	if !reused {
+		if err := x.conn.SetDeadline(now.Add(u.timeout)); err != nil {
+			return notProcessedError{err, false}
+		}
 	}
 	sendErr := x.send()
 	if isTimeout(sendErr) {
@@ -171,7 +178,7 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
 	br := client.AcquireReader(x.conn)
 	defer client.ReleaseReader(br)
 	if _, err := br.Peek(1); err != nil {
-		if reused && !isTimeout(err) {
+		if reused && !isTimeout(err) && time.Since(now) < closeRace {
 			return notProcessedError{err, false}
 		}
 		return err

@@ -71,6 +71,14 @@ func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *v2Req
 		refuse(w, r, tooLarge(int64(len(rec.body)), h.MaxBody, false))
 		return nil
 	}
+	if grown := int64(len(rec.body) - cap(room.data)); grown > 0 { // much had to be escaped
+		if !h.bodies.reserve(grown) {
+			h.bodies.release(room)
+			refuse(w, r, errOverloaded)
+			return nil
+		}
+		defer h.bodies.inUse.Add(-grown)
+	}
 	out.useRecord(rec)
 	answer := &recordWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, request: r, pixel: rec.pixel}
 	if rec.redirect != "" {

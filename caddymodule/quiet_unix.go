@@ -28,8 +28,7 @@ func newWatch(conn net.Conn) *watch {
 }
 
 // isQuiet reports whether an idle connection is still open and v2 has sent
-// nothing on it. Bytes that v2 sent unasked, such as a 408 before it closes,
-// would be taken for the answer to the next request.
+// nothing on it, such as a 408 before it closes.
 func (w *watch) isQuiet() bool {
 	if w.raw == nil {
 		return true

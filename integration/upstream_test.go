@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // send writes an answer in pieces and says whether the connection stays.
@@ -243,6 +244,7 @@ func TestRetry(t *testing.T) {
 		}, "2", 408, 1},
 		{"one retry is enough", func(net.Conn) bool { return false }, "1", 200, 2},
 		{"no retries", func(net.Conn) bool { return false }, "0", 502, 1},
+		{"closes a reused connection after a while", func(net.Conn) bool { time.Sleep(1200 * time.Millisecond); return false }, "2", 502, 1},
 		{"breaks off within the head", func(conn net.Conn) bool { return send(conn, false, "HTTP/1.1 200 O") }, "2", 502, 1},
 		{"breaks off after one byte", func(conn net.Conn) bool { return send(conn, false, "H") }, "2", 502, 1},
 		{"breaks off after an interim answer", func(conn net.Conn) bool { return send(conn, false, "HTTP/1.1 100 Continue\r\n\r\n") }, "2", 502, 1},
@@ -317,6 +319,90 @@ func TestUnasked(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestUnaskedWithinTLS has v2 send a second answer in the same packet as the
+// first: it is out of the socket before anybody can look there.
+func TestUnaskedWithinTLS(t *testing.T) {
+	pair := newCertificate(t, "localhost")
+	cert, err := tls.LoadX509KeyPair(pair.cert, pair.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := recordOn(t, onePacketListener{l, &tls.Config{Certificates: []tls.Certificate{cert}}}, func(conn net.Conn, nth int, _ seen) bool {
+		packet := conn.(*tls.Conn).NetConn().(*onePacket)
+		packet.open = true
+		send(conn, true, ok)
+		if nth == 1 {
+			send(conn, true, strings.Replace(ok, "{}", "[]", 1))
+		}
+		return packet.flush() == nil
+	})
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	g := serve(t, "", "td_postback {\n upstream https://localhost:"+port+"\n tls_ca "+pair.cert+"\n retries 0\n}")
+	for n := range 3 {
+		if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 200 || answer.body != "{}" {
+			t.Fatalf("request %d: got %d %q", n+1, answer.StatusCode, answer.body)
+		}
+		if got := u.next(t); got.conn != n+1 {
+			t.Errorf("request %d came on connection %d", n+1, got.conn)
+		}
+	}
+}
+
+// onePacketListener accepts TLS connections whose records can be kept for one
+// packet.
+type onePacketListener struct {
+	net.Listener
+	cfg *tls.Config
+}
+
+func (l onePacketListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return tls.Server(&onePacket{Conn: conn}, l.cfg), nil
+}
+
+type onePacket struct {
+	net.Conn
+	open bool
+	data []byte
+}
+
+func (p *onePacket) Write(b []byte) (int, error) {
+	if !p.open {
+		return p.Conn.Write(b)
+	}
+	p.data = append(p.data, b...)
+	return len(b), nil
+}
+
+func (p *onePacket) flush() error {
+	_, err := p.Conn.Write(p.data)
+	p.open, p.data = false, nil
+	return err
+}
+
+// TestIdleBeyondTimeout uses a connection again after more than
+// response_timeout: that is for an answer, not for a pause between callers.
+func TestIdleBeyondTimeout(t *testing.T) {
+	u := record(t, nil)
+	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n response_timeout 200ms\n}")
+	for range 3 {
+		if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 200 {
+			t.Fatalf("got %d %q", answer.StatusCode, answer.body)
+		}
+		if got := u.next(t); got.conn != 1 {
+			t.Errorf("connection %d", got.conn)
+		}
+		time.Sleep(300 * time.Millisecond)
 	}
 }
 
