@@ -166,13 +166,49 @@ func (s *bodies) room(size int) (*bodyBuffer, *refusal) {
 	return &bodyBuffer{data: make([]byte, 0, size)}, nil
 }
 
+// record makes the record of a query. The buffer that it is in goes back with
+// release.
+func (s *bodies) record(query string, from caller) (record, *bodyBuffer, *refusal) {
+	room, refused := s.room(len(query) + len(query)/4 + len(from.userAgent) + 256)
+	if refused != nil {
+		return record{}, nil, refused
+	}
+	cost := recordCost(query)
+	if !s.reserve(cost) {
+		s.release(room)
+		return record{}, nil, errOverloaded
+	}
+	rec := appendRecord(room.data, query, from, int(s.maxBody))
+	s.free(cost)
+	if rec.tooLarge {
+		s.release(room)
+		return record{}, nil, tooLarge(int64(len(rec.body)), s.maxBody, false)
+	}
+	if grown := int64(len(rec.body) - cap(room.data)); grown > 0 { // much had to be escaped
+		if !s.reserve(grown) {
+			s.release(room)
+			return record{}, nil, errOverloaded
+		}
+		rec.body = slices.Clip(rec.body) // release counts the capacity
+	}
+	room.data = rec.body
+	return rec, room, nil
+}
+
 // reserve counts bytes in, if they fit.
 func (s *bodies) reserve(bytes int64) bool {
 	if s.inUse.Add(bytes) > s.maxTotal {
 		s.inUse.Add(-bytes)
 		return false
 	}
+	buffered.Add(bytes)
 	return true
+}
+
+// free counts bytes out.
+func (s *bodies) free(bytes int64) {
+	s.inUse.Add(-bytes)
+	buffered.Add(-bytes)
 }
 
 // grow makes room behind a body that fills its buffers: the next larger one,
@@ -219,5 +255,5 @@ func (s *bodies) drop(buf *bodyBuffer) {
 	for _, part := range buf.more {
 		bytes += cap(part.data)
 	}
-	s.inUse.Add(-int64(bytes))
+	s.free(int64(bytes))
 }

@@ -114,29 +114,41 @@ type badAnswerError string
 
 func (e badAnswerError) Error() string { return "malformed answer: " + string(e) }
 
+// delivery is how a request to v2 went.
+type delivery struct {
+	bytes    int           // of the body
+	tries    int           // how often it was sent, or a connection was asked for
+	status   int           // of v2's answer; 0 without one
+	duration time.Duration // from sending until the head of the answer was there
+}
+
 // forward sends a request to v2 and passes the answer on to the caller. If it
-// returns an error, nothing has been written to the caller.
-func (u *upstream) forward(w http.ResponseWriter, r *http.Request, out *v2Request) error {
+// returns an error, nothing has been written to the caller. d is filled also if
+// the caller's connection is aborted by a panic.
+func (u *upstream) forward(w http.ResponseWriter, r *http.Request, out *v2Request, d *delivery) error {
 	x := exchanges.Get().(*exchange)
 	defer x.put()
 	x.w, x.r, x.timeout = w, r, u.timeout
 	x.compose(out)
 
+	d.bytes, d.tries = out.length(), 1
 	started := time.Now()
-	err := u.try(u.pool, x)
+	err := u.try(u.pool, x, d)
 	for n := 0; n < u.retries && err != nil; n++ {
 		failure, ok := errors.AsType[notProcessedError](err)
 		if !ok || failure.dialing && time.Since(started) >= u.dialTimeout {
 			break // a second dial timeout would not help this caller
 		}
-		err = u.try(u.fresh, x)
+		d.tries++
+		retriesTotal.Inc()
+		err = u.try(u.fresh, x, d)
 	}
 	return err
 }
 
 // try sends the request over one connection of the client and passes the
 // answer on.
-func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
+func (u *upstream) try(client *fasthttp.HostClient, x *exchange, d *delivery) error {
 	conn, err := client.AcquireConn(0, client == u.fresh)
 	for err == nil && !conn.LastUseTime().IsZero() && !conn.Conn().(*connection).reuse(time.Now().Add(u.timeout)) {
 		client.CloseConn(conn)
@@ -161,6 +173,7 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
 
 	x.conn = conn.Conn().(*connection).Conn
 	if !reused {
+		connectionsTotal.Inc()
 		if err := x.conn.SetDeadline(now.Add(u.timeout)); err != nil {
 			return notProcessedError{err, false}
 		}
@@ -186,6 +199,7 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange) error {
 	if err := x.readHead(br); err != nil {
 		return err
 	}
+	d.status, d.duration = x.answer.StatusCode(), time.Since(now)
 	keep, err = x.pass(br)
 	keep = keep && sendErr == nil
 	return err

@@ -7,7 +7,6 @@ import (
 	"strconv"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"go.uber.org/zap"
 )
 
 // ServeHTTP takes one request through the gateway: where does it belong, with
@@ -17,79 +16,88 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if refused == errNotFound && h.PassThru {
 		return next.ServeHTTP(w, r)
 	}
+	pixel := wantsPixel(r.URL.RawQuery)
+	o := outcome{destination: dest, surface: surfaceOf(r, pixel)}
+	requestsInFlight.Inc()
+	defer o.finish(r)
 	if refused != nil {
-		refuse(w, r, refused)
+		o.refuse(w, r, refused)
 		return nil
 	}
 	if r.Method == http.MethodOptions {
+		o.result = preflightResult
 		preflight(w, r)
 		return nil
 	}
 	out, way, refused := h.prepare(r, dest)
+	o.credentials = out.credentials
 	if refused != nil {
-		refuse(w, r, refused)
+		o.refuse(w, r, refused)
 		return nil
 	}
-	if r.Method == http.MethodGet || isRecordPost(r.Header["Content-Type"], out.query) {
+	h.warnOfKey(r, &out)
+	if o.surface != surfacePost {
 		linger := skipBody(w, r)
 		defer linger()
-		return h.serveRecord(w, r, &out, way, next)
+		return h.serveRecord(w, r, &out, way, &o, next)
 	}
 	body, refused := h.bodies.read(r)
 	if refused != nil {
-		refuse(w, r, refused)
+		o.refuse(w, r, refused)
 		return nil
 	}
 	if len(body.data) == 0 && hasColumn(out.query, h.caller(r)) {
 		h.bodies.release(body)
-		return h.serveRecord(w, r, &out, way, next)
+		o.surface = surfaceBeacon
+		return h.serveRecord(w, r, &out, way, &o, next)
 	}
 	out.body, out.more = body.data, body.parts()
 	out.setContentType()
-	return h.send(w, w, r, &out, way, body, next)
+	return h.send(w, w, r, &out, way, body, &o, next)
+}
+
+// surfaceOf tells what kind of call a request is, but for a POST without a
+// body: that may be a beacon.
+func surfaceOf(r *http.Request, pixel bool) surface {
+	switch {
+	case r.Method != http.MethodPost && r.Method != http.MethodGet:
+		return surfaceOther
+	case pixel:
+		return surfacePixel
+	case r.Method == http.MethodGet:
+		return surfaceGet
+	case isPing(r.Header["Content-Type"]):
+		return surfaceBeacon
+	default:
+		return surfacePost
+	}
 }
 
 // serveRecord sends the record that the query holds, and answers as the query
 // asks for.
-func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *v2Request, way *route, next caddyhttp.Handler) error {
+func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *v2Request, way *route, o *outcome, next caddyhttp.Handler) error {
 	from := h.caller(r)
-	room, refused := h.bodies.room(len(out.query) + len(out.query)/4 + len(from.userAgent) + 256)
+	rec, room, refused := h.bodies.record(out.query, from)
 	if refused != nil {
-		refuse(w, r, refused)
+		o.refuse(w, r, refused)
 		return nil
-	}
-	cost := recordCost(out.query)
-	if !h.bodies.reserve(cost) {
-		h.bodies.release(room)
-		refuse(w, r, errOverloaded)
-		return nil
-	}
-	rec := appendRecord(room.data, out.query, from, int(h.MaxBody))
-	h.bodies.inUse.Add(-cost)
-	if rec.tooLarge {
-		h.bodies.release(room)
-		refuse(w, r, tooLarge(int64(len(rec.body)), h.MaxBody, false))
-		return nil
-	}
-	if grown := int64(len(rec.body) - cap(room.data)); grown > 0 { // much had to be escaped
-		if !h.bodies.reserve(grown) {
-			h.bodies.release(room)
-			refuse(w, r, errOverloaded)
-			return nil
-		}
-		defer h.bodies.inUse.Add(-grown)
 	}
 	out.useRecord(rec)
 	answer := &recordWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, request: r, pixel: rec.pixel}
 	if rec.redirect != "" {
 		var ok bool
 		if answer.location, ok = redirectTarget(rec.redirect, h.redirectHosts, from.globalID); !ok {
+			h.warnOfRedirect(out)
 			answer.refused = errRedirect
 			asked := *r // handoff changes r
 			answer.request = &asked
 		}
 	}
-	return h.send(answer, w, r, out, way, room, next)
+	err := h.send(answer, w, r, out, way, room, o, next)
+	if answer.replaced && answer.refused != nil {
+		o.result = answer.refused.code
+	}
+	return err
 }
 
 // caller reads what a record may take from the request beside its query.
@@ -106,16 +114,20 @@ func (h *Handler) caller(r *http.Request) caller {
 
 // send forwards the request, or hands it to the next handler. v2's answer goes
 // to answer, a refusal to w.
-func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *v2Request, way *route, body *bodyBuffer, next caddyhttp.Handler) error {
+func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *v2Request, way *route, body *bodyBuffer, o *outcome, next caddyhttp.Handler) error {
 	if h.Handoff {
 		defer h.bodies.drop(body)
+		o.result = handedOffResult
 		out.rewrite(r)
 		return next.ServeHTTP(answer, r)
 	}
 	defer h.bodies.release(body)
-	if err := way.forward(answer, r, out); err != nil {
-		refuse(w, r, h.failure(err, way))
+	if err := way.forward(answer, r, out, &o.delivery); err != nil {
+		o.refuse(w, r, h.failure(err, way))
+		return nil
 	}
+	o.result = upstreamResult(o.delivery.status)
+	h.warnOfAnswer(o.delivery.status, way)
 	return nil
 }
 
@@ -130,6 +142,7 @@ func (h *Handler) prepare(r *http.Request, dest destination) (out v2Request, way
 	query, param := cutWriteKey(r.URL.RawQuery)
 	cred, refused := findKey(param, r.Header[canonicalWriteKeyHeader], r.Header["Authorization"])
 	if refused != nil {
+		out.credentials.source = cred.source
 		return out, nil, refused
 	}
 	return v2Request{
@@ -158,8 +171,8 @@ func (h *Handler) route(host string) (*route, *refusal) {
 	return h.fixed, nil
 }
 
-// failure turns an error of the upstream client into the caller's answer, and tells
-// the operator.
+// failure turns an error of the upstream client into the caller's answer, and
+// tells the operator.
 func (h *Handler) failure(err error, way *route) *refusal {
 	refused, ok := errors.AsType[*refusal](err)
 	if !ok {
@@ -173,9 +186,7 @@ func (h *Handler) failure(err error, way *route) *refusal {
 			refused = errBrokenOff
 		}
 	}
-	if c := h.logger.Check(zap.ErrorLevel, "record not delivered"); c != nil {
-		c.Write(zap.String("code", refused.code), zap.String("upstream", way.host), zap.Error(err))
-	}
+	h.warnOfFailure(refused, err, way)
 	return refused
 }
 

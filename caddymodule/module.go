@@ -125,6 +125,7 @@ type Handler struct {
 	Handoff bool `json:"handoff,omitempty"`
 
 	logger        *zap.Logger
+	warn          *zap.Logger // each message once a minute
 	bodies        *bodies
 	redirectHosts []string // in lower case
 
@@ -153,6 +154,10 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 // connection.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.logger = ctx.Logger()
+	h.warn = warnings(h.logger)
+	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
+	}
 	h.applyDefaults()
 	h.redirectHosts = lower(h.RedirectHosts)
 	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered}

@@ -179,11 +179,35 @@ func trimKey(key string) string {
 	return strings.Trim(key, " \t\r\n")
 }
 
+// keySource is where the key that v2 uses was found.
+type keySource uint8
+
+const (
+	keyNone keySource = iota
+	keyParam
+	keyHeader
+	keyTD1 // Authorization: TD1
+)
+
+var keySourceNames = [...]string{"none", "param", "header", "td1"}
+
+// String is the source's name in metrics and logs.
+func (s keySource) String() string { return keySourceNames[s] }
+
 // credentials are the headers by which a request authenticates at v2. An empty
 // one is not sent.
 type credentials struct {
 	writeKey      string // X-TD-Write-Key
 	authorization string // Authorization
+	source        keySource
+}
+
+// key is the key that v2 uses: it prefers Authorization.
+func (c *credentials) key() string {
+	if c.authorization != "" {
+		return strings.TrimPrefix(c.authorization, "TD1 ")
+	}
+	return c.writeKey
 }
 
 // findKey decides what v2 gets to see, from the URL's key, the X-TD-Write-Key
@@ -191,32 +215,32 @@ type credentials struct {
 // wins over the URL and Authorization is ignored; in v2 Authorization wins. So
 // Authorization passes only where a caller speaks v2 already: TD1, and no key
 // in the URL that a legacy endpoint would have used.
-func findKey(param urlKey, headers, authorizations []string) (credentials, *refusal) {
-	var cred credentials
+func findKey(param urlKey, headers, authorizations []string) (cred credentials, refused *refusal) {
 	for _, value := range headers {
 		if cred.writeKey = trimKey(value); cred.writeKey != "" {
+			cred.source = keyHeader
 			break
 		}
 	}
-	hasParam := param.key != "" || param.invalid
-	switch {
+	switch hasParam := param.key != "" || param.invalid; {
 	case !hasParam:
-		cred.authorization = td1(authorizations)
-	case cred.writeKey != "":
-		// the header wins over the URL
-	case param.invalid:
-		return credentials{}, invalidKey("the td_write_key parameter has a bad percent-escape")
-	default:
-		cred.writeKey = param.key
+		if cred.authorization = td1(authorizations); cred.authorization != "" {
+			cred.source = keyTD1
+		}
+	case cred.writeKey == "":
+		cred.writeKey, cred.source = param.key, keyParam
 	}
-	if cred == (credentials{}) {
-		return credentials{}, errMissingKey
+	problem := keyProblem(cred.writeKey)
+	switch {
+	case cred.source == keyNone:
+		return cred, errMissingKey
+	case cred.source == keyParam && param.invalid:
+		problem = "the td_write_key parameter has a bad percent-escape"
+	case problem == "":
+		problem = keyProblem(cred.key())
 	}
-	if message := keyProblem(cred.writeKey); message != "" {
-		return credentials{}, invalidKey(message)
-	}
-	if message := keyProblem(strings.TrimPrefix(cred.authorization, "TD1 ")); message != "" {
-		return credentials{}, invalidKey(message)
+	if problem != "" {
+		return credentials{source: cred.source}, invalidKey(problem)
 	}
 	return cred, nil
 }
@@ -250,6 +274,14 @@ func keyProblem(key string) string {
 		}
 	}
 	return ""
+}
+
+// usualKey reports whether a key has the form of Treasure Data's: an account
+// number, a slash, and hexadecimal digits.
+func usualKey(key string) bool {
+	account, secret, ok := strings.Cut(key, "/")
+	return ok && account != "" && secret != "" &&
+		strings.Trim(account, "0123456789") == "" && strings.Trim(secret, "0123456789abcdefABCDEF") == ""
 }
 
 // contentType returns the Content-Type for v2 and whether it differs from the
@@ -305,11 +337,10 @@ func mediaType(value string) string {
 	return strings.Trim(media, " \t")
 }
 
-// isRecordPost reports whether a POST carries its record in the query whatever
-// its body is: a pixel's URL, or the ping of a link.
-func isRecordPost(contentType []string, query string) bool {
-	return len(contentType) > 0 && strings.EqualFold(mediaType(contentType[0]), "text/ping") ||
-		query != "" && wantsPixel(query)
+// isPing reports whether a POST is the ping of a link, which carries its record
+// in the query whatever its body is.
+func isPing(contentType []string) bool {
+	return len(contentType) > 0 && strings.EqualFold(mediaType(contentType[0]), "text/ping")
 }
 
 // jsonSpace is JSON's white space (RFC 8259 section 2).

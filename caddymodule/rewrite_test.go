@@ -210,7 +210,30 @@ func TestFindKey(t *testing.T) {
 			if got.writeKey != tc.wantKey || got.authorization != tc.wantA {
 				t.Errorf("got %+v, want %q and %q", got, tc.wantKey, tc.wantA)
 			}
+			source := keyHeader
+			if tc.wantKey == tc.param.key {
+				source = keyParam
+			}
+			if tc.wantA != "" { // v2 prefers it
+				source = keyTD1
+			}
+			if got.source != source {
+				t.Errorf("found in %s, want %s", got.source, source)
+			}
 		})
+	}
+}
+
+func TestUsualKey(t *testing.T) {
+	for key, want := range map[string]bool{
+		"1234/0123456789abcdef0123456789abcdef01234567": true,
+		"1/A": true,
+		"":    false, "/": false, "1234": false, "1234/": false, "/abcd": false,
+		"12x4/abcd": false, "1234/abcg": false, "1234/ab/cd": false, "1234%2Fabcd": false, " 1234/abcd": false,
+	} {
+		if got := usualKey(key); got != want {
+			t.Errorf("%q: got %t", key, got)
+		}
 	}
 }
 

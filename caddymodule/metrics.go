@@ -1,0 +1,140 @@
+package caddymodule
+
+import (
+	"errors"
+	"net/http"
+	"sync/atomic"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+func init() {
+	caddy.RegisterModule(adminMetrics{})
+}
+
+// The collectors belong to the process, not to a configuration: counters go on
+// through reloads, and all handlers count together. Labels have few values,
+// none of which a caller can choose.
+var (
+	requestsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "td_postback", Name: "requests_total",
+		Help: "Requests by kind of call, where their write key was, and what became of them.",
+	}, []string{"surface", "key", "result"})
+
+	bodyBytes = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "td_postback", Name: "body_bytes",
+		Help:    "Size of the records sent to v2.",
+		Buckets: prometheus.ExponentialBuckets(256, 4, 7), // to 1 MiB
+	})
+
+	upstreamDuration = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "td_postback", Name: "upstream_duration_seconds",
+		Help:    "Time from sending a record until the head of v2's answer is there.",
+		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+	})
+
+	requestsInFlight = prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: "caddy", Subsystem: "td_postback", Name: "requests_in_flight",
+		Help: "Requests that are being served.",
+	})
+
+	buffered      atomic.Int64
+	bufferedBytes = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "caddy", Subsystem: "td_postback", Name: "buffered_bytes",
+		Help: "Memory in use for bodies, of all handlers together. Each handler refuses what goes beyond its max_buffered.",
+	}, func() float64 { return float64(buffered.Load()) })
+
+	retriesTotal = prometheus.NewCounter(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "td_postback", Name: "retries_total",
+		Help: "Records sent once more, because v2 cannot have processed them.",
+	})
+
+	connectionsTotal = prometheus.NewCounter(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "td_postback", Name: "upstream_connections_total",
+		Help: "Connections opened to v2.",
+	})
+)
+
+// forwardedTotal holds the counters of requestsTotal that nearly every request
+// needs, so that none is looked up by its labels. It also makes them visible
+// before the first request.
+var forwardedTotal = func() (counters [len(surfaceNames)][len(keySourceNames)]prometheus.Counter) {
+	for s, surface := range surfaceNames {
+		for k, key := range keySourceNames {
+			if s != int(surfaceOther) && k != int(keyNone) {
+				counters[s][k] = requestsTotal.WithLabelValues(surface, key, forwardedResult)
+			}
+		}
+	}
+	return counters
+}()
+
+// registerMetrics shows the collectors in a configuration's registry. A second
+// handler of the configuration finds them there.
+func registerMetrics(registry *prometheus.Registry) error {
+	for _, collector := range []prometheus.Collector{
+		requestsTotal, bodyBytes, upstreamDuration, requestsInFlight, bufferedBytes, retriesTotal, connectionsTotal,
+	} {
+		if err := registry.Register(collector); err != nil && !errors.As(err, new(prometheus.AlreadyRegisteredError)) {
+			return err
+		}
+	}
+	return nil
+}
+
+// adminMetrics shows the metrics at the admin endpoint as soon as that exists.
+// Caddy replaces the endpoint before it loads anything else of a new
+// configuration: when that fails, the old handlers still serve, and without
+// this their metrics would be gone.
+type adminMetrics struct{}
+
+// CaddyModule returns the Caddy module information.
+func (adminMetrics) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "admin.api.td_postback",
+		New: func() caddy.Module { return new(adminMetrics) },
+	}
+}
+
+// Provision registers the metrics.
+func (adminMetrics) Provision(ctx caddy.Context) error {
+	return registerMetrics(ctx.GetMetricsRegistry())
+}
+
+// Routes returns none: the metrics are at Caddy's own /metrics.
+func (adminMetrics) Routes() []caddy.AdminRoute { return nil }
+
+// count adds a request to the metrics.
+func (o *outcome) count() {
+	if o.result == forwardedResult {
+		forwardedTotal[o.surface][o.credentials.source].Inc()
+	} else {
+		requestsTotal.WithLabelValues(o.surface.String(), o.credentials.source.String(), o.result).Inc()
+	}
+	if o.delivery.tries > 0 {
+		bodyBytes.Observe(float64(o.delivery.bytes))
+	}
+	if o.delivery.status > 0 {
+		upstreamDuration.Observe(o.delivery.duration.Seconds())
+	}
+}
+
+// upstreamResults are the results of v2's answers, by the first digit of the
+// status.
+var upstreamResults = [...]string{2: forwardedResult, 3: "upstream_3xx", 4: "upstream_4xx", 5: "upstream_5xx"}
+
+// upstreamResult is the result of an answer of v2.
+func upstreamResult(status int) string {
+	if class := status / 100; class >= 2 && class < len(upstreamResults) {
+		return upstreamResults[class]
+	}
+	return upstreamResults[http.StatusBadGateway/100] // 600 and above: no client takes it for success
+}
+
+// Interface guards
+var (
+	_ caddy.Module      = adminMetrics{}
+	_ caddy.Provisioner = adminMetrics{}
+	_ caddy.AdminRouter = adminMetrics{}
+)

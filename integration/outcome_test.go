@@ -1,0 +1,314 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// withAdmin is globals with Caddy's admin endpoint on the given address.
+func withAdmin(admin string) string {
+	return strings.Replace(globals, "admin off", "admin "+admin, 1)
+}
+
+// scrape reads the gateway's own metrics, but for histograms' buckets and what
+// has never been counted.
+func scrape(t *testing.T, addr string) map[string]float64 {
+	t.Helper()
+	resp, err := http.Get("http://" + addr + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatal(resp.Status, err)
+	}
+	found := map[string]float64{}
+	for line := range strings.SplitSeq(string(text), "\n") {
+		name, number, _ := strings.Cut(line, " ")
+		if name, ok := strings.CutPrefix(name, "caddy_td_postback_"); ok && !strings.Contains(name, "_bucket") {
+			value, err := strconv.ParseFloat(number, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if value != 0 {
+				found[name] = value
+			}
+		}
+	}
+	return found
+}
+
+// awaitIdle scrapes until no request is in flight: a request is counted after
+// its answer.
+func awaitIdle(t *testing.T, addr string) map[string]float64 {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		if found := scrape(t, addr); found["requests_in_flight"] == 0 {
+			return found
+		}
+		if time.Now().After(end) {
+			t.Fatal("requests stay in flight")
+		}
+	}
+}
+
+func requests(surface, key, result string) string {
+	return fmt.Sprintf("requests_total{key=%q,result=%q,surface=%q}", key, result, surface)
+}
+
+// outcomes are requests of every kind, and what becomes of each of them.
+var outcomes = []struct {
+	name, request        string
+	surface, key, result string
+}{
+	{"key in the URL", post(target, asJSON, object), "post", "param", "forwarded"},
+	{"key in a header", post(event, asJSON+"X-TD-Write-Key: 1234/abcd\r\n", object), "post", "header", "forwarded"},
+	{"key in both", post(target, asJSON+"X-TD-Write-Key: 1234/abcd\r\n", object), "post", "header", "forwarded"},
+	{"key in Authorization", post(event, asJSON+"Authorization: TD1 1234/abcd\r\n", object), "post", "td1", "forwarded"},
+	{"GET", get(target+"&a=1", ""), "get", "param", "forwarded"},
+	{"pixel", get(target+"&td_format=pixel", ""), "pixel", "param", "forwarded"},
+	{"ping", post(target+"&a=1", "Content-Type: text/ping\r\n", "PING"), "beacon", "param", "forwarded"},
+	{"empty beacon", post(target+"&a=1", "", ""), "beacon", "param", "forwarded"},
+	{"preflight", "OPTIONS " + event + " HTTP/1.1\r\nHost: x\r\n\r\n", "other", "none", "preflight"},
+
+	{"no key", post(event, asJSON, object), "post", "none", "missing_write_key"},
+	{"pixel without a key", get(event+"?td_format=pixel", ""), "pixel", "none", "missing_write_key"},
+	{"bad key", post(event+"?td_write_key=%zz", asJSON, object), "post", "param", "invalid_write_key"},
+	{"bad path", post("/postback/v3/event/db", asJSON, object), "post", "none", "invalid_path"},
+	{"elsewhere", get("/elsewhere", ""), "get", "none", "not_found"},
+	{"PUT", "PUT " + target + " HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", "other", "none", "method_not_allowed"},
+	{"too large", "POST " + target + " HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1048065\r\n\r\n", "post", "param", "payload_too_large"},
+	{"redirect to a stranger", get(target+"&td_redirect=http://evil.example/", ""), "get", "param", "redirect_not_allowed"},
+
+	{"v2 answers 304", post(strings.Replace(target, "tbl", "s304", 1), asJSON, object), "post", "param", "upstream_3xx"},
+	{"v2 answers 400", post(strings.Replace(target, "tbl", "s400", 1), asJSON, object), "post", "param", "upstream_4xx"},
+	{"v2 answers 429", post(strings.Replace(target, "tbl", "s429", 1), asJSON, object), "post", "param", "upstream_4xx"},
+	{"v2 answers 500", post(strings.Replace(target, "tbl", "s500", 1), asJSON, object), "post", "param", "upstream_5xx"},
+	{"v2 answers 999", post(strings.Replace(target, "tbl", "s999", 1), asJSON, object), "post", "param", "upstream_5xx"},
+	{"v2's pixel fails", get(strings.Replace(target, "tbl", "s500", 1)+"&td_format=pixel", ""), "pixel", "param", "upstream_5xx"},
+	{"v2 cannot be reached", post("/down"+target, asJSON, object), "post", "param", "upstream_unreachable"},
+	{"v2 is slow", post(strings.Replace(target, "tbl", "slow", 1), asJSON, object), "post", "param", "upstream_timeout"},
+	{"handoff", post("/handoff"+target, asJSON, object), "post", "param", "handed_off"},
+}
+
+// outcomeConfig is a configuration for outcomes, of several handlers.
+func outcomeConfig(t *testing.T, admin, port, logging string) string {
+	u := record(t, func(conn net.Conn, _ int, s seen) bool {
+		switch _, status, _ := strings.Cut(s.line, "/db/s"); {
+		case strings.Contains(s.line, "/slow"):
+			_, _ = conn.Read(make([]byte, 1)) // until the gateway gives up
+			return false
+		case strings.Contains(s.line, "/cut"):
+			return send(conn, false, "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"+strings.Repeat("x", 50_000))
+		case status != "":
+			return send(conn, true, "HTTP/1.1 "+status[:3]+" X\r\nContent-Length: 0\r\n\r\n")
+		}
+		return send(conn, true, ok)
+	})
+	return fmt.Sprintf(`{
+	%s
+	%s
+}
+http://:%s {
+	log
+	handle_path /down/* {
+		td_postback {
+			upstream http://%s
+			retries 1
+		}
+	}
+	handle_path /handoff/* {
+		td_postback {
+			upstream %s
+			handoff
+		}
+		respond "{}"
+	}
+	handle {
+		td_postback {
+			upstream %s
+			redirect_hosts shop.example
+			response_timeout 1s
+		}
+	}
+}
+`, withAdmin(admin), logging, port, freeAddr(t), u.url(), u.url())
+}
+
+// TestMetrics counts every kind of request, through reloads and reloads that
+// fail.
+func TestMetrics(t *testing.T) {
+	addr, admin := freeAddr(t), freeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	config := outcomeConfig(t, admin, port, "")
+	serveCaddyfile(t, addr, config)
+	load := func(config string, want int) {
+		t.Helper()
+		resp, err := http.Post("http://"+admin+"/load", "text/caddyfile", strings.NewReader(config))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != want {
+			problem, _ := io.ReadAll(resp.Body)
+			t.Fatalf("reload: %s %s", resp.Status, problem)
+		}
+	}
+
+	want := map[string]float64{}
+	round := func() {
+		t.Helper()
+		for _, tc := range outcomes {
+			raw(t, addr, tc.request)
+			want[requests(tc.surface, tc.key, tc.result)]++
+		}
+		conn := dial(t, addr) // raw would complain of an answer that is cut
+		_, _ = io.WriteString(conn, post(strings.Replace(target, "tbl", "cut", 1), asJSON, object))
+		_, _ = io.Copy(io.Discard, conn)
+		want[requests("post", "param", "answer_cut")]++
+		want["body_bytes_count"] += 18 // not what is refused, answered here or handed off
+		want["body_bytes_sum"] += 12*float64(len(object)) + 3*float64(len(`{"a":"1"}`)) + 3*float64(len(`{}`))
+		want["upstream_duration_seconds_count"] += 16 // two have no answer
+		want["retries_total"]++
+
+		got := awaitIdle(t, admin)
+		if got["upstream_connections_total"] < 1 || got["upstream_duration_seconds_sum"] <= 0 {
+			t.Errorf("got %v", got)
+		}
+		delete(got, "upstream_connections_total")
+		delete(got, "upstream_duration_seconds_sum")
+		for name := range maps.Keys(want) {
+			if got[name] != want[name] {
+				t.Errorf("%s is %v, want %v", name, got[name], want[name])
+			}
+			delete(got, name)
+		}
+		if len(got) > 0 {
+			t.Errorf("beside what was sent: %v", got)
+		}
+	}
+	round()
+	load(strings.Replace(config, "retries 1", "retries 1\nmax_conns 7", 1), http.StatusOK)
+	round()
+	load(strings.Replace(config, "retries 1", "retries 11", 1), http.StatusBadRequest)
+	round()
+	// This one fails before any handler is set up.
+	load(config+"https://localhost:1 {\n tls /nonexistent /nonexistent\n}\n", http.StatusBadRequest)
+	round()
+}
+
+// TestOutcomeInAccessLog reads the line of every kind of request in the access
+// log.
+func TestOutcomeInAccessLog(t *testing.T) {
+	addr := freeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	g := serveCaddyfile(t, addr, outcomeConfig(t, "off", port, ""))
+	for n, tc := range outcomes {
+		raw(t, addr, tc.request)
+		g.await(t, `"msg":"handled request"`, n+1)
+	}
+	var lines []map[string]any
+	for line := range strings.SplitSeq(g.text(), "\n") {
+		var entry struct {
+			Msg     string
+			Outcome map[string]any `json:"td_postback"`
+		}
+		if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg == "handled request" {
+			lines = append(lines, entry.Outcome)
+		}
+	}
+	for n, tc := range outcomes {
+		t.Run(tc.name, func(t *testing.T) {
+			got := lines[n]
+			if duration, ok := got["upstream_duration"].(float64); ok != (got["upstream_status"] != nil) || ok && duration <= 0 {
+				t.Errorf("got %v", got)
+			}
+			want := map[string]any{"surface": tc.surface, "key": tc.key, "result": tc.result}
+			if tc.result != "invalid_path" && tc.result != "not_found" {
+				want["database"], want["table"] = "db", "tbl"
+				if _, table, ok := strings.Cut(tc.request, "/db/s"); ok { // those for which v2 behaves otherwise
+					want["table"] = "s" + table[:3]
+				}
+			}
+			if tc.key != "none" && tc.result != "invalid_write_key" {
+				want["account"] = "1234/…"
+			}
+			switch tc.result {
+			case "forwarded", "redirect_not_allowed":
+				want["upstream_status"], want["retried"] = 200.0, 0.0
+			case "upstream_3xx", "upstream_4xx", "upstream_5xx":
+				status, _ := strconv.ParseFloat(want["table"].(string)[1:], 64)
+				want["upstream_status"], want["retried"] = status, 0.0
+			case "upstream_unreachable":
+				want["retried"] = 1.0
+			case "upstream_timeout":
+				want["retried"] = 0.0
+			}
+			delete(got, "upstream_duration")
+			if !maps.Equal(got, want) {
+				t.Errorf("got %v\nwant %v", got, want)
+			}
+		})
+	}
+}
+
+// TestWarnings sends what the operator should know of, several times: each kind
+// is written once, with advice.
+func TestWarnings(t *testing.T) {
+	addr := freeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	g := serveCaddyfile(t, addr, outcomeConfig(t, "off", port, ""))
+	const secret = "0123456789abcdeg"
+	for range 3 {
+		for _, request := range []string{
+			post(event+"?td_write_key=1234/"+secret, asJSON, object),
+			post(target, asJSON+"Authorization: Basic "+secret+"\r\n", object),
+			get(target+"&td_redirect=http://evil.example/"+secret, ""),
+			post(strings.Replace(target, "tbl", "s503", 1), asJSON, object),
+			post(strings.Replace(target, "tbl", "s429", 1), asJSON, object),
+			post(strings.Replace(target, "tbl", "s403", 1), asJSON, object),
+			post(target, asJSON, object),
+			post(event, asJSON+"Authorization: TD1 1234/abcd\r\n", object),
+		} {
+			raw(t, addr, request)
+		}
+	}
+	for range 3 {
+		raw(t, addr, post("/down"+target, asJSON, object))
+	}
+	g.stop()
+
+	got := map[string]int{}
+	for line := range strings.SplitSeq(g.text(), "\n") {
+		var entry struct{ Level, Logger, Msg, Advice string }
+		if json.Unmarshal([]byte(line), &entry) != nil || entry.Logger != "http.handlers.td_postback" {
+			continue
+		}
+		if strings.Contains(line, secret) {
+			t.Errorf("a secret is in %s", line)
+		}
+		if entry.Level != "warn" || entry.Advice == "" {
+			t.Errorf("no warning with advice: %s", line)
+		}
+		got[entry.Msg]++
+	}
+	want := map[string]int{
+		"write key of unusual form":                 1,
+		"Authorization dropped beside a legacy key": 1,
+		"redirect refused":                          1,
+		"Postback v2 did not take a record":         1,
+		"record not delivered":                      1,
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %v\nwant %v", got, want)
+	}
+}
