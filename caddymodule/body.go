@@ -11,9 +11,10 @@ import (
 )
 
 // bufferSizes are the sizes in which body buffers are kept, in bytes. A body
-// starts in the smallest that may hold it and moves up as it arrives. Beyond
-// the largest, buffers of that size follow one another: memory is spent on
-// bytes received, not on bytes announced, and nothing large is copied.
+// starts in the smallest and moves up as it arrives. Beyond the largest,
+// buffers of that size follow one another. So memory is spent on bytes
+// received, not on bytes announced, which would let a few callers that never
+// send them refuse all others; and nothing large is copied.
 var bufferSizes = [...]int{4 << 10, 16 << 10, 64 << 10}
 
 const largestBuffer = len(bufferSizes) - 1 // index in bufferSizes
@@ -96,11 +97,7 @@ func (s *bodies) read(r *http.Request) (*bodyBuffer, *refusal) {
 	if r.Body == nil || r.ContentLength == 0 {
 		return noBody, nil
 	}
-	size := 0
-	for size < largestBuffer && r.ContentLength > int64(bufferSizes[size]) {
-		size++
-	}
-	first, refused := s.take(size)
+	first, refused := s.take(0)
 	if refused != nil {
 		return nil, refused
 	}

@@ -111,6 +111,27 @@ func TestBodiesRefusals(t *testing.T) {
 	}
 }
 
+// TestAnnouncedBody announces a body of the largest size and sends some of it:
+// the memory that counts is for what has been sent.
+func TestAnnouncedBody(t *testing.T) {
+	for sent, most := range map[int]int64{0: 4 << 10, 4<<10 - 1: 4 << 10, 5 << 10: 16 << 10, 65 << 10: 128 << 10} {
+		s := &bodies{maxBody: maxV2Body, maxTotal: 1 << 30}
+		body, rest := io.Pipe()
+		r := httptest.NewRequest(http.MethodPost, "/", body)
+		r.ContentLength = maxV2Body
+		done := make(chan *refusal)
+		go func() { _, refused := s.read(r); done <- refused }()
+		_, _ = rest.Write(make([]byte, sent)) // returns when all of it has been read
+		if n := s.inUse.Load(); n > most {
+			t.Errorf("%d bytes sent: %d counted", sent, n)
+		}
+		_ = rest.Close()
+		if refused := <-done; refused != errBodyCut || s.inUse.Load() != 0 {
+			t.Errorf("%d bytes sent: %v, %d counted", sent, refused, s.inUse.Load())
+		}
+	}
+}
+
 // TestEmptyBodiesAreShared has the race detector watch what all empty bodies
 // share.
 func TestEmptyBodiesAreShared(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -16,27 +15,6 @@ import (
 
 	"github.com/td-postback/gateway/sandbox"
 )
-
-// browser finds Chromium, and installs Debian's where that is possible.
-func browser(t *testing.T) string {
-	t.Helper()
-	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
-		if path, err := exec.LookPath(name); err == nil {
-			return path
-		}
-	}
-	if apt, err := exec.LookPath("apt-get"); err == nil && os.Geteuid() == 0 {
-		install := exec.Command("sh", "-c", apt+" update -qq && "+apt+" install -y -qq chromium")
-		if output, err := install.CombinedOutput(); err != nil {
-			t.Logf("installing chromium: %v\n%s", err, output)
-		}
-	}
-	path, err := exec.LookPath("chromium")
-	if err != nil {
-		t.Skip("SKIPPED: no Chromium here and none could be installed: the browser's callers are not tested")
-	}
-	return path
-}
 
 // page sends a record in every way that a browser has, and reports what the
 // page itself saw of it. GATEWAY is the event's URL with the key.
@@ -77,7 +55,7 @@ async function answer(response) { return response.status + " " + await response.
 // TestBrowser has Chromium load a page on another origin that sends records in
 // every way. Each must arrive once and whole, and the page must see it work.
 func TestBrowser(t *testing.T) {
-	chromium := browser(t)
+	chromium := debian(t, "chromium", "chromium-browser", "google-chrome")
 
 	records := make(chan sandbox.Record, 100)
 	upstream := &http.Server{Handler: &sandbox.Sandbox{Received: func(r sandbox.Record) { records <- r }}} //nolint:gosec // loopback

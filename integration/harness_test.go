@@ -112,11 +112,18 @@ func start(t testing.TB, env []string, args ...string) *process {
 
 func startBinary(t testing.TB, path string, env []string, args ...string) *process {
 	t.Helper()
+	return startWith(t, path, env, func(*exec.Cmd) {}, args...)
+}
+
+// startWith is startBinary with a last touch to the command.
+func startWith(t testing.TB, path string, env []string, prepare func(*exec.Cmd), args ...string) *process {
+	t.Helper()
 	home := t.TempDir()
 	p := &process{cmd: exec.Command(path, args...), exited: make(chan struct{})}
 	p.changed = sync.NewCond(&p.mu)
 	p.cmd.Stdout, p.cmd.Stderr = p, p
 	p.cmd.Env = append([]string{"HOME=" + home, "XDG_DATA_HOME=" + home, "XDG_CONFIG_HOME=" + home, "PATH=" + os.Getenv("PATH")}, env...)
+	prepare(p.cmd)
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -404,4 +411,26 @@ func readReply(t testing.TB, br *bufio.Reader, method string) reply {
 			return reply{resp, string(body)}
 		}
 	}
+}
+
+// debian finds a program, by the name of its package in Debian or another, and
+// installs the package where that is possible.
+func debian(t testing.TB, name string, others ...string) string {
+	t.Helper()
+	for _, name := range append([]string{name}, others...) {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	if apt, err := exec.LookPath("apt-get"); err == nil && os.Geteuid() == 0 {
+		install := exec.Command("sh", "-c", apt+" update -qq && "+apt+" install -y -qq "+name)
+		if output, err := install.CombinedOutput(); err != nil {
+			t.Logf("installing %s: %v\n%s", name, err, output)
+		}
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skipf("SKIPPED: no %s here and none could be installed", name)
+	}
+	return path
 }
