@@ -118,6 +118,9 @@ func commandConfig(listen string, h *Handler, accessLog bool) (*caddy.Config, er
 		MaxHeaderBytes: 1 << 20,                     // legacy URLs may be long
 		ReadTimeout:    caddy.Duration(time.Minute), // trickling callers must not hold the memory for bodies
 		AutoHTTPS:      &caddyhttp.AutoHTTPSConfig{Disabled: true},
+		ListenerWrappersRaw: []json.RawMessage{
+			caddyconfig.JSONModuleObject(&Handover{}, "wrapper", "td_handover", nil),
+		},
 		Routes: caddyhttp.RouteList{{
 			HandlersRaw: []json.RawMessage{caddyconfig.JSONModuleObject(h, "handler", "td_postback", nil)},
 		}},

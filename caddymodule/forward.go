@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -60,6 +61,8 @@ type upstream struct {
 	retries     int
 	dialTimeout time.Duration
 	timeout     time.Duration
+
+	closed atomic.Bool
 }
 
 // upstreamConfig is what an upstream is made from.
@@ -94,10 +97,11 @@ func newUpstream(cfg upstreamConfig) (*upstream, error) {
 	}, nil
 }
 
-// close gives up the idle connections. Those in use follow by themselves.
+// close gives up the idle connections. Those in use follow when they are
+// released: a configuration is cleaned up while its last requests are served.
 func (u *upstream) close() {
+	u.closed.Store(true)
 	u.pool.CloseIdleConnections()
-	u.fresh.CloseIdleConnections()
 }
 
 // notProcessedError is a failure after which v2 cannot have taken the record: it
@@ -166,6 +170,9 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange, d *delivery) er
 	defer func() { // also when the caller's connection is aborted by a panic
 		if keep && client == u.pool && now.Sub(conn.CreatedTime()) < maxConnAge {
 			client.ReleaseConn(conn)
+			if u.closed.Load() {
+				client.CloseIdleConnections()
+			}
 		} else {
 			client.CloseConn(conn)
 		}

@@ -20,6 +20,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	o := outcome{destination: dest, surface: surfaceOf(r, pixel)}
 	requestsInFlight.Inc()
 	defer o.finish(r)
+	if h.handover != nil && h.handover.leaving.Load() {
+		w.Header()["Connection"] = []string{"close"}
+	}
 	if refused != nil {
 		o.refuse(w, r, refused)
 		return nil

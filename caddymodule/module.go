@@ -127,7 +127,8 @@ type Handler struct {
 	logger        *zap.Logger
 	warn          *zap.Logger // each message once a minute
 	bodies        *bodies
-	redirectHosts []string // in lower case
+	redirectHosts []string  // in lower case
+	handover      *Handover // the server's, if it has one
 
 	// fixed is where all requests go, unless the region is auto: then each
 	// goes where its legacy host's region says.
@@ -160,6 +161,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	h.applyDefaults()
 	h.redirectHosts = lower(h.RedirectHosts)
+	h.handover = handoverOf(ctx)
 	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered}
 	h.warnOfMemory(debug.SetMemoryLimit(-1)) // which only reads it
 	return h.makeRoutes()

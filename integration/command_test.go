@@ -25,7 +25,7 @@ func TestListModules(t *testing.T) {
 			own = append(own, line)
 		}
 	}
-	if !slices.Equal(own, []string{"http.handlers.td_postback"}) {
+	if !slices.Equal(own, []string{"admin.api.td_postback", "caddy.listeners.td_handover", "http.handlers.td_postback"}) {
 		t.Errorf("listed: %q", own)
 	}
 }

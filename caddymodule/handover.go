@@ -1,0 +1,168 @@
+package caddymodule
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+func init() {
+	caddy.RegisterModule(new(Handover))
+}
+
+const (
+	// handoverTime bounds how long a configuration waits for callers that have
+	// connected and sent nothing yet.
+	handoverTime = time.Second
+
+	// turnTime is how long kept-alive callers have to send once more and learn
+	// that their connection ends.
+	turnTime = 200 * time.Millisecond
+)
+
+// Handover is a listener wrapper that ends a configuration without failing a
+// request: at a reload, and when the process stops.
+//
+// Go's HTTP server, told to shut down, drops connections whose request it has
+// not read yet. So before Caddy tells it, the wrapper stops accepting and waits
+// until every connection has sent its request, at most a second. Meanwhile
+// td_postback answers with `Connection: close`, so that callers that keep their
+// connection come back on a new one.
+//
+// It takes no options and goes into the server's `listener_wrappers`. What waits
+// in the kernel for the closed socket is the kernel's to hand over: through a
+// socket that outlives the configuration (`bind fd/3`), or with
+// net.ipv4.tcp_migrate_req=1.
+type Handover struct {
+	mu        sync.Mutex
+	listeners []net.Listener
+
+	fresh   sync.Map     // connections that no request has come on
+	waiting atomic.Int64 // how many
+	leaving atomic.Bool
+}
+
+// handovers finds the wrapper of a server for its handlers.
+var handovers sync.Map // *caddyhttp.Server -> *Handover
+
+// CaddyModule returns the Caddy module information.
+func (*Handover) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "caddy.listeners.td_handover",
+		New: func() caddy.Module { return new(Handover) },
+	}
+}
+
+// Provision subscribes to what happens to the connections and to the
+// configuration.
+func (h *Handover) Provision(ctx caddy.Context) error {
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		server.RegisterConnState(h.observe)
+		handovers.Store(server, h)
+	}
+	events, err := ctx.App("events")
+	if err != nil {
+		return err
+	}
+	return events.(*caddyevents.App).On("stopping", h)
+}
+
+// handoverOf finds the wrapper of the server that is being provisioned, or nil.
+func handoverOf(ctx caddy.Context) *Handover {
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		if h, ok := handovers.Load(server); ok {
+			return h.(*Handover)
+		}
+	}
+	return nil
+}
+
+// Cleanup forgets the server.
+func (h *Handover) Cleanup() error {
+	handovers.Range(func(server, handover any) bool {
+		if handover == h {
+			handovers.Delete(server)
+		}
+		return true
+	})
+	return nil
+}
+
+// UnmarshalCaddyfile sets up the wrapper from Caddyfile tokens. Syntax:
+//
+//	td_handover
+func (h *Handover) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the wrapper's name
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	if d.NextBlock(0) {
+		return d.Errf("unrecognized subdirective '%s': td_handover has no options", d.Val())
+	}
+	return nil
+}
+
+// WrapListener returns a listener that can be closed before its server is told
+// to shut down.
+func (h *Handover) WrapListener(listener net.Listener) net.Listener {
+	once := &onceListener{Listener: listener}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.listeners = append(h.listeners, once)
+	return once
+}
+
+// onceListener is closed twice: by the wrapper, and by the server.
+type onceListener struct {
+	net.Listener
+	once sync.Once
+	err  error
+}
+
+func (l *onceListener) Close() error {
+	l.once.Do(func() { l.err = l.Listener.Close() })
+	return l.err
+}
+
+// observe follows the connections until their first request has come.
+func (h *Handover) observe(conn net.Conn, state http.ConnState) {
+	if state == http.StateNew {
+		h.fresh.Store(conn, nil)
+		h.waiting.Add(1)
+	} else if _, found := h.fresh.LoadAndDelete(conn); found {
+		h.waiting.Add(-1)
+	}
+}
+
+// Handle ends the configuration's listening, when Caddy is about to stop it.
+func (h *Handover) Handle(context.Context, caddy.Event) error {
+	h.leaving.Store(true)
+	h.mu.Lock()
+	for _, listener := range h.listeners {
+		_ = listener.Close()
+	}
+	h.mu.Unlock()
+	start := time.Now()
+	for time.Since(start) < turnTime || h.waiting.Load() > 0 && time.Since(start) < handoverTime {
+		time.Sleep(5 * time.Millisecond)
+	}
+	return nil
+}
+
+// Interface guards
+var (
+	_ caddy.Module          = (*Handover)(nil)
+	_ caddy.Provisioner     = (*Handover)(nil)
+	_ caddy.CleanerUpper    = (*Handover)(nil)
+	_ caddy.ListenerWrapper = (*Handover)(nil)
+	_ caddyevents.Handler   = (*Handover)(nil)
+	_ caddyfile.Unmarshaler = (*Handover)(nil)
+)
