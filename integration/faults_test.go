@@ -1,0 +1,640 @@
+package integration
+
+import (
+	"bufio"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	mathrand "math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// This file has v2 misbehave on command. docs/faults.md lists what callers and
+// v2 get then.
+
+const (
+	dialTimeout     = 3 * time.Second
+	responseTimeout = 2 * time.Second
+
+	// slack is what a slow machine may add to a timeout. Three dial timeouts,
+	// one for each try, would not fit.
+	slack = 5 * time.Second
+)
+
+// fault is one way to misbehave. What is nil goes well.
+type fault struct {
+	certificate *tls.Certificate
+
+	connect func(conn net.Conn) // instead of the TLS handshake
+	request misbehaviour        // instead of reading a request that has begun
+	answer  misbehaviour        // instead of answering a request that was read
+
+	pause time.Duration // before each piece that it writes
+}
+
+// misbehaviour is what v2 does with a connection before it closes it.
+type misbehaviour func(u *faulty, conn *tls.Conn)
+
+// moment is when a fault may strike.
+type moment int
+
+const (
+	onConnection moment = iota // before the TLS handshake
+	onFresh                    // at the first request of a connection
+	onKept                     // at a later one
+)
+
+// faulty is a v2 behind TLS that misbehaves on command, and counts what it
+// reads.
+type faulty struct {
+	net.Listener
+	certificate tls.Certificate
+	fault       atomic.Pointer[fault]  // for all connections
+	choose      func(at moment) *fault // instead, if it is not nil
+
+	answered chan struct{} // closed when the caller has the head of the answer
+
+	mu    sync.Mutex
+	whole map[string]int // how often it read a request whole, by its body
+	cut   int            // requests that the gateway broke off
+	met   []moment       // when a fault struck
+}
+
+func newFaulty(t testing.TB, certificate tls.Certificate) *faulty {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &faulty{
+		Listener: l, certificate: certificate,
+		answered: make(chan struct{}), whole: make(map[string]int),
+	}
+	u.fault.Store(&fault{})
+	return u
+}
+
+// serve takes connections until the end of the test.
+func (u *faulty) serve(t testing.TB) {
+	var conns sync.WaitGroup
+	var open sync.Map
+	go func() {
+		for {
+			conn, err := u.Accept()
+			if err != nil {
+				return
+			}
+			open.Store(conn, true)
+			conns.Go(func() {
+				defer open.Delete(conn)
+				defer conn.Close()
+				u.handle(conn)
+			})
+		}
+	}()
+	t.Cleanup(func() {
+		_ = u.Close()
+		open.Range(func(conn, _ any) bool { _ = conn.(net.Conn).Close(); return true })
+		conns.Wait()
+	})
+}
+
+// now is the fault for this moment.
+func (u *faulty) now(at moment) *fault {
+	if u.choose != nil {
+		return u.choose(at)
+	}
+	return u.fault.Load()
+}
+
+// handle serves one connection.
+func (u *faulty) handle(raw net.Conn) {
+	now := u.now(onConnection)
+	if now.connect != nil {
+		now.connect(raw)
+		return
+	}
+	certificate := u.certificate
+	if now.certificate != nil {
+		certificate = *now.certificate
+	}
+	if now.pause > 0 {
+		raw = &pacedConn{raw, now.pause}
+	}
+	// A resumed session would not show the certificate again.
+	conn := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{certificate}, SessionTicketsDisabled: true})
+	if conn.Handshake() != nil {
+		return
+	}
+	br := bufio.NewReader(conn)
+	for at := onFresh; ; at = onKept {
+		if _, err := br.Peek(1); err != nil {
+			return
+		}
+		now = u.now(at)
+		if now.request != nil || now.answer != nil {
+			u.mu.Lock()
+			u.met = append(u.met, at)
+			u.mu.Unlock()
+		}
+		if now.request != nil {
+			now.request(u, conn)
+			return
+		}
+		request, err := readExact(br)
+		u.mu.Lock()
+		if err != nil {
+			u.cut++
+		} else {
+			u.whole[request.body]++
+		}
+		u.mu.Unlock()
+		if err != nil {
+			return
+		}
+		if now.answer != nil {
+			now.answer(u, conn)
+			return
+		}
+		if !send(conn, true, ok) {
+			return
+		}
+	}
+}
+
+// read returns how often v2 read the record whole, and how many requests the
+// gateway broke off.
+func (u *faulty) read(body string) (whole, cut int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.whole[body], u.cut
+}
+
+func (u *faulty) url() string {
+	_, port, _ := net.SplitHostPort(u.Addr().String())
+	return "https://localhost:" + port
+}
+
+// pacedConn writes in small pieces with a pause before each.
+type pacedConn struct {
+	net.Conn
+	pause time.Duration
+}
+
+func (c *pacedConn) Write(b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		time.Sleep(c.pause)
+		var m int
+		m, err = c.Conn.Write(b[n:min(len(b), n+100)])
+		n += m
+	}
+	return n, err
+}
+
+// says sends the pieces of an answer, with a pause before each but the first,
+// and ends the connection in good order.
+func says(pause time.Duration, pieces ...string) misbehaviour {
+	return func(_ *faulty, conn *tls.Conn) {
+		for n, piece := range pieces {
+			if n > 0 {
+				time.Sleep(pause)
+			}
+			if !send(conn, true, piece) {
+				return
+			}
+		}
+		conn.Close()
+	}
+}
+
+// stalls sends the pieces and then nothing more, until the gateway gives up.
+func stalls(pieces ...string) misbehaviour {
+	return func(_ *faulty, conn *tls.Conn) {
+		send(conn, true, pieces...)
+		_, _ = io.Copy(io.Discard, conn)
+	}
+}
+
+// resets sends the pieces and resets the connection.
+func resets(pieces ...string) misbehaviour {
+	return func(_ *faulty, conn *tls.Conn) {
+		send(conn, true, pieces...)
+		reset(conn.NetConn())
+	}
+}
+
+// signed is a certificate by an authority, for localhost, that ends then.
+func signed(t testing.TB, authority certificate, notAfter time.Time) *tls.Certificate {
+	t.Helper()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), DNSNames: []string{"localhost"},
+		NotBefore: notAfter.Add(-time.Hour), NotAfter: notAfter,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, authority.pair.Leaf, authority.pair.Leaf.PublicKey, authority.pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: authority.pair.PrivateKey}
+}
+
+// outcome is what a caller got: an answer, how long it took, and whether its
+// connection broke before the end.
+type outcome struct {
+	reply
+	cut  bool
+	took time.Duration
+}
+
+// ask sends a request. It calls answered when it has the head of the answer.
+func ask(t testing.TB, addr, request string, answered func()) outcome {
+	t.Helper()
+	conn := dial(t, addr)
+	started := time.Now()
+	go func() { _, _ = io.WriteString(conn, request) }()
+	resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: http.MethodPost})
+	if err != nil {
+		t.Fatalf("no answer: %v", err)
+	}
+	answered()
+	body, err := io.ReadAll(resp.Body)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal("the answer never ended")
+	}
+	return outcome{reply{resp, string(body)}, err != nil, time.Since(started)}
+}
+
+// faultCase is a fault and what becomes of a record.
+type faultCase struct {
+	name  string
+	fault fault
+
+	status     int
+	code       string // of a refusal
+	body       string // of v2's own answer
+	retryAfter string
+	cut        bool          // the caller's connection breaks within the answer
+	waits      time.Duration // what the caller waits for at least; slack more at most
+
+	large  bool // a record of nearly 1 MiB
+	sent   int  // how often v2 reads the record
+	resent int  // and how much oftener when the fault meets a kept-alive connection
+}
+
+// run meets the fault on a fresh connection, or on one that was kept alive,
+// and then a v2 that is well again.
+func (tc *faultCase) run(t *testing.T, u *faulty, addr, path string, kept bool) {
+	request := func(body string) string { return post(path+"?td_write_key=1234/abcd", asJSON, body) }
+	record := func(id string) string {
+		if tc.large {
+			return `{"id":"` + id + `","pad":"` + strings.Repeat("x", 1_000_000) + `"}`
+		}
+		return `{"id":"` + id + `"}`
+	}
+	goesWell := func(body string) {
+		t.Helper()
+		if got := ask(t, addr, request(body), func() {}); got.StatusCode != 200 || got.body != "{}" || got.cut {
+			t.Fatalf("v2 is well: got %d %q", got.StatusCode, got.body)
+		}
+		if whole, _ := u.read(body); whole != 1 {
+			t.Errorf("v2 is well: it read the record %d times", whole)
+		}
+	}
+	sent := tc.sent
+	if kept {
+		sent += tc.resent
+		goesWell(record("before"))
+	}
+
+	u.fault.Store(&tc.fault)
+	got := ask(t, addr, request(record("fault")), func() { close(u.answered) })
+	if got.StatusCode != tc.status || got.cut != tc.cut || got.code() != tc.code {
+		t.Errorf("got %d %.200q, cut is %v", got.StatusCode, got.body, got.cut)
+	}
+	if tc.code == "" && !tc.cut && got.body != tc.body {
+		t.Errorf("got a body of %d bytes, want %d", len(got.body), len(tc.body))
+	}
+	if got.Header.Get("Retry-After") != tc.retryAfter {
+		t.Errorf("Retry-After: %q", got.Header.Get("Retry-After"))
+	}
+	if got.took < tc.waits || got.took > tc.waits+slack {
+		t.Errorf("it took %v", got.took)
+	}
+
+	u.fault.Store(&fault{})
+	goesWell(record("after"))
+	// Now v2 has read all that was sent before.
+	whole, cut := u.read(record("fault"))
+	if whole != sent {
+		t.Errorf("v2 read the record %d times, want %d", whole, sent)
+	}
+	if cut != 0 {
+		t.Errorf("v2 read a part of %d records", cut)
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.met) > 0 && (u.met[0] == onKept) != kept {
+		t.Error("the fault struck on the wrong connection")
+	}
+}
+
+// runFaults gives each case an upstream of its own behind one gateway. The
+// cases run side by side: most of them wait.
+func runFaults(t *testing.T, kept bool, authority certificate, cases []faultCase) {
+	t.Helper()
+	upstreams := make([]*faulty, len(cases))
+	paths := make([]string, len(cases))
+	var site strings.Builder
+	for n := range cases {
+		upstreams[n] = newFaulty(t, authority.pair)
+		upstreams[n].serve(t)
+		paths[n] = "/postback/v3/event/faults/t" + strconv.Itoa(n)
+		fmt.Fprintf(&site, "td_postback %s {\n upstream %s\n tls_ca %s\n dial_timeout %s\n response_timeout %s\n}\n",
+			paths[n], upstreams[n].url(), authority.cert, dialTimeout, responseTimeout)
+	}
+	g := serve(t, "", site.String())
+	// Not t.Parallel, which runs no more tests at once than there are processors.
+	var all sync.WaitGroup
+	for n := range cases {
+		all.Go(func() {
+			t.Run(cases[n].name, func(t *testing.T) { cases[n].run(t, upstreams[n], g.addr, paths[n], kept) })
+		})
+	}
+	all.Wait()
+}
+
+// TestFaultyConnection has v2 fail before it can have read a record: the
+// caller may send it again without a second thought.
+func TestFaultyConnection(t *testing.T) {
+	right := newCertificate(t, "localhost")
+	otherName, otherAuthority := newCertificate(t, "elsewhere.example"), newCertificate(t, "localhost")
+	// The right authority, and the self-signed one of the wrong name.
+	trusted := right
+	var both []byte
+	for _, path := range []string{right.cert, otherName.cert} {
+		pem, err := os.ReadFile(path) //nolint:gosec // G304: written by newCertificate
+		if err != nil {
+			t.Fatal(err)
+		}
+		both = append(both, pem...)
+	}
+	trusted.cert = write(t, "both.pem", string(both))
+
+	cases := []faultCase{
+		{name: "never a word of TLS", fault: fault{connect: func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }}, waits: dialTimeout},
+		{name: "TLS handshake beyond dial_timeout", fault: fault{pause: dialTimeout / 3}, waits: dialTimeout},
+		{name: "TLS handshake broken off", fault: fault{connect: func(conn net.Conn) { _, _ = conn.Read(make([]byte, 100)); reset(conn) }}},
+		{name: "closes at once", fault: fault{connect: func(net.Conn) {}}},
+		{name: "resets at once", fault: fault{connect: reset}},
+		{name: "plain HTTP instead of TLS", fault: fault{connect: func(conn net.Conn) { send(conn, false, ok) }}},
+		{name: "certificate of another name", fault: fault{certificate: &otherName.pair}},
+		{name: "certificate by an unknown authority", fault: fault{certificate: &otherAuthority.pair}},
+		{name: "expired certificate", fault: fault{certificate: signed(t, right, time.Now().Add(-time.Minute))}},
+		{name: "certificate not valid yet", fault: fault{certificate: signed(t, right, time.Now().Add(2*time.Hour))}},
+	}
+	for n := range cases {
+		cases[n].status, cases[n].code = 502, "upstream_unreachable"
+	}
+	cases = append(cases,
+		faultCase{name: "slow TLS handshake", fault: fault{pause: 100 * time.Millisecond}, status: 200, body: "{}", sent: 1},
+		// What is refused above is refused for its dates alone.
+		faultCase{name: "certificate that is still valid", fault: fault{certificate: signed(t, right, time.Now().Add(time.Minute))}, status: 200, body: "{}", sent: 1},
+	)
+	runFaults(t, false, trusted, cases)
+}
+
+// TestFaultyAnswer has v2 fail within a request or its answer, on a fresh
+// connection and on one that was kept alive. Whatever it fails with, it is not
+// sent the record again once it may have taken it.
+func TestFaultyAnswer(t *testing.T) {
+	const (
+		head    = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+		chunked = head + "Transfer-Encoding: chunked\r\n\r\n"
+		interim = "HTTP/1.1 102 Processing\r\n\r\n"
+		short   = responseTimeout / 10
+		pause   = responseTimeout * 2 / 5 // three of them are beyond the timeout
+	)
+	piece := strings.Repeat("0123456789abcdef", 2<<10) // more than the gateway holds back
+	long := head + "Content-Length: " + strconv.Itoa(4*len(piece)) + "\r\n\r\n"
+	bytewise := strings.Split(ok, "")
+
+	cases := []faultCase{
+		{name: "reset before the request is read", fault: fault{request: resets()}, status: 502, code: "upstream_unreachable"},
+		{name: "reset within the request", fault: fault{request: func(_ *faulty, conn *tls.Conn) {
+			_, _ = io.CopyN(io.Discard, conn, 100_000)
+			reset(conn.NetConn())
+		}}, large: true, status: 502, code: "upstream_unreachable"},
+		{name: "stops reading the request", fault: fault{request: func(u *faulty, conn *tls.Conn) {
+			_ = conn.NetConn().(*net.TCPConn).SetReadBuffer(4 << 10)
+			<-u.answered
+		}}, large: true, status: 504, code: "upstream_timeout", waits: responseTimeout},
+		{name: "reset before the answer", fault: fault{answer: resets()}, status: 502, code: "upstream_unreachable", sent: 1, resent: 1},
+		{name: "reset within the head", fault: fault{answer: resets("HTTP/1.1 200 OK\r\nContent-")}, status: 502, code: "upstream_unreachable", sent: 1},
+		{name: "reset within a short body", fault: fault{answer: resets(head + "Content-Length: 10\r\n\r\n{}")}, status: 502, code: "upstream_unreachable", sent: 1},
+		{name: "reset within a long body", fault: fault{answer: func(u *faulty, conn *tls.Conn) {
+			send(conn, true, long, piece)
+			<-u.answered
+			reset(conn.NetConn())
+		}}, status: 200, cut: true, sent: 1},
+		{name: "reset after the answer", fault: fault{answer: func(u *faulty, conn *tls.Conn) {
+			send(conn, true, ok)
+			<-u.answered
+			reset(conn.NetConn())
+		}}, status: 200, body: "{}", sent: 1},
+
+		{name: "silence", fault: fault{answer: stalls()}, status: 504, code: "upstream_timeout", waits: responseTimeout, sent: 1},
+		{name: "slow head", fault: fault{answer: says(short, head, "Content-Length: 2\r\n", "\r\n", "{}")}, status: 200, body: "{}", sent: 1},
+		{name: "head beyond response_timeout", fault: fault{answer: says(short, bytewise...)}, status: 504, code: "upstream_timeout", waits: responseTimeout, sent: 1},
+		{name: "slow short body", fault: fault{answer: says(short, head+"Content-Length: 4\r\n\r\n", "{", " ", " ", "}")}, status: 200, body: "{  }", sent: 1},
+		{name: "short body beyond response_timeout", fault: fault{answer: says(pause, head+"Content-Length: 4\r\n\r\n", "{", " ", " ", "}")}, status: 504, code: "upstream_timeout", waits: responseTimeout, sent: 1},
+		{name: "stall within a short body", fault: fault{answer: stalls(head + "Content-Length: 4\r\n\r\n{")}, status: 504, code: "upstream_timeout", waits: responseTimeout, sent: 1},
+		{name: "slow long body", fault: fault{answer: says(pause, long, piece, piece, piece, piece)}, status: 200, body: strings.Repeat(piece, 4), waits: 4 * pause, sent: 1},
+		{name: "slow chunks", fault: fault{answer: says(pause, chunked+"1\r\n{\r\n", "1\r\n \r\n", "1\r\n \r\n", "1\r\n}\r\n", "0\r\n\r\n")}, status: 200, body: "{  }", waits: 4 * pause, sent: 1},
+		{name: "stall within a long body", fault: fault{answer: stalls(long, piece)}, status: 200, cut: true, waits: responseTimeout, sent: 1},
+		{name: "stall between chunks", fault: fault{answer: stalls(chunked + "1\r\n{\r\n")}, status: 200, cut: true, waits: responseTimeout, sent: 1},
+
+		{name: "Content-Length not reached", fault: fault{answer: says(0, head+"Content-Length: 10\r\n\r\n{}")}, status: 502, code: "upstream_unreachable", sent: 1},
+		{name: "Content-Length of a long body not reached", fault: fault{answer: says(0, long, piece)}, status: 200, cut: true, sent: 1},
+		{name: "chunks without an end", fault: fault{answer: says(0, chunked+"2\r\n{}\r\n")}, status: 200, cut: true, sent: 1},
+		{name: "cut within a chunk", fault: fault{answer: says(0, chunked+"5\r\n{}")}, status: 502, code: "upstream_unreachable", sent: 1},
+		{name: "no length", fault: fault{answer: says(0, head+"\r\n{}")}, status: 200, body: "{}", sent: 1},
+		{name: "no length and a reset", fault: fault{answer: func(u *faulty, conn *tls.Conn) {
+			send(conn, true, head+"\r\n{")
+			<-u.answered
+			reset(conn.NetConn())
+		}}, status: 200, cut: true, sent: 1},
+
+		{name: "another protocol", fault: fault{answer: says(0, "220 mail.example ESMTP\r\n")}, status: 502, code: "upstream_unreachable", sent: 1},
+		{name: "binary garbage", fault: fault{answer: says(0, "\x00\x00\x12\x04\x00\x00\x00\x00\x00\xff\xfe")}, status: 502, code: "upstream_unreachable", sent: 1},
+		{name: "garbage without an end", fault: fault{answer: func(_ *faulty, conn *tls.Conn) {
+			for send(conn, true, piece) {
+			}
+		}}, status: 502, code: "upstream_unreachable", sent: 1},
+		{name: "102 and 103 before the answer", fault: fault{answer: says(short, interim, "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", ok)}, status: 200, body: "{}", sent: 1},
+		{name: "too many 102", fault: fault{answer: says(0, strings.Repeat(interim, 20), ok)}, status: 502, code: "upstream_unreachable", sent: 1},
+		{name: "102 instead of an answer", fault: fault{answer: says(pause, interim, interim, interim, interim, ok)}, status: 504, code: "upstream_timeout", waits: responseTimeout, sent: 1},
+		{name: "64 KiB of headers", fault: fault{answer: says(0, head+"X-Big: "+strings.Repeat("x", 64<<10)+"\r\nContent-Length: 2\r\n\r\n{}")}, status: 502, code: "upstream_unreachable", sent: 1},
+		{name: "429 with Retry-After", fault: fault{answer: says(0, "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 30\r\nContent-Length: 4\r\n\r\nslow")}, status: 429, retryAfter: "30", body: "slow", sent: 1},
+		{name: "503 with Retry-After", fault: fault{answer: says(0, "HTTP/1.1 503 Service Unavailable\r\nRetry-After: Fri, 31 Dec 2027 23:59:59 GMT\r\nContent-Length: 0\r\n\r\n")}, status: 503, retryAfter: "Fri, 31 Dec 2027 23:59:59 GMT", sent: 1},
+	}
+	authority := newCertificate(t, "localhost")
+	t.Run("fresh connection", func(t *testing.T) { runFaults(t, false, authority, cases) })
+	t.Run("kept-alive connection", func(t *testing.T) { runFaults(t, true, authority, cases) })
+}
+
+// TestFaultsAtRandom sends events through a v2 that fails in every way which
+// tells whether it has read the record. None may arrive twice, and who is told
+// 200 has its event there.
+func TestFaultsAtRandom(t *testing.T) {
+	const events, callers = 400, 16
+	seed := uint64(time.Now().UnixNano()) //nolint:gosec // G115: any bits will do
+	t.Logf("seed %d", seed)
+	var mu sync.Mutex
+	random := mathrand.New(mathrand.NewPCG(seed, 0)) //nolint:gosec // G404: it chooses faults
+	pick := func(faults []fault) *fault {
+		mu.Lock()
+		defer mu.Unlock()
+		if random.IntN(2) == 0 {
+			return &fault{}
+		}
+		return &faults[random.IntN(len(faults))]
+	}
+
+	const head = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
+	connecting := []fault{
+		{connect: reset},
+		{connect: func(net.Conn) {}},
+		{connect: func(conn net.Conn) { send(conn, false, ok) }},
+	}
+	kept := []fault{
+		{request: resets()},
+		{request: says(0)},
+		{answer: says(0, ok)}, // and closes, while the next request may be under way
+		{answer: says(0, "H")},
+		{answer: says(0, head+"{}")},
+		{answer: says(0, "no HTTP\r\n\r\n")},
+		{answer: says(0, "HTTP/1.1 100 Continue\r\n\r\n")},
+		{answer: says(0, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")},
+		{answer: says(0, "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")},
+		{answer: says(0, "HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")},
+		{answer: says(20*time.Millisecond, ok[:20], ok[20:])},
+		{answer: stalls()},
+		{answer: stalls(head)},
+	}
+	// A kept-alive connection that closes like this counts as one that was
+	// given up before the request came, and the record is sent again.
+	fresh := append(slices.Clone(kept), fault{answer: resets()}, fault{answer: says(0)})
+
+	authority := newCertificate(t, "localhost")
+	u := newFaulty(t, authority.pair)
+	var well atomic.Bool
+	u.choose = func(at moment) *fault {
+		if well.Load() {
+			return &fault{}
+		}
+		return pick(map[moment][]fault{onConnection: connecting, onFresh: fresh, onKept: kept}[at])
+	}
+	u.serve(t)
+	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n tls_ca "+authority.cert+"\n response_timeout 500ms\n}")
+	body := func(n int) string { return `{"id":` + strconv.Itoa(n) + `}` }
+
+	var next, taken, failed atomic.Int64
+	var all sync.WaitGroup
+	for range callers {
+		all.Go(func() {
+			for n := int(next.Add(1)); n <= events; n = int(next.Add(1)) {
+				got := ask(t, g.addr, post(target, asJSON, body(n)), func() {})
+				whole, _ := u.read(body(n))
+				switch {
+				case got.StatusCode == 200 && whole == 1:
+					taken.Add(1)
+				case got.StatusCode == 200:
+					t.Errorf("event %d: the caller was told 200, v2 has it %d times", n, whole)
+				case got.StatusCode == 500, got.StatusCode == 502, got.StatusCode == 503, got.StatusCode == 504:
+					failed.Add(1)
+				default:
+					t.Errorf("event %d: got %d %q", n, got.StatusCode, got.body)
+				}
+			}
+		})
+	}
+	all.Wait()
+	t.Logf("%d taken, %d failed", taken.Load(), failed.Load())
+	if taken.Load() == 0 || failed.Load() == 0 {
+		t.Errorf("%d taken, %d failed: that was not at random", taken.Load(), failed.Load())
+	}
+
+	well.Store(true)
+	if got := ask(t, g.addr, post(target, asJSON, body(0)), func() {}); got.StatusCode != 200 {
+		t.Errorf("v2 is well: got %d %q", got.StatusCode, got.body)
+	}
+	for n := range events + 1 {
+		if whole, cut := u.read(body(n)); whole > 1 || cut > 0 {
+			t.Errorf("event %d: v2 has it %d times; it read a part of %d records", n, whole, cut)
+		}
+	}
+}
+
+// TestFaultsDocument keeps docs/faults.md true: every row names a test, every
+// test that it names exists, and so does the case behind the slash.
+func TestFaultsDocument(t *testing.T) {
+	text, err := os.ReadFile("../docs/faults.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files []string
+	for _, pattern := range []string{"*_test.go", "../*/*_test.go"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, found...)
+	}
+	source := make(map[string]string) // of the file that has the test
+	definition := regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\) {$`)
+	for _, file := range files {
+		content, err := os.ReadFile(file) //nolint:gosec // G304: this repository's own
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, test := range definition.FindAllStringSubmatch(string(content), -1) {
+			source[test[1]] = string(content)
+		}
+	}
+	named := regexp.MustCompile("`(Test\\w+)(?:/([^`]+))?`")
+	rows := 0
+	for line := range strings.Lines(string(text)) {
+		tests := named.FindAllStringSubmatch(line, -1)
+		if row := strings.HasPrefix(line, "| ") && !strings.HasPrefix(line, "| fault"); row {
+			rows++
+			if len(tests) == 0 {
+				t.Errorf("no test: %s", line)
+			}
+		}
+		for _, test := range tests {
+			content, exists := source[test[1]]
+			if !exists {
+				t.Errorf("there is no test %s", test[1])
+			} else if test[2] != "" && !strings.Contains(content, strconv.Quote(test[2])) {
+				t.Errorf("%s has no case %q", test[1], test[2])
+			}
+		}
+	}
+	if rows == 0 {
+		t.Error("no rows")
+	}
+}
