@@ -21,23 +21,7 @@ func TestBlackHole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	queue := func(length int) {
-		raw, err := l.(*net.TCPListener).SyscallConn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if controlErr := raw.Control(func(fd uintptr) { err = syscall.Listen(int(fd), length) }); controlErr != nil || err != nil {
-			t.Fatal(controlErr, err)
-		}
-	}
-	queue(0)
-	for full := false; !full; {
-		conn, err := net.DialTimeout("tcp", l.Addr().String(), 200*time.Millisecond)
-		if full = err != nil; !full {
-			defer conn.Close()
-		}
-	}
-
+	blackHole(t, l)
 	g := serve(t, "", fmt.Sprintf("td_postback {\n upstream http://%s\n dial_timeout %s\n}", l.Addr(), dialTimeout))
 	got := ask(t, g.addr, post(target, asJSON, object), func() {})
 	if got.StatusCode != 502 || got.code() != "upstream_unreachable" {
@@ -47,7 +31,7 @@ func TestBlackHole(t *testing.T) {
 		t.Errorf("it took %v", got.took)
 	}
 
-	queue(100)
+	setQueue(t, l, 100)
 	u := recordOn(t, l, nil)
 	if got := ask(t, g.addr, post(target, asJSON, `{"id":"after"}`), func() {}); got.StatusCode != 200 {
 		t.Errorf("v2 is well: got %d %q", got.StatusCode, got.body)
@@ -56,6 +40,33 @@ func TestBlackHole(t *testing.T) {
 		t.Errorf("v2 read %q", got.body)
 	}
 	u.none(t)
+}
+
+// blackHole makes a listener's address answer nothing, until its queue is
+// longer.
+func blackHole(t testing.TB, l net.Listener) {
+	t.Helper()
+	setQueue(t, l, 0)
+	for {
+		conn, err := net.DialTimeout("tcp", l.Addr().String(), 200*time.Millisecond)
+		if err != nil {
+			return
+		}
+		t.Cleanup(func() { conn.Close() })
+	}
+}
+
+// setQueue sets how many connections wait for Accept.
+func setQueue(t testing.TB, l net.Listener, length int) {
+	t.Helper()
+	raw, err := l.(*net.TCPListener).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed error
+	if err := raw.Control(func(fd uintptr) { failed = syscall.Listen(int(fd), length) }); err != nil || failed != nil {
+		t.Fatal(err, failed)
+	}
 }
 
 // TestHugeAnswer passes 100 MiB on, every byte of them, without holding them.
