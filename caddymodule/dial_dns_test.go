@@ -48,7 +48,7 @@ func TestConnectionAge(t *testing.T) {
 				began := time.Now()
 				for {
 					w := httptest.NewRecorder()
-					if err := u.forward(w, httptest.NewRequest(http.MethodPost, "/", nil), out); err != nil || w.Code != http.StatusOK {
+					if err := u.forward(w, httptest.NewRequest(http.MethodPost, "/", nil), out, new(delivery)); err != nil || w.Code != http.StatusOK {
 						t.Fatalf("after %v: got %d, %v", time.Since(began), w.Code, err)
 					}
 					if time.Since(began) >= tc.last {

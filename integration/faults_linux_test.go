@@ -17,6 +17,7 @@ import (
 // TestBlackHole connects to an address that answers nothing at all, not even
 // that it refuses: a listener whose queue is full.
 func TestBlackHole(t *testing.T) {
+	t.Parallel() // it waits for dial_timeout
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -395,6 +395,10 @@ func TestFaultyConnection(t *testing.T) {
 	trusted.cert = write(t, "both.pem", string(both))
 
 	cases := []faultCase{
+		{name: "slow TLS handshake", fault: fault{pause: 100 * time.Millisecond}, status: 200, body: "{}", sent: 1},
+		// What is refused below is refused for its dates alone.
+		{name: "certificate that is still valid", fault: fault{certificate: signed(t, right, time.Now().Add(time.Minute))}, status: 200, body: "{}", sent: 1},
+
 		{name: "never a word of TLS", fault: fault{connect: func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }}, waits: dialTimeout},
 		{name: "TLS handshake beyond dial_timeout", fault: fault{pause: dialTimeout / 3}, waits: dialTimeout},
 		{name: "TLS handshake broken off", fault: fault{connect: func(conn net.Conn) { _, _ = conn.Read(make([]byte, 100)); reset(conn) }}},
@@ -407,13 +411,10 @@ func TestFaultyConnection(t *testing.T) {
 		{name: "certificate not valid yet", fault: fault{certificate: signed(t, right, time.Now().Add(2*time.Hour))}},
 	}
 	for n := range cases {
-		cases[n].status, cases[n].code = 502, "upstream_unreachable"
+		if cases[n].sent == 0 {
+			cases[n].status, cases[n].code = 502, "upstream_unreachable"
+		}
 	}
-	cases = append(cases,
-		faultCase{name: "slow TLS handshake", fault: fault{pause: 100 * time.Millisecond}, status: 200, body: "{}", sent: 1},
-		// What is refused above is refused for its dates alone.
-		faultCase{name: "certificate that is still valid", fault: fault{certificate: signed(t, right, time.Now().Add(time.Minute))}, status: 200, body: "{}", sent: 1},
-	)
 	runFaults(t, false, trusted, cases)
 }
 
@@ -496,12 +497,95 @@ func TestFaultyAnswer(t *testing.T) {
 	t.Run("kept-alive connection", func(t *testing.T) { runFaults(t, true, authority, cases) })
 }
 
+// TestConnectionsInUse has v2 keep all connections busy: who waits for one is
+// told to come back, and its record goes nowhere.
+func TestConnectionsInUse(t *testing.T) {
+	t.Parallel() // it waits for 10 s
+	const queueTimeout = 10 * time.Second
+	release := make(chan struct{})
+	u := record(t, func(conn net.Conn, nth int, _ seen) bool {
+		if nth == 1 {
+			<-release
+		}
+		return send(conn, true, ok)
+	})
+	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n max_conns 1\n}")
+	first := make(chan int, 1)
+	go func() {
+		resp, err := http.Post(g.url(target), "application/json", strings.NewReader(object))
+		if err != nil {
+			first <- 0
+			return
+		}
+		resp.Body.Close()
+		first <- resp.StatusCode
+	}()
+	u.next(t)
+
+	got := ask(t, g.addr, post(target, asJSON, object), func() {})
+	if got.StatusCode != 503 || got.code() != "overloaded" || got.Header.Get("Retry-After") == "" {
+		t.Errorf("got %d %q", got.StatusCode, got.body)
+	}
+	if got.took > queueTimeout+slack {
+		t.Errorf("it took %v", got.took)
+	}
+	u.none(t)
+
+	close(release)
+	if status := <-first; status != 200 {
+		t.Errorf("the first caller got %d", status)
+	}
+	if got := ask(t, g.addr, post(target, asJSON, object), func() {}); got.StatusCode != 200 {
+		t.Errorf("v2 is well: got %d %q", got.StatusCode, got.body)
+	}
+	u.next(t)
+	u.none(t)
+}
+
+// TestStalledBody has callers stop within their body, or vanish there. v2 sees
+// nothing of it.
+func TestStalledBody(t *testing.T) {
+	const readBody = time.Second
+	u := record(t, nil)
+	g := serve(t, fmt.Sprintf("servers {\n timeouts {\n read_body %s\n}\n}\n", readBody), "td_postback {\n upstream "+u.url()+"\n}")
+	for name, request := range map[string]string{
+		"known length": "Content-Length: 7\r\n\r\n{\"a\"",
+		"chunked":      "Transfer-Encoding: chunked\r\n\r\n7\r\n" + object + "\r\n",
+	} {
+		request = "POST " + target + " HTTP/1.1\r\nHost: x\r\n" + request
+		t.Run(name, func(t *testing.T) {
+			got := ask(t, g.addr, request, func() {})
+			if got.StatusCode != 408 || got.code() != "request_timeout" || got.cut {
+				t.Errorf("got %d %q", got.StatusCode, got.body)
+			}
+			if got.took < readBody || got.took > readBody+slack {
+				t.Errorf("it took %v", got.took)
+			}
+			u.none(t)
+		})
+		t.Run(name+" and a reset", func(t *testing.T) {
+			conn := dial(t, g.addr)
+			if _, err := io.WriteString(conn, request); err != nil {
+				t.Fatal(err)
+			}
+			reset(conn)
+			if got := ask(t, g.addr, post(target, asJSON, `{"id":"after"}`), func() {}); got.StatusCode != 200 {
+				t.Errorf("the next caller got %d %q", got.StatusCode, got.body)
+			}
+			if got := u.next(t); got.body != `{"id":"after"}` {
+				t.Errorf("v2 read %q", got.body)
+			}
+			u.none(t)
+		})
+	}
+}
+
 // TestFaultsAtRandom sends events through a v2 that fails in every way which
 // tells whether it has read the record. None may arrive twice, and who is told
 // 200 has its event there.
 func TestFaultsAtRandom(t *testing.T) {
 	const events, callers = 400, 16
-	seed := uint64(time.Now().UnixNano()) //nolint:gosec // G115: any bits will do
+	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	var mu sync.Mutex
 	random := mathrand.New(mathrand.NewPCG(seed, 0)) //nolint:gosec // G404: it chooses faults
@@ -564,7 +648,9 @@ func TestFaultsAtRandom(t *testing.T) {
 					taken.Add(1)
 				case got.StatusCode == 200:
 					t.Errorf("event %d: the caller was told 200, v2 has it %d times", n, whole)
-				case got.StatusCode == 500, got.StatusCode == 502, got.StatusCode == 503, got.StatusCode == 504:
+				case got.StatusCode == 500 || got.StatusCode == 503, // v2's own
+					got.StatusCode == 502 && got.code() == "upstream_unreachable",
+					got.StatusCode == 504 && got.code() == "upstream_timeout":
 					failed.Add(1)
 				default:
 					t.Errorf("event %d: got %d %q", n, got.StatusCode, got.body)
@@ -590,7 +676,8 @@ func TestFaultsAtRandom(t *testing.T) {
 }
 
 // TestFaultsDocument keeps docs/faults.md true: every row names a test, every
-// test that it names exists, and so does the case behind the slash.
+// test that it names exists, and so does the case behind the slash. Each fault
+// in this file has a row.
 func TestFaultsDocument(t *testing.T) {
 	text, err := os.ReadFile("../docs/faults.md")
 	if err != nil {
@@ -636,5 +723,10 @@ func TestFaultsDocument(t *testing.T) {
 	}
 	if rows == 0 {
 		t.Error("no rows")
+	}
+	for _, tc := range regexp.MustCompile(`{name: ("[^"]+"), fault:`).FindAllStringSubmatch(source["TestFaultyAnswer"], -1) {
+		if name, err := strconv.Unquote(tc[1]); err != nil || !strings.Contains(string(text), "/"+name+"`") {
+			t.Errorf("no row for %s", tc[1])
+		}
 	}
 }
