@@ -91,9 +91,9 @@ type Handler struct {
 	// Default: 5s.
 	DialTimeout caddy.Duration `json:"dial_timeout,omitempty"`
 
-	// How long v2 may take from the first byte sent to it until its answer
-	// begins, and between any two pieces of a long answer. A slower answer is
-	// 504. Default: 30s.
+	// How long v2 may take from the first byte sent to it until its answer is
+	// there, or begins if it has more than 16 KiB, and then between any two
+	// pieces. A slower answer is 504. Default: 30s.
 	ResponseTimeout caddy.Duration `json:"response_timeout,omitempty"`
 
 	// How many connections to a v2 host may be in use at a time. Further
