@@ -187,11 +187,13 @@ func TestExample(t *testing.T) {
 			t.Errorf("%s, a URL of 200 kB: got %d", base, status)
 		}
 	}
-	if status, body := do("POST", "http://127.0.0.1:"+httpPort+target, object); status != 404 || body == "" {
-		t.Errorf("another host: got %d %q", status, body)
+	for _, base := range []string{"http://127.0.0.1:" + httpPort, "https://127.0.0.1:" + httpsPort} {
+		if status, body := do("POST", base+target, object); status != 404 || !strings.Contains(body, "not_found") {
+			t.Errorf("another host, %s: got %d %q", base, status, body)
+		}
 	}
 	u.none(t)
-	g.await(t, "handled request", 8)
+	g.await(t, "handled request", 8) // the catch-all has no log
 	if text := g.text(); strings.Contains(text, "abcd") {
 		t.Errorf("the log holds the key:\n%s", text)
 	}
