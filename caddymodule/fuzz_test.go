@@ -194,6 +194,7 @@ func FuzzRedirect(f *testing.F) {
 	for _, seed := range []string{
 		"https://shop.example/a?b=td_global_id#c", "http://a.sub.example:80", "https://shop.example:443/", "https://shop.example@evil.example/", `https:\\evil.example`,
 		"//evil.example", "https:/evil.example", "https://evil.example?.sub.example", "https://x%2f.sub.example/", "HTTPS://SHOP.example/\u00e9\"<>", "https://shop.example\t/", "javascript://shop.example/%0aalert(1)",
+		"https://user@shop.example/", "https://.sub.example/", "https://a'b.sub.example/", `https://shop.example/?\evil.example`,
 	} {
 		f.Add(seed, "gid&\r\n\"")
 	}
@@ -203,6 +204,10 @@ func FuzzRedirect(f *testing.F) {
 		if got, ok := redirectTarget(value, hosts, globalID); ok {
 			if !location.MatchString(got) || strings.Contains(got, `\`) {
 				t.Errorf("%q leads to %q", value, got)
+			}
+			_, rest, _ := strings.Cut(value, "//")
+			if authority := strings.FieldsFunc(rest+"/", func(r rune) bool { return strings.ContainsRune("/?#", r) }); len(authority) > 0 && strings.Contains(authority[0], "@") {
+				t.Errorf("%q has a user name and leads to %q", value, got)
 			}
 			if len(got) > 3*3*maxRedirect { // each byte escaped, and that escaped once more
 				t.Errorf("%q: %d bytes", value, len(got))
@@ -402,13 +407,19 @@ func toValidConfig(h *Handler) Handler {
 // FuzzCaddyfileOptions writes options down and reads them back.
 func FuzzCaddyfileOptions(f *testing.F) {
 	f.Add("us01", "http://x.example:8080", "*.shop.example", int64(1048064), int64(5000), 3, 2)
-	f.Add("auto", "", "", int64(0), int64(-1), 0, -1)
-	f.Add("{$X}", "a b", "\n", int64(1)<<51, int64(1), -1, 11)
+	f.Add("auto", "x", "", int64(0), int64(1), 1, 0)
+	f.Add("a b", "{", "\n", int64(1)<<50+1, int64(1), 1, 0)
+	f.Add("x", "#", "\"", int64(1), int64(0), 1, 0)
+	f.Add("x", "\\", "é", int64(1), int64(1), 0, 0)
+	f.Add("x", "x", "x", int64(1), int64(1), 1, -1)
 	f.Fuzz(func(t *testing.T, region, upstream, host string, size, millis int64, conns, retries int) {
 		for _, s := range []string{region, upstream, host} {
 			if !utf8.ValidString(s) || strings.ContainsAny(s, "`\r\ufeff") || strings.Contains(s, "{$") {
 				return // these do not stay as they are inside a quoted token either
 			}
+		}
+		if region == "" || upstream == "" {
+			return // as if the option were not there
 		}
 		text := "td_postback {\nregion `" + region + "`\nupstream `" + upstream + "`\nredirect_hosts `" + host + "` b\nmax_body " + strconv.FormatInt(size, 10) +
 			"\ndial_timeout " + strconv.FormatInt(millis, 10) + "ms\nmax_conns " + strconv.Itoa(conns) + "\nretries " + strconv.Itoa(retries) + "\npass_thru\n}"
@@ -418,11 +429,11 @@ func FuzzCaddyfileOptions(f *testing.F) {
 		}
 		got := new(Handler)
 		err = got.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens))
-		allowed := region != "" && upstream != "" && size > 0 && size <= 1<<50 && millis > 0 && millis <= int64(1<<63-1)/int64(time.Millisecond) && conns > 0 && retries >= 0
+		allowed := size > 0 && size <= 1<<50 && millis > 0 && millis <= int64(1<<63-1)/int64(time.Millisecond) && conns > 0 && retries >= 0
+		if (err == nil) != allowed {
+			t.Errorf("%q: %v", text, err)
+		}
 		if err != nil {
-			if allowed {
-				t.Errorf("%q: %v", text, err)
-			}
 			return
 		}
 		want := &Handler{
