@@ -51,6 +51,9 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		h.Region = d.Val()
 		seen["region"] = true
+		if h.Region == "" {
+			return d.Errf("region \"\": must be one of %s or %s", regionNames(), regionAuto)
+		}
 		if d.NextArg() {
 			return d.ArgErr()
 		}
@@ -71,17 +74,15 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err error) {
 	switch option {
 	case "region":
-		h.Region, err = oneArg(d)
+		h.Region, err = wordArg(d, "one of "+regionNames()+" or "+regionAuto)
 	case "upstream":
-		h.Upstream, err = oneArg(d)
+		h.Upstream, err = wordArg(d, "http:// or https://, a host and maybe a port")
 	case "max_body":
 		h.MaxBody, err = sizeArg(d)
 	case "redirect_hosts":
 		h.RedirectHosts, err = someArgs(d)
 	case "global_id":
-		if h.GlobalID, err = oneArg(d); err == nil && h.GlobalID == "" {
-			err = d.Err("global_id \"\": must be a cookie name")
-		}
+		h.GlobalID, err = wordArg(d, "a cookie name")
 	case "dial_timeout":
 		h.DialTimeout, err = durationArg(d)
 	case "response_timeout":
@@ -131,6 +132,15 @@ func someArgs(d *caddyfile.Dispenser) ([]string, error) {
 
 // An option's zero value in JSON means that it is not set, so a zero must not
 // get through from a Caddyfile.
+
+func wordArg(d *caddyfile.Dispenser, allowed string) (string, error) {
+	option := d.Val()
+	value, err := oneArg(d)
+	if err == nil && value == "" {
+		err = d.Errf("%s \"\": must be %s", option, allowed)
+	}
+	return value, err
+}
 
 func sizeArg(d *caddyfile.Dispenser) (int64, error) {
 	option := d.Val()

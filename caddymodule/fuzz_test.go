@@ -84,13 +84,13 @@ func FuzzKey(f *testing.F) {
 		var used []string
 		switch hasParam := param != "" || badParam; {
 		case header != "" && (hasParam || td1 == ""):
-			want, used = credentials{writeKey: header}, []string{header}
+			want, used = credentials{writeKey: header, source: keyHeader}, []string{header}
 		case header != "":
-			want, used = credentials{header, "TD1 " + td1}, []string{header, td1}
+			want, used = credentials{writeKey: header, authorization: "TD1 " + td1, source: keyTD1}, []string{header, td1}
 		case hasParam:
-			want, used = credentials{writeKey: param}, []string{param}
+			want, used = credentials{writeKey: param, source: keyParam}, []string{param}
 		case td1 != "":
-			want, used = credentials{authorization: "TD1 " + td1}, []string{td1}
+			want, used = credentials{authorization: "TD1 " + td1, source: keyTD1}, []string{td1}
 		}
 		code := ""
 		switch invisible := func(r rune) bool { return r <= ' ' || r > '~' }; {
@@ -104,7 +104,7 @@ func FuzzKey(f *testing.F) {
 		switch {
 		case code == "" && (refused != nil || got != want):
 			t.Errorf("got %+v, %v, want %+v", got, refused, want)
-		case code != "" && (refused == nil || refused.code != code || got != (credentials{})):
+		case code != "" && (refused == nil || refused.code != code || got != (credentials{source: want.source})):
 			t.Errorf("got %+v, %v, want %s", got, refused, code)
 		}
 	})
@@ -418,9 +418,6 @@ func FuzzCaddyfileOptions(f *testing.F) {
 				return // these do not stay as they are inside a quoted token either
 			}
 		}
-		if region == "" || upstream == "" {
-			return // as if the option were not there
-		}
 		text := "td_postback {\nregion `" + region + "`\nupstream `" + upstream + "`\nredirect_hosts `" + host + "` b\nmax_body " + strconv.FormatInt(size, 10) +
 			"\ndial_timeout " + strconv.FormatInt(millis, 10) + "ms\nmax_conns " + strconv.Itoa(conns) + "\nretries " + strconv.Itoa(retries) + "\npass_thru\n}"
 		tokens, err := caddyfile.Tokenize([]byte(text), "Caddyfile")
@@ -429,7 +426,7 @@ func FuzzCaddyfileOptions(f *testing.F) {
 		}
 		got := new(Handler)
 		err = got.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens))
-		allowed := size > 0 && size <= 1<<50 && millis > 0 && millis <= int64(1<<63-1)/int64(time.Millisecond) && conns > 0 && retries >= 0
+		allowed := size > 0 && size <= 1<<50 && millis > 0 && millis <= int64(1<<63-1)/int64(time.Millisecond) && conns > 0 && retries >= 0 && region != "" && upstream != ""
 		if (err == nil) != allowed {
 			t.Errorf("%q: %v", text, err)
 		}

@@ -203,9 +203,10 @@ func (h *Handler) forwarded(r *http.Request) forwarded {
 		host:  r.Host,
 		via:   chain(r.Header["Via"], via(r.ProtoMajor, r.ProtoMinor)),
 	}
+	f.earlyData = len(r.Header["Early-Data"]) > 0 // by a proxy before this one
 	if r.TLS != nil {
 		f.proto = "https"
-		f.earlyData = !r.TLS.HandshakeComplete
+		f.earlyData = f.earlyData || !r.TLS.HandshakeComplete
 	}
 	ip, _, err := net.SplitHostPort(r.RemoteAddr)
 	f.clientIP = withoutZone(ip)

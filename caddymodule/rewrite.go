@@ -317,7 +317,11 @@ func (q *v2Request) setContentType() {
 	for i := 0; i < len(q.more) && len(bytes.TrimLeft(start, jsonSpace)) == 0; i++ {
 		start = q.more[i]
 	}
-	if value, changed := contentType(q.header["Content-Type"], start); changed {
+	sent := q.header["Content-Type"]
+	if listsToken(q.header["Connection"], "Content-Type") {
+		sent = nil // it does not go to v2
+	}
+	if value, changed := contentType(sent, start); changed {
 		q.contentType = value
 	}
 }

@@ -55,7 +55,7 @@ async function answer(response) { return response.status + " " + await response.
 // TestBrowser has Chromium load a page on another origin that sends records in
 // every way. Each must arrive once and whole, and the page must see it work.
 func TestBrowser(t *testing.T) {
-	chromium := debian(t, "chromium", "chromium-browser", "google-chrome")
+	chromium := tool(t, "chromium", "chromium", "chromium-browser", "google-chrome")
 
 	records := make(chan sandbox.Record, 100)
 	upstream := &http.Server{Handler: &sandbox.Sandbox{Received: func(r sandbox.Record) { records <- r }}} //nolint:gosec // loopback

@@ -129,10 +129,7 @@ func TestCap(t *testing.T) {
 // TestCapByCurl has curl send too much over HTTP/2: unlike Go's client it
 // gives an answer up when its stream is reset.
 func TestCapByCurl(t *testing.T) {
-	curl, err := exec.LookPath("curl")
-	if err != nil {
-		t.Skip("SKIPPED: no curl here")
-	}
+	curl := tool(t, "curl", "curl")
 	u := record(t, nil)
 	pair := newCertificate(t, "localhost")
 	addr := freeAddr(t)

@@ -61,6 +61,8 @@ func TestPost(t *testing.T) {
 		{"no content type", post(target, "", object), line, append(key, json), object},
 		{"stray semicolon", post(target, "Content-Type: application/json;\r\n", object), line, append(key, "Content-Type: application/json;"), object},
 		{"form around a form", post(target, "Content-Type: application/x-www-form-urlencoded\r\n", "a=1"), line, append(key, "Content-Type: application/x-www-form-urlencoded"), "a=1"},
+		{"content type for this hop alone", post(target, "Connection: content-type\r\nContent-Type: application/json\r\n", object), line, append(key, json), object},
+		{"early data stays marked", post(target, asJSON+"Early-Data: 1\r\n", object), line, append(key, json, "Early-Data: 1"), object},
 		{"body bytes stay", post(target, asJSON, " {\"a\":\"\xff\x00\"} \n\n"), line, append(key, json), " {\"a\":\"\xff\x00\"} \n\n"},
 		{"compressed body", post(target, asJSON+"Content-Encoding: gzip\r\n", "\x1f\x8b\x08rest"), line, append(key, json, "Content-Encoding: gzip"), "\x1f\x8b\x08rest"},
 		{"empty body without columns", post(target, asJSON, ""), line, append(key, json), ""},

@@ -252,26 +252,6 @@ func protocols(t *testing.T, plain, secure string, pair certificate) []protocol 
 	}
 }
 
-// tool finds a program, and installs its Debian package where that is
-// possible.
-func tool(t testing.TB, name, pkg string) string {
-	t.Helper()
-	if path, err := exec.LookPath(name); err == nil {
-		return path
-	}
-	if apt, err := exec.LookPath("apt-get"); err == nil && os.Geteuid() == 0 {
-		output, err := exec.Command("sh", "-c", apt+" update -qq && "+apt+" install -y -qq "+pkg).CombinedOutput()
-		if err != nil {
-			t.Logf("installing %s: %v\n%s", pkg, err, output)
-		}
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Fatalf("this test needs %s: install it (Debian's package is %s)", name, pkg)
-	}
-	return path
-}
-
 // askByGo makes a call with one of Go's clients.
 func askByGo(t *testing.T, base string, via http.RoundTripper, c call) reply {
 	t.Helper()
@@ -458,7 +438,7 @@ func TestHTTP10KeepAlive(t *testing.T) {
 // TestManyStreams sends thousands of records over few HTTP/2 connections, each
 // with many streams at once.
 func TestManyStreams(t *testing.T) {
-	h2load := tool(t, "h2load", "nghttp2-client")
+	h2load := tool(t, "nghttp2-client", "h2load")
 	const total = 5000
 	u := record(t, nil)
 	pair := newCertificate(t, "localhost")

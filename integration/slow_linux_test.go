@@ -26,7 +26,7 @@ func TestSlowCallers(t *testing.T) {
 	for _, attack := range attacks {
 		args := strings.Join(append(attack, "-r", "1000", "-l", "12", "-u", "'"+url+"'"), " ")
 		// The Go runtime gives a child the soft limit of open files.
-		cmd := exec.Command("sh", "-c", "ulimit -n $(ulimit -Hn); exec "+debian(t, "slowhttptest")+" "+args)
+		cmd := exec.Command("sh", "-c", "ulimit -n $(ulimit -Hn); exec "+tool(t, "slowhttptest", "slowhttptest")+" "+args)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
