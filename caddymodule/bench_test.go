@@ -186,7 +186,7 @@ func (stubConn) Close() error                    { return nil }
 // stubHandler forwards to a v2 without a kernel.
 func stubHandler() *Handler {
 	return &Handler{
-		MaxBody: maxV2Body, GlobalID: defaultGlobalID, logger: zap.NewNop(), warn: zap.NewNop(),
+		MaxBody: maxV2Body, GlobalID: defaultGlobalID, logger: zap.NewNop(),
 		bodies: &bodies{maxBody: maxV2Body, maxTotal: defaultMaxBuffered},
 		fixed:  &route{host: "us01.records.in.treasuredata.com", upstream: stubUpstream()},
 	}

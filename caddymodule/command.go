@@ -110,8 +110,8 @@ func startSandbox() (string, error) {
 // commandConfig is the configuration that the command runs.
 func commandConfig(listen string, h *Handler, accessLog bool) (*caddy.Config, error) {
 	address, err := caddy.ParseNetworkAddress(listen)
-	if err != nil || address.PortRangeSize() != 1 || address.StartPort == 0 && !address.IsUnixNetwork() {
-		return nil, fmt.Errorf("--listen %q: must be an address with one port, such as :8080 or 127.0.0.1:8080", listen)
+	if err != nil || !address.IsUnixNetwork() && !address.IsFdNetwork() && (address.PortRangeSize() != 1 || address.StartPort == 0) {
+		return nil, fmt.Errorf("--listen %q: must be an address with one port, such as :8080 or 127.0.0.1:8080, or a socket, such as fd/3", listen)
 	}
 	server := &caddyhttp.Server{
 		Listen:         []string{listen},

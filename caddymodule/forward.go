@@ -62,7 +62,8 @@ type upstream struct {
 	dialTimeout time.Duration
 	timeout     time.Duration
 
-	closed atomic.Bool
+	handover *Handover // of the callers' server, or nil
+	closed   atomic.Bool
 }
 
 // upstreamConfig is what an upstream is made from.
@@ -207,6 +208,7 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange, d *delivery) er
 		return err
 	}
 	d.status, d.duration = x.answer.StatusCode(), time.Since(now)
+	u.handover.end(x.w, x.r)
 	keep, err = x.pass(br)
 	keep = keep && sendErr == nil
 	return err

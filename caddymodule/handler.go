@@ -20,9 +20,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	o := outcome{destination: dest, surface: surfaceOf(r, pixel)}
 	requestsInFlight.Inc()
 	defer o.finish(r)
-	if h.handover != nil && h.handover.leaving.Load() {
-		w.Header()["Connection"] = []string{"close"}
-	}
+	h.handover.end(w, r)
 	if refused != nil {
 		o.refuse(w, r, refused)
 		return nil
@@ -46,6 +44,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	body, refused := h.bodies.read(r)
 	if refused != nil {
+		h.warnOfMemoryLimit(refused)
 		o.refuse(w, r, refused)
 		return nil
 	}
@@ -82,6 +81,7 @@ func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *v2Req
 	from := h.caller(r)
 	rec, room, refused := h.bodies.record(out.query, from)
 	if refused != nil {
+		h.warnOfMemoryLimit(refused)
 		o.refuse(w, r, refused)
 		return nil
 	}
@@ -126,6 +126,7 @@ func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *v2Re
 	}
 	defer h.bodies.release(body)
 	if err := way.forward(answer, r, out, &o.delivery); err != nil {
+		h.handover.end(w, r)
 		o.refuse(w, r, h.failure(err, way))
 		return nil
 	}

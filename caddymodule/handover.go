@@ -40,8 +40,10 @@ const (
 // It takes no options and goes into the server's `listener_wrappers`. What waits
 // in the kernel for the closed socket is the kernel's to hand over: through a
 // socket that outlives the configuration (`bind fd/3`), or with
-// net.ipv4.tcp_migrate_req=1.
+// net.ipv4.tcp_migrate_req=1. It stands aside when Caddy's `shutdown_delay` is
+// set: that asks for callers to be accepted until the end.
 type Handover struct {
+	server    *caddyhttp.Server
 	mu        sync.Mutex
 	listeners []net.Listener
 
@@ -65,6 +67,7 @@ func (*Handover) CaddyModule() caddy.ModuleInfo {
 // configuration.
 func (h *Handover) Provision(ctx caddy.Context) error {
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		h.server = server
 		server.RegisterConnState(h.observe)
 		handovers.Store(server, h)
 	}
@@ -87,12 +90,7 @@ func handoverOf(ctx caddy.Context) *Handover {
 
 // Cleanup forgets the server.
 func (h *Handover) Cleanup() error {
-	handovers.Range(func(server, handover any) bool {
-		if handover == h {
-			handovers.Delete(server)
-		}
-		return true
-	})
+	handovers.CompareAndDelete(h.server, h)
 	return nil
 }
 
@@ -142,8 +140,19 @@ func (h *Handover) observe(conn net.Conn, state http.ConnState) {
 	}
 }
 
+// end makes an answer the last one of its connection, if the configuration
+// ends. HTTP/3 has no such header, and clients refuse an answer that has it.
+func (h *Handover) end(w http.ResponseWriter, r *http.Request) {
+	if h != nil && h.leaving.Load() && r.ProtoMajor < 3 {
+		w.Header()["Connection"] = []string{"close"}
+	}
+}
+
 // Handle ends the configuration's listening, when Caddy is about to stop it.
-func (h *Handover) Handle(context.Context, caddy.Event) error {
+func (h *Handover) Handle(ctx context.Context, event caddy.Event) error {
+	if event.Origin() != nil || hasShutdownDelay(ctx) {
+		return nil // another module's event of this name, or as the operator wants it
+	}
 	h.leaving.Store(true)
 	h.mu.Lock()
 	for _, listener := range h.listeners {
@@ -155,6 +164,17 @@ func (h *Handover) Handle(context.Context, caddy.Event) error {
 		time.Sleep(5 * time.Millisecond)
 	}
 	return nil
+}
+
+// hasShutdownDelay reports whether the configuration of an event has Caddy's
+// shutdown_delay.
+func hasShutdownDelay(ctx context.Context) bool {
+	cfg, ok := ctx.(caddy.Context)
+	if !ok {
+		return false
+	}
+	app, err := cfg.AppIfConfigured("http")
+	return err == nil && app.(*caddyhttp.App).ShutdownDelay > 0
 }
 
 // Interface guards

@@ -24,7 +24,7 @@ var (
 
 	bodyBytes = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Namespace: "caddy", Subsystem: "td_postback", Name: "body_bytes",
-		Help:    "Size of the records sent to v2.",
+		Help:    "Size of the records for v2.",
 		Buckets: prometheus.ExponentialBuckets(256, 4, 7), // to 1 MiB
 	})
 

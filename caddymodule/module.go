@@ -125,7 +125,6 @@ type Handler struct {
 	Handoff bool `json:"handoff,omitempty"`
 
 	logger        *zap.Logger
-	warn          *zap.Logger // each message once a minute
 	bodies        *bodies
 	redirectHosts []string  // in lower case
 	handover      *Handover // the server's, if it has one
@@ -155,7 +154,6 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 // connection.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.logger = ctx.Logger()
-	h.warn = warnings(h.logger)
 	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
@@ -317,6 +315,7 @@ func (h *Handler) newRoute(target *url.URL, trust *tls.Config) (*route, error) {
 	if err != nil {
 		return nil, err
 	}
+	up.handover = h.handover
 	return &route{host: target.Host, upstream: up}, nil
 }
 

@@ -259,6 +259,7 @@ func TestMaxBuffered(t *testing.T) {
 	if taken == 0 || refused == 0 {
 		t.Errorf("%d taken, %d refused", taken, refused)
 	}
+	g.await(t, "record refused: max_buffered is used up", 1)
 	u.none(t)
 	for range 8 {
 		if answer := raw(t, g.addr, post(target, asJSON, body)); answer.StatusCode != 200 {

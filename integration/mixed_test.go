@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -59,8 +58,8 @@ func (v2 *faultyV2) times(id int) int {
 // that it closes the connection on before it answers: that is what makes such a
 // request safe to send again.
 func (v2 *faultyV2) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	fault := rand.IntN(10 * len(faultNames))             //nolint:gosec // a test's dice
-	if fault == len(faultNames)-1 && rand.IntN(10) > 0 { //nolint:gosec // the same
+	fault := rand.IntN(10 * len(faultNames))            //nolint:gosec // a test's dice
+	if fault == len(faultNames)-1 && rand.IntN(3) > 0 { //nolint:gosec // the same
 		fault = len(faultNames) // this one takes long
 	}
 	if fault >= len(faultNames) {
@@ -165,9 +164,9 @@ func TestMixed(t *testing.T) {
 		callers.Go(func() {
 			transport := transports[caller%len(transports)]
 			client := &http.Client{Timeout: patience, Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-			base := "http://" + g.plain.Addr().String()
+			base := "http://" + g.plain
 			if transport.ForceAttemptHTTP2 {
-				base = "https://" + g.secure.Addr().String()
+				base = "https://" + g.secure
 			}
 			for n := int(next.Add(1)); n <= total && !t.Failed(); n = int(next.Add(1)) {
 				method, uri, contentType, body := mixedRequest(n)
@@ -275,7 +274,7 @@ func (a *tally) check(t *testing.T, v2 *faultyV2, total int) {
 
 // mixedGateway is a gateway with listening sockets from outside.
 type mixedGateway struct {
-	plain, secure net.Listener
+	plain, secure string // addresses
 	admin         string
 	certificate
 	upstream string
@@ -283,20 +282,9 @@ type mixedGateway struct {
 
 func newMixedGateway(t *testing.T, upstream string) *mixedGateway {
 	g := &mixedGateway{admin: freeAddr(t), certificate: newCertificate(t, "127.0.0.1"), upstream: upstream}
-	sockets := make([]*os.File, 0, 2)
-	for _, listener := range []*net.Listener{&g.plain, &g.secure} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = l.Close() })
-		socket, err := l.(*net.TCPListener).File()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = socket.Close() })
-		*listener, sockets = l, append(sockets, socket)
-	}
+	sockets := make([]*os.File, 2)
+	g.plain, sockets[0] = outsideSocket(t)
+	g.secure, sockets[1] = outsideSocket(t)
 	startWith(t, binary, nil, func(cmd *exec.Cmd) { cmd.ExtraFiles = sockets },
 		"run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile", g.config(0))).await(t, "serving initial configuration", 1)
 	return g
@@ -306,12 +294,6 @@ func newMixedGateway(t *testing.T, upstream string) *mixedGateway {
 func (g *mixedGateway) config(n int) string {
 	return fmt.Sprintf(`{
 	%s
-	servers {
-		protocols h1 h2
-		listener_wrappers {
-			td_handover
-		}
-	}
 }
 (gateway) {
 	td_postback {
@@ -329,7 +311,7 @@ https:// {
 	tls %s %s
 	import gateway
 }
-`, strings.Replace(withAdmin(g.admin), "default_bind 127.0.0.1", "", 1), g.upstream, 100+n, g.cert, g.key)
+`, handoverGlobals(g.admin), g.upstream, 100+n, g.cert, g.key)
 }
 
 // reloadUntil reloads the configuration again and again.
@@ -341,13 +323,8 @@ func (g *mixedGateway) reloadUntil(t *testing.T, ended <-chan struct{}) (n int) 
 		case <-time.After(time.Second):
 		}
 		n++
-		resp, err := http.Post("http://"+g.admin+"/load", "text/caddyfile", strings.NewReader(g.config(n)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			t.Fatal(resp.Status)
+		if status, problem := reload(t, g.admin, g.config(n)); status != http.StatusOK {
+			t.Fatal(status, problem)
 		}
 	}
 }

@@ -30,6 +30,7 @@ func TestSlowCallers(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() { _ = cmd.Process.Kill() })
 		go func() { ended <- cmd.Wait() }()
 	}
 

@@ -1,0 +1,102 @@
+package caddymodule
+
+import (
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// warning is a kind of trouble that is logged once a minute: enough to see it,
+// and no flood when every request has it. How many requests have it is in the
+// metrics. The kinds belong to the process, so a reload repeats none.
+type warning struct {
+	message string
+	last    atomic.Int64 // UNIX time, in seconds
+}
+
+const warningPause = 60 // seconds
+
+var (
+	unusualKey      = warning{message: "write key of unusual form"}
+	droppedAuth     = warning{message: "Authorization dropped beside a legacy key"}
+	refusedRedirect = warning{message: "redirect refused"}
+	outOfMemory     = warning{message: "record refused: max_buffered is used up"}
+	notDelivered    = warning{message: "record not delivered"}
+	notTaken        = warning{message: "Postback v2 did not take a record"}
+)
+
+// check returns an entry to write, if the last one is a minute ago.
+func (w *warning) check(logger *zap.Logger) *zapcore.CheckedEntry {
+	now, last := time.Now().Unix(), w.last.Load()
+	if now-last < warningPause || !w.last.CompareAndSwap(last, now) {
+		return nil
+	}
+	return logger.Check(zap.WarnLevel, w.message)
+}
+
+// warnOfKey tells of what v2 would not complain about: a key that is probably
+// wrong, and an Authorization that did not go along.
+func (h *Handler) warnOfKey(r *http.Request, out *v2Request) {
+	cred := &out.credentials
+	if !usualKey(cred.key()) {
+		if c := unusualKey.check(h.logger); c != nil {
+			c.Write(zap.String("account", cred.account()), zap.String("database", out.database), zap.String("table", out.table),
+				zap.String("advice", "compare the caller's key with the one in Treasure Data, 1234/ and hexadecimal digits: v2 answers 200 to a wrong key and loses the record"))
+		}
+	}
+	if len(r.Header["Authorization"]) > 0 && cred.authorization == "" {
+		if c := droppedAuth.check(h.logger); c != nil {
+			c.Write(zap.String("database", out.database), zap.String("table", out.table),
+				zap.String("advice", "nothing, if the caller sends it for something else; if it is meant for v2, remove td_write_key from the caller's URL and send Authorization: TD1"))
+		}
+	}
+}
+
+// warnOfRedirect tells of a td_redirect that is not followed. The record is
+// sent all the same.
+func (h *Handler) warnOfRedirect(out *v2Request) {
+	if c := refusedRedirect.check(h.logger); c != nil {
+		c.Write(zap.String("database", out.database), zap.String("table", out.table),
+			zap.String("advice", "if the target of td_redirect is yours, add its host to redirect_hosts"))
+	}
+}
+
+// warnOfMemoryLimit tells of a record that is refused because all bodies
+// together have become too large.
+func (h *Handler) warnOfMemoryLimit(refused *refusal) {
+	if refused != errOverloaded {
+		return
+	}
+	if c := outOfMemory.check(h.logger); c != nil {
+		c.Write(zap.Int64("max_buffered", h.MaxBuffered),
+			zap.String("advice", "if v2 is slow, see to that; otherwise raise max_buffered and with it GOMEMLIMIT, or add a gateway"))
+	}
+}
+
+// warnOfFailure tells of a record that v2 did not get, or not for certain.
+func (h *Handler) warnOfFailure(refused *refusal, err error, way *route) {
+	advice := "check v2's host in DNS, the way there, HTTPS_PROXY and tls_ca"
+	switch refused {
+	case errOverloaded:
+		advice = "v2 is too slow for this load, or max_conns is too low"
+	case errUpstreamTimeout, errBrokenOff:
+		advice = "check v2's status and the network; callers that send again may send the record twice"
+	}
+	if c := notDelivered.check(h.logger); c != nil {
+		c.Write(zap.String("code", refused.code), zap.String("upstream", way.host), zap.Error(err), zap.String("advice", advice))
+	}
+}
+
+// warnOfAnswer tells of an answer by which v2 asks for the record again later.
+func (h *Handler) warnOfAnswer(status int, way *route) {
+	if status < http.StatusInternalServerError && status != http.StatusTooManyRequests {
+		return
+	}
+	if c := notTaken.check(h.logger); c != nil {
+		c.Write(zap.Int("status", status), zap.String("upstream", way.host),
+			zap.String("advice", "check v2's status; the callers have got this answer, and must send again what they do not want to lose"))
+	}
+}
