@@ -139,20 +139,16 @@ func commandConfig(listen string, h *Handler, accessLog bool) (*caddy.Config, er
 	}, nil
 }
 
-// keyFilter is the log format of the command: Caddy's own, but without the
-// query, the headers that carry a key, however they are spelled, and the
-// queries of URLs in other headers. Caddy itself masks Authorization and Cookie. Caddyfile.example has
-// the same in Caddyfile syntax.
+// keyFilter is the log format of the command: Caddy's own, with td_key on every
+// field that may hold a URL or headers. Caddyfile.example has the same in
+// Caddyfile syntax.
 const keyFilter = `{
 	"format": "filter",
 	"fields": {
-		"request>uri": {"filter": "regexp", "regexp": "(?i)([?]|td_write_key).*", "value": "?REDACTED"},
-		"uri": {"filter": "regexp", "regexp": "(?i)([?]|td_write_key).*", "value": "?REDACTED"},
-		"request>headers>X-Td-Write-Key": {"filter": "delete"},
-		"request>headers>X_td_write_key": {"filter": "delete"},
-		"request>headers>Referer": {"filter": "regexp", "regexp": "[?].*", "value": "?REDACTED"},
-		"request>headers>Ping-From": {"filter": "regexp", "regexp": "[?].*", "value": "?REDACTED"},
-		"request>headers>Ping-To": {"filter": "regexp", "regexp": "[?].*", "value": "?REDACTED"},
-		"resp_headers>Location": {"filter": "regexp", "regexp": "[?].*", "value": "?REDACTED"}
+		"request>uri": {"filter": "td_key"},
+		"request>headers": {"filter": "td_key"},
+		"resp_headers": {"filter": "td_key"},
+		"uri": {"filter": "td_key"},
+		"headers": {"filter": "td_key"}
 	}
 }`

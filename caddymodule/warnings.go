@@ -50,7 +50,7 @@ func (h *Handler) warnOfKey(r *http.Request, out *v2Request) {
 	if len(r.Header["Authorization"]) > 0 && cred.authorization == "" {
 		if c := droppedAuth.check(h.logger); c != nil {
 			c.Write(zap.String("database", out.database), zap.String("table", out.table),
-				zap.String("advice", "nothing, if the caller sends it for something else; if it is meant for v2, remove td_write_key from the caller's URL and send Authorization: TD1"))
+				zap.String("advice", "nothing, if the caller sends it for something else; if it is meant for v2, send Authorization: TD1 without td_write_key in the URL"))
 		}
 	}
 }

@@ -25,7 +25,7 @@ func TestListModules(t *testing.T) {
 			own = append(own, line)
 		}
 	}
-	if !slices.Equal(own, []string{"admin.api.td_postback", "caddy.listeners.td_handover", "http.handlers.td_postback"}) {
+	if !slices.Equal(own, []string{"admin.api.td_postback", "caddy.listeners.td_handover", "caddy.logging.encoders.filter.td_key", "http.handlers.td_postback"}) {
 		t.Errorf("listed: %q", own)
 	}
 }
@@ -300,6 +300,9 @@ func TestNoKeyInLogs(t *testing.T) {
 			{"", "X-TD-Write-Key: 1234/" + secret + "\r\n"},
 			{"", "X-TD-Write-Key: 1234/" + secret + " and more\r\n"},
 			{"", "X_TD_WRITE_KEY: 1234/" + secret + "\r\n"},
+			{"", "X-TD_Write-Key: 1234/" + secret + "\r\nX-TD.Write.Key: 1234/" + secret + "\r\n"},
+			{"", "X-Original-URL: /p?td_write_key=" + secret + "\r\nOrigin: http://x.example/?td_write_key=" + secret + "\r\n"},
+			{"%3Ftd%5Fwrite%5Fkey=1234/" + secret, ""},
 			{"", "Authorization: TD1 1234/" + secret + "\r\n"},
 			{"?td_write_key=1/a&td_redirect=https://shop.example/?td_write_key=" + secret, "Referer: http://x.example/?td_write_key=" + secret + "\r\nPing-To: http://x.example/?td_write_key=" + secret + "\r\n"},
 			{"?td_write_key=1234/" + secret, "Cookie: a=" + secret + "\r\nAuthorization: Basic " + secret + "\r\n"},
