@@ -34,6 +34,7 @@ func reset(conn net.Conn) {
 
 // TestAnswer passes v2's answers on as they came.
 func TestAnswer(t *testing.T) {
+	t.Parallel()
 	long := strings.Repeat("0123456789abcdef", 1<<16) // 1 MiB
 	for _, tc := range []struct {
 		name   string
@@ -89,6 +90,7 @@ func TestAnswer(t *testing.T) {
 		{name: "nothing", answer: "", status: 502},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			u := record(t, func(conn net.Conn, _ int, _ seen) bool { return send(conn, tc.keep, tc.answer) })
 			g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 			for range 2 {
@@ -199,6 +201,7 @@ func TestStreamedAnswer(t *testing.T) {
 // TestReuse keeps the connection to v2 where it can carry another request, and
 // only there.
 func TestReuse(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name, answer string
 		keep, reused bool
@@ -212,6 +215,7 @@ func TestReuse(t *testing.T) {
 		{"more bytes than announced", ok + "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", true, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			u := record(t, func(conn net.Conn, _ int, _ seen) bool { return send(conn, tc.keep, tc.answer) })
 			g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 			for n := range 3 {
@@ -229,6 +233,7 @@ func TestReuse(t *testing.T) {
 // TestRetry sends again what v2 cannot have processed, on a fresh connection,
 // and nothing else.
 func TestRetry(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name string
 		// second misbehaves at the second request of a connection.
@@ -253,6 +258,7 @@ func TestRetry(t *testing.T) {
 		}, "2", 500, 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			u := record(t, func(conn net.Conn, nth int, _ seen) bool {
 				if nth == 2 {
 					return tc.second(conn)
