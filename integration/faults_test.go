@@ -91,27 +91,7 @@ func newFaulty(t testing.TB, certificate tls.Certificate) *faulty {
 
 // serve takes connections until the end of the test.
 func (u *faulty) serve(t testing.TB) {
-	var conns sync.WaitGroup
-	var open sync.Map
-	go func() {
-		for {
-			conn, err := u.Accept()
-			if err != nil {
-				return
-			}
-			open.Store(conn, true)
-			conns.Go(func() {
-				defer open.Delete(conn)
-				defer conn.Close()
-				u.handle(conn)
-			})
-		}
-	}()
-	t.Cleanup(func() {
-		_ = u.Close()
-		open.Range(func(conn, _ any) bool { _ = conn.(net.Conn).Close(); return true })
-		conns.Wait()
-	})
+	acceptAll(t, u, func(conn net.Conn, _ int) { u.handle(conn) })
 }
 
 // now is the fault for this moment.

@@ -262,6 +262,12 @@ func recordOn(t testing.TB, l net.Listener, answer func(conn net.Conn, nth int, 
 		answer = func(conn net.Conn, _ int, _ seen) bool { _, err := io.WriteString(conn, ok); return err == nil }
 	}
 	u := &recorder{Listener: l, answer: answer, requests: make(chan seen, 10_000)}
+	acceptAll(t, l, u.handle)
+	return u
+}
+
+// acceptAll handles connections, counted from 1, until the end of the test.
+func acceptAll(t testing.TB, l net.Listener, handle func(conn net.Conn, number int)) {
 	var conns sync.WaitGroup
 	var open sync.Map
 	go func() {
@@ -274,7 +280,7 @@ func recordOn(t testing.TB, l net.Listener, answer func(conn net.Conn, nth int, 
 			conns.Go(func() {
 				defer open.Delete(conn)
 				defer conn.Close()
-				u.handle(conn, n)
+				handle(conn, n)
 			})
 		}
 	}()
@@ -283,7 +289,6 @@ func recordOn(t testing.TB, l net.Listener, answer func(conn net.Conn, nth int, 
 		open.Range(func(conn, _ any) bool { _ = conn.(net.Conn).Close(); return true })
 		conns.Wait()
 	})
-	return u
 }
 
 func (u *recorder) handle(conn net.Conn, number int) {

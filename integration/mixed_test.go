@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
@@ -282,11 +281,10 @@ type mixedGateway struct {
 
 func newMixedGateway(t *testing.T, upstream string) *mixedGateway {
 	g := &mixedGateway{admin: freeAddr(t), certificate: newCertificate(t, "127.0.0.1"), upstream: upstream}
-	sockets := make([]*os.File, 2)
-	g.plain, sockets[0] = outsideSocket(t)
-	g.secure, sockets[1] = outsideSocket(t)
-	startWith(t, binary, nil, func(cmd *exec.Cmd) { cmd.ExtraFiles = sockets },
-		"run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile", g.config(0))).await(t, "serving initial configuration", 1)
+	var plain, secure *os.File
+	g.plain, plain = outsideSocket(t)
+	g.secure, secure = outsideSocket(t)
+	startOn(t, g.config(0), plain, secure)
 	return g
 }
 

@@ -187,6 +187,15 @@ func outsideSocket(t *testing.T) (addr string, socket *os.File) {
 	return listener.Addr().String(), socket
 }
 
+// startOn starts a gateway with sockets as its files 3 and following.
+func startOn(t *testing.T, config string, sockets ...*os.File) *process {
+	t.Helper()
+	p := startWith(t, binary, nil, func(cmd *exec.Cmd) { cmd.ExtraFiles = sockets },
+		"run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile", config))
+	p.await(t, "serving initial configuration", 1)
+	return p
+}
+
 // handoverGlobals are global options for outside sockets.
 func handoverGlobals(admin string) string {
 	return strings.Replace(withAdmin(admin), "default_bind 127.0.0.1", "servers {\n protocols h1 h2\n listener_wrappers {\n td_handover\n}\n}", 1)
@@ -217,13 +226,7 @@ func reloadAndRestart(t *testing.T, newCaller func(addr string) func(string) err
 	config := func(n int) string {
 		return fmt.Sprintf("{\n%s\n}\nhttp:// {\n bind fd/3\n td_postback {\n upstream %s\n max_conns %d\n}\n}\n", handoverGlobals(admin), v2.URL, 100+n)
 	}
-	run := func() *process {
-		p := startWith(t, binary, nil, func(cmd *exec.Cmd) { cmd.ExtraFiles = []*os.File{socket} },
-			"run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile", config(0)))
-		p.await(t, "serving initial configuration", 1)
-		return p
-	}
-	old := run()
+	old := startOn(t, config(0), socket)
 
 	callers := startCallers(t, concurrent, func() func(string) error { return newCaller(addr) }, v2)
 	callers.await(t, 100)
@@ -245,7 +248,7 @@ func reloadAndRestart(t *testing.T, newCaller func(addr string) func(string) err
 
 	_ = old.cmd.Process.Signal(syscall.SIGTERM)
 	<-old.exited
-	run()
+	startOn(t, config(0), socket)
 	callers.await(t, 100)
 	callers.stop()
 	t.Logf("%d records", callers.sent.Load())
