@@ -108,7 +108,7 @@ func main() {
 		}
 	}
 	if *seconds < 1 || *rounds < 1 {
-		log.Fatal("bench: -seconds and -rounds must be at least 1")
+		log.Fatalf("bench: -seconds %d -rounds %d: both must be at least 1", *seconds, *rounds)
 	}
 	if *profileTo != "" {
 		err = profile(length, selected, *profileTo)

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"fmt"
 	"strconv"
 
 	"github.com/caddyserver/caddy/v2"
@@ -52,7 +53,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		h.Region = d.Val()
 		seen["region"] = true
 		if h.Region == "" {
-			return d.Errf("region \"\": must be one of %s or %s", regionNames(), regionAuto)
+			return d.Errf("region \"\": must be %s", allowedRegions())
 		}
 		if d.NextArg() {
 			return d.ArgErr()
@@ -74,7 +75,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err error) {
 	switch option {
 	case "region":
-		h.Region, err = wordArg(d, "one of "+regionNames()+" or "+regionAuto)
+		h.Region, err = wordArg(d, allowedRegions())
 	case "upstream":
 		h.Upstream, err = wordArg(d, "http:// or https://, a host and maybe a port")
 	case "max_body":
@@ -105,6 +106,19 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 		return d.Errf("%s is no option of %s", option, directive)
 	}
 	return err
+}
+
+// parseNothing consumes the name of a module that takes no options.
+func parseNothing(d *caddyfile.Dispenser) error {
+	d.Next()
+	name := d.Val()
+	if d.NextArg() {
+		return fmt.Errorf("%s has no options: %w", name, d.ArgErr())
+	}
+	if d.NextBlock(0) {
+		return d.Errf("unrecognized subdirective '%s': %s has no options", d.Val(), name)
+	}
+	return nil
 }
 
 func noArg(d *caddyfile.Dispenser) error {

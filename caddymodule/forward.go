@@ -61,9 +61,9 @@ type upstream struct {
 	retries     int
 	dialTimeout time.Duration
 	timeout     time.Duration
+	handover    *Handover // of the callers' server, or nil
 
-	handover *Handover // of the callers' server, or nil
-	closed   atomic.Bool
+	closed atomic.Bool
 }
 
 // upstreamConfig is what an upstream is made from.
@@ -74,6 +74,7 @@ type upstreamConfig struct {
 	maxConns    int
 	retries     int
 	tls         *tls.Config // with the certificate authorities to trust, if not the system's
+	handover    *Handover
 }
 
 func newUpstream(cfg upstreamConfig) (*upstream, error) {
@@ -94,7 +95,7 @@ func newUpstream(cfg upstreamConfig) (*upstream, error) {
 	}
 	return &upstream{
 		pool: client(), fresh: client(),
-		retries: cfg.retries, dialTimeout: cfg.dialTimeout, timeout: cfg.timeout,
+		retries: cfg.retries, dialTimeout: cfg.dialTimeout, timeout: cfg.timeout, handover: cfg.handover,
 	}, nil
 }
 
@@ -155,9 +156,11 @@ func (u *upstream) forward(w http.ResponseWriter, r *http.Request, out *v2Reques
 // answer on.
 func (u *upstream) try(client *fasthttp.HostClient, x *exchange, d *delivery) error {
 	conn, err := client.AcquireConn(0, client == u.fresh)
-	for err == nil && !conn.LastUseTime().IsZero() && !conn.Conn().(*connection).reuse(time.Now().Add(u.timeout)) {
+	now := time.Now()
+	for err == nil && !conn.LastUseTime().IsZero() && !conn.Conn().(*connection).reuse(now.Add(u.timeout)) {
 		client.CloseConn(conn)
 		conn, err = client.AcquireConn(0, client == u.fresh)
+		now = time.Now()
 	}
 	if errors.Is(err, fasthttp.ErrNoFreeConns) {
 		return errOverloaded
@@ -166,7 +169,6 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange, d *delivery) er
 		return notProcessedError{err, true}
 	}
 	reused := !conn.LastUseTime().IsZero()
-	now := time.Now()
 	keep := false
 	defer func() { // also when the caller's connection is aborted by a panic
 		if keep && client == u.pool && now.Sub(conn.CreatedTime()) < maxConnAge {

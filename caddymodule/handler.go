@@ -16,8 +16,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if refused == errNotFound && h.PassThru {
 		return next.ServeHTTP(w, r)
 	}
-	pixel := wantsPixel(r.URL.RawQuery)
-	o := outcome{destination: dest, surface: surfaceOf(r, pixel)}
+	o := outcome{destination: dest, surface: surfaceOf(r)}
 	requestsInFlight.Inc()
 	defer o.finish(r)
 	h.handover.end(w, r)
@@ -60,11 +59,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 // surfaceOf tells what kind of call a request is, but for a POST without a
 // body: that may be a beacon.
-func surfaceOf(r *http.Request, pixel bool) surface {
+func surfaceOf(r *http.Request) surface {
 	switch {
 	case r.Method != http.MethodPost && r.Method != http.MethodGet:
 		return surfaceOther
-	case pixel:
+	case wantsPixel(r.URL.RawQuery):
 		return surfacePixel
 	case r.Method == http.MethodGet:
 		return surfaceGet

@@ -98,14 +98,7 @@ func (h *Handover) Cleanup() error {
 //
 //	td_handover
 func (h *Handover) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // consume the wrapper's name
-	if d.NextArg() {
-		return d.ArgErr()
-	}
-	if d.NextBlock(0) {
-		return d.Errf("unrecognized subdirective '%s': td_handover has no options", d.Val())
-	}
-	return nil
+	return parseNothing(d)
 }
 
 // WrapListener returns a listener that can be closed before its server is told

@@ -40,11 +40,7 @@ func (LogFilter) CaddyModule() caddy.ModuleInfo {
 //
 //	td_key
 func (*LogFilter) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // consume the filter's name
-	if d.NextArg() {
-		return d.ArgErr()
-	}
-	return nil
+	return parseNothing(d)
 }
 
 // Filter returns the field without what may be a key. A field of another kind

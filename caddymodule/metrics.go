@@ -2,7 +2,6 @@ package caddymodule
 
 import (
 	"errors"
-	"net/http"
 	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
@@ -120,16 +119,19 @@ func (o *outcome) count() {
 	}
 }
 
-// upstreamResults are the results of v2's answers, by the first digit of the
-// status.
-var upstreamResults = [...]string{2: forwardedResult, 3: "upstream_3xx", 4: "upstream_4xx", 5: "upstream_5xx"}
-
-// upstreamResult is the result of an answer of v2.
+// upstreamResult is the result of an answer of v2. A status of 600 and above is
+// a failure too: no client takes it for success.
 func upstreamResult(status int) string {
-	if class := status / 100; class >= 2 && class < len(upstreamResults) {
-		return upstreamResults[class]
+	switch {
+	case status < 300:
+		return forwardedResult
+	case status < 400:
+		return "upstream_3xx"
+	case status < 500:
+		return "upstream_4xx"
+	default:
+		return "upstream_5xx"
 	}
-	return upstreamResults[http.StatusBadGateway/100] // 600 and above: no client takes it for success
 }
 
 // Interface guards

@@ -212,10 +212,10 @@ func setDefault[T comparable](option *T, value T) {
 // Validate refuses options with values that are not allowed.
 func (h *Handler) Validate() error {
 	if h.Region == "" && h.Upstream == "" && !h.Handoff {
-		return fmt.Errorf("region is not set: it must be one of %s or %s, or upstream must be set", regionNames(), regionAuto)
+		return fmt.Errorf("region is not set: it must be %s, or upstream must be set", allowedRegions())
 	}
 	if _, known := legacyHosts[h.Region]; h.Region != "" && h.Region != regionAuto && !known {
-		return fmt.Errorf("region %q: must be one of %s or %s", h.Region, regionNames(), regionAuto)
+		return fmt.Errorf("region %q: must be %s", h.Region, allowedRegions())
 	}
 	if h.MaxBody < 1 || h.MaxBody > maxV2Body {
 		return fmt.Errorf("max_body %d: must be between 1 and %d bytes, the most that Postback v2 takes", h.MaxBody, maxV2Body)
@@ -311,11 +311,11 @@ func (h *Handler) newRoute(target *url.URL, trust *tls.Config) (*route, error) {
 		maxConns:    h.MaxConns,
 		retries:     *h.Retries,
 		tls:         trust,
+		handover:    h.handover,
 	})
 	if err != nil {
 		return nil, err
 	}
-	up.handover = h.handover
 	return &route{host: target.Host, upstream: up}, nil
 }
 

@@ -39,6 +39,9 @@ func regionNames() string {
 	return strings.Join(names, ", ")
 }
 
+// allowedRegions is what the region option may be, for messages.
+func allowedRegions() string { return "one of " + regionNames() + " or " + regionAuto }
+
 // v2Host is the host of Postback API v2 in a region.
 func v2Host(region string) string {
 	return region + ".records.in.treasuredata.com"

@@ -13,7 +13,7 @@ import (
 )
 
 // This file holds what the gateway itself answers: its refusals, the CORS
-// preflight, pixels and redirects. What v2 answers goes back in forward.go.
+// preflight, pixels and redirects. What v2 answers goes back in answer.go.
 
 // refusal is a request that the gateway does not forward. A caller gets it as
 // JSON: {"error":code,"message":message}. The message says what to change and
