@@ -1,0 +1,115 @@
+// Package spool keeps requests for Postback v2 until v2 has taken them.
+//
+// What Append has returned without an error is durable: it survives the death
+// of the process and, if the disk keeps what it has synced, a power cut. It is
+// delivered at least once: a record whose delivery was not yet noted when the
+// process died comes again.
+//
+// A Log keeps records in queues, one for each v2 host. Disk is a Log in files
+// of the local disk; docs/spool.md says what is in them and what each failure
+// looks like.
+package spool
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Record is a request that is kept.
+type Record struct {
+	Arrival time.Time // of the caller's request
+	Data    []byte    // the request to v2, as it goes over the connection
+}
+
+// ID names a record within a queue. IDs grow in the order of Append.
+type ID uint64
+
+// Entry is a record that was taken out of a queue for delivery.
+type Entry struct {
+	ID
+	Record
+	Tries  int // how often it was taken before, as far as is known
+	Handle any // what the Log needs to find it again; nil for Disk
+}
+
+// Queue gives out records in the order in which they were appended. Each is
+// given out once, until one of Ack, Later and Bury says what became of it.
+type Queue interface {
+	// Take waits for records and gives out at least one, at most n. It fails
+	// when ctx ends or when the Log cannot be read now: try again later.
+	Take(ctx context.Context, n int) ([]Entry, error)
+
+	// Ack says that v2 has taken a record. It does not wait until that is
+	// durable.
+	Ack(Entry)
+
+	// Later puts a record back, to be taken again after a while.
+	Later(Entry, time.Duration)
+
+	// Bury makes a record a dead letter: v2 answered with status, or 0, and
+	// reason says why nobody tries again. After an error the record is where it
+	// was, and still to be answered for.
+	Bury(e Entry, status int, reason string) error
+}
+
+// Letter is a dead letter: a record that is kept, but not delivered.
+type Letter struct {
+	ID
+	Record
+	Queue  string
+	Status int       // of v2's answer; 0 without one
+	Reason string    // why it is dead, in a word
+	Died   time.Time // when
+}
+
+// Depth is what a queue holds.
+type Depth struct {
+	Records int       // to be delivered, those on their way included
+	Dead    int       // dead letters
+	Oldest  time.Time // arrival of the oldest record to be delivered; zero without one
+}
+
+// Log keeps queues. Its methods may be called concurrently.
+type Log interface {
+	// Append returns when a record is durable. ErrFull and ErrUnavailable say
+	// that it is not.
+	Append(queue string, r Record) error
+
+	// Queue returns a queue, which need not exist yet.
+	Queue(name string) Queue
+
+	// Queues names the queues that exist, sorted.
+	Queues() []string
+
+	// Depth says what a queue holds.
+	Depth(queue string) (Depth, error)
+
+	// Size is how many bytes the records take, and how many they may.
+	Size() (used, limit int64)
+
+	// Records returns up to limit records of a queue that are to be delivered,
+	// and Letters up to limit dead letters, beginning behind an ID.
+	Records(queue string, after ID, limit int) ([]Entry, error)
+	Letters(queue string, after ID, limit int) ([]Letter, error)
+
+	// Replay makes dead letters records again, Drop deletes them for good. Both
+	// return how many there were under these IDs.
+	Replay(queue string, ids ...ID) (int, error)
+	Drop(queue string, ids ...ID) (int, error)
+
+	// Close ends Append and Take, and notes what was acked.
+	Close() error
+}
+
+var (
+	// ErrFull: there is no room for a record.
+	ErrFull = errors.New("the spool is full")
+
+	// ErrUnavailable: a record cannot be kept now, because the disk or the
+	// cluster refuses it. What is joined to it says why.
+	ErrUnavailable = errors.New("the spool is not available")
+
+	// ErrClosed: the Log is closed.
+	ErrClosed = errors.New("the spool is closed")
+)
