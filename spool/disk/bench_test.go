@@ -1,0 +1,87 @@
+package disk
+
+import (
+	"bytes"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+func BenchmarkAppend(b *testing.B) {
+	for _, producers := range []int{1, 32, 128} {
+		b.Run(map[int]string{1: "1", 32: "32", 128: "128"}[producers], func(b *testing.B) {
+			d := open(b, Config{Dir: b.TempDir(), MaxSize: 40 << 30})
+			data := bytes.Repeat([]byte("x"), 512)
+			var left atomic.Int64
+			left.Store(int64(b.N))
+			latencies := make([][]time.Duration, producers)
+			before := cpu()
+			b.ResetTimer()
+			var wg sync.WaitGroup
+			for p := range producers {
+				wg.Go(func() {
+					for left.Add(-1) >= 0 {
+						started := time.Now()
+						if err := d.Append(q1, spool.Record{Arrival: started, Data: data}); err != nil {
+							b.Error(err)
+							return
+						}
+						latencies[p] = append(latencies[p], time.Since(started))
+					}
+				})
+			}
+			wg.Wait()
+			b.StopTimer()
+			all := slices.Sorted(slices.Values(slices.Concat(latencies...)))
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "records/s")
+			b.ReportMetric(float64((cpu()-before).Microseconds())/float64(b.N), "cpu-µs/op")
+			b.ReportMetric(float64(all[len(all)*99/100].Microseconds())/1000, "p99-ms")
+		})
+	}
+}
+
+func cpu() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func BenchmarkDrain(b *testing.B) {
+	d := open(b, Config{Dir: b.TempDir(), MaxSize: 40 << 30})
+	data := bytes.Repeat([]byte("x"), 512)
+	var wg sync.WaitGroup
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	for range 512 {
+		wg.Go(func() {
+			for left.Add(-1) >= 0 {
+				_ = d.Append(q1, spool.Record{Data: data})
+			}
+		})
+	}
+	wg.Wait()
+	before := cpu()
+	b.ResetTimer()
+	q := d.Queue(q1)
+	for n := 0; n < b.N; {
+		entries, err := q.Take(b.Context(), 256)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, e := range entries {
+			q.Ack(e)
+		}
+		n += len(entries)
+	}
+	if err := d.Close(); err != nil {
+		b.Fatal(err)
+	}
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "records/s")
+	b.ReportMetric(float64((cpu()-before).Microseconds())/float64(b.N), "cpu-µs/op")
+}

@@ -1,0 +1,283 @@
+// Package disk is a spool.Log on the local disk: bbolt files, one per segment
+// of a queue, behind a group commit. A segment whose records are all gone is
+// deleted.
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+// Config says where a Log is, and how large it may be.
+type Config struct {
+	// Dir is the Log's own directory. It is made if it is not there, and then
+	// only its owner can read it.
+	Dir string
+
+	// MaxSize is about how many bytes the files may take together; 10 GiB if 0.
+	// At least 1 MiB. Segments that were set aside because of damage are not
+	// counted.
+	MaxSize int64
+
+	// Key, of KeySize bytes, encrypts the data of new records with AES-256-GCM.
+	// Without it they are on disk as they are.
+	Key []byte
+
+	// OnEvent is told what an operator should know; nil for nobody. It is
+	// called from several goroutines and must be quick.
+	OnEvent func(Event)
+
+	// OnCommit is told after each commit of records how many shared it, and how
+	// long it took, syncs included; nil for nobody.
+	OnCommit func(records int, took time.Duration)
+}
+
+// Event is something that an operator should know.
+type Event struct {
+	Kind    EventKind
+	Queue   string
+	File    string // that it concerns, if it is about one
+	Records int    // that it concerns, for Damaged and SetAside
+	Err     error  // why, if something failed
+}
+
+// EventKind is what an Event is about.
+type EventKind string
+
+// The kinds of events.
+const (
+	NearlyFull EventKind = "the spool is nearly full"               // more than 80 %; again after it has been below 70 %
+	Failed     EventKind = "the spool's disk refuses records"       // once, until Recovered
+	Recovered  EventKind = "the spool's disk takes records again"   // after Failed
+	Unreadable EventKind = "a file of the spool cannot be read now" // it is tried again
+	Damaged    EventKind = "a record in the spool is damaged"       // it is a dead letter now
+	SetAside   EventKind = "a file of the spool is damaged"         // it was renamed; so many of its records are delivered, maybe again
+)
+
+// ErrLocked: another process, or another Log of this one, has the directory.
+var ErrLocked = errors.New("the spool's directory is in use by another process")
+
+// ErrKey: the Log has records that were written with another Key, or with one.
+var ErrKey = errors.New("the spool was written with another key")
+
+const (
+	defaultMaxSize = 10 << 30
+	maxSegmentSize = 32 << 20
+	minMaxSize     = 1 << 20
+
+	// maxRecord is the largest record, in bytes: a body and a head with a long
+	// URL are far below.
+	maxRecord = 16 << 20
+)
+
+// Disk is a spool.Log in a directory.
+type Disk struct {
+	cfg         Config
+	segmentSize int64
+	lock        *bolt.DB
+	used        atomic.Int64
+	nearlyFull  atomic.Bool
+
+	mu     sync.Mutex
+	queues map[string]*queue
+	closed bool
+}
+
+// Open opens a Log. It takes a short time however much is in it. ErrLocked and
+// ErrKey are for good; after any other error the disk is in trouble, and Open
+// may work later.
+func Open(cfg Config) (*Disk, error) {
+	if cfg.MaxSize == 0 {
+		cfg.MaxSize = defaultMaxSize
+	}
+	if cfg.MaxSize < minMaxSize {
+		return nil, fmt.Errorf("max_size %d: must be at least %d bytes", cfg.MaxSize, minMaxSize)
+	}
+	if len(cfg.Key) != 0 && len(cfg.Key) != KeySize {
+		return nil, fmt.Errorf("the key has %d bytes: it must have %d", len(cfg.Key), KeySize)
+	}
+	if err := makeDir(cfg.Dir); err != nil {
+		return nil, err
+	}
+	lock, err := lockDir(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	d := &Disk{cfg: cfg, lock: lock, queues: map[string]*queue{}, segmentSize: min(maxSegmentSize, cfg.MaxSize/8)}
+	if err := d.load(); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	for _, q := range d.queues {
+		go q.run()
+	}
+	return d, nil
+}
+
+// makeDir makes a directory, and the name of it durable.
+func makeDir(dir string) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(dir))
+}
+
+// lockDir makes this Log the only one in the directory. bbolt locks a file
+// until it is closed, which the system does when the process dies.
+func lockDir(dir string) (*bolt.DB, error) {
+	path := filepath.Join(dir, "lock"+segmentSuffix)
+	open := func() (lock *bolt.DB, err error) {
+		err = guard(func() error {
+			lock, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Millisecond})
+			return err
+		})
+		return lock, err
+	}
+	lock, err := open()
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return nil, fmt.Errorf("%w: %s", ErrLocked, dir)
+	case err != nil && (&segment{path: path}).isDamaged(err):
+		if err := os.Remove(path); err != nil { // nothing is in it
+			return nil, err
+		}
+		return open()
+	}
+	return lock, err
+}
+
+// load takes over what is in the directory.
+func (d *Disk) load() error {
+	dirs, err := os.ReadDir(d.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range dirs {
+		name, err := url.QueryUnescape(entry.Name())
+		if err != nil || !entry.IsDir() {
+			continue
+		}
+		q := d.newQueue(name)
+		if err := q.load(); err != nil {
+			return err
+		}
+		d.queues[name] = q
+	}
+	return nil
+}
+
+// queue finds a queue, and makes it if it is not there.
+func (d *Disk) queue(name string) *queue {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	q := d.queues[name]
+	if q == nil {
+		q = d.newQueue(name)
+		q.next = spool.ID(time.Now().UnixMicro()) //nolint:gosec // G115: after 1970
+		q.closed = d.closed
+		d.queues[name] = q
+		if d.closed {
+			close(q.stopped)
+		} else {
+			go q.run()
+		}
+	}
+	return q
+}
+
+// Append returns when a record is durable.
+func (d *Disk) Append(queue string, r spool.Record) error {
+	if len(r.Data) > maxRecord {
+		return fmt.Errorf("%w: a record of %d bytes is too large", spool.ErrUnavailable, len(r.Data))
+	}
+	return d.queue(queue).append(r)
+}
+
+// Queue returns a queue, which need not exist yet.
+func (d *Disk) Queue(name string) spool.Queue { return d.queue(name) }
+
+// Queues names the queues that exist, sorted.
+func (d *Disk) Queues() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	names := make([]string, 0, len(d.queues))
+	for name := range d.queues {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Size is how many bytes the files take, and how many they may.
+func (d *Disk) Size() (used, limit int64) { return d.used.Load(), d.cfg.MaxSize }
+
+// hasRoom reports whether so many more bytes fit. bbolt's pages take some more
+// than the records.
+func (d *Disk) hasRoom(bytes int64) bool {
+	return d.used.Load()+bytes+bytes/4+d.growth() <= d.cfg.MaxSize
+}
+
+// space is what a segment gets.
+func (d *Disk) space() space {
+	return space{mapped: int(2 * d.segmentSize), growth: int(d.growth())}
+}
+
+func (d *Disk) growth() int64 { return min(maxGrowth, d.segmentSize/4) }
+
+// resize counts what files take.
+func (d *Disk) resize(by int64) {
+	used := d.used.Add(by)
+	switch {
+	case used > d.cfg.MaxSize/10*8:
+		if !d.nearlyFull.Swap(true) {
+			d.report(Event{Kind: NearlyFull})
+		}
+	case used < d.cfg.MaxSize/10*7:
+		d.nearlyFull.Store(false)
+	}
+}
+
+func (d *Disk) report(e Event) {
+	if d.cfg.OnEvent != nil {
+		d.cfg.OnEvent(e)
+	}
+}
+
+// Close waits for the Appends that have begun, notes what was acked, and gives
+// the directory up.
+func (d *Disk) Close() error {
+	d.mu.Lock()
+	if d.closed {
+		d.mu.Unlock()
+		return nil
+	}
+	d.closed = true
+	queues := d.queues
+	d.mu.Unlock()
+	var err error
+	for _, q := range queues {
+		err = errors.Join(err, q.close())
+	}
+	return errors.Join(err, guard(d.lock.Close))
+}
+
+// isGone reports whether a file is not there.
+func isGone(err error) bool { return errors.Is(err, fs.ErrNotExist) }
+
+// Interface guard
+var _ spool.Log = (*Disk)(nil)

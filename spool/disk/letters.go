@@ -1,0 +1,170 @@
+package disk
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+// This file is about dead letters, and what an operator sees of a queue. A dead
+// letter stays where it was as a record, with a mark: so a full disk has room
+// for it, and a crash leaves either the one or the other.
+
+// maxReason is the longest reason that is kept, in bytes.
+const maxReason = 200
+
+// Bury makes a dead letter of a record.
+func (q *queue) Bury(e spool.Entry, status int, reason string) error {
+	s := q.segmentOf(e.ID)
+	if s == nil {
+		return nil // it is gone
+	}
+	d := death{id: e.ID, status: status, died: time.Now(), reason: reason[:min(len(reason), maxReason)]}
+	return q.order(&order{segment: s, change: change{deaths: []death{d}}})
+}
+
+// Depth says what a queue holds.
+func (d *Disk) Depth(name string) (spool.Depth, error) {
+	q := d.known(name)
+	if q == nil {
+		return spool.Depth{}, nil
+	}
+	q.mu.Lock()
+	var depth spool.Depth
+	var oldest *segment
+	for _, s := range q.segments {
+		depth.Records += s.live
+		depth.Dead += s.dead
+		if oldest == nil && s.live > 0 {
+			oldest = s
+		}
+	}
+	q.mu.Unlock()
+	if oldest == nil {
+		return depth, nil
+	}
+	err := q.oldest(oldest, &depth.Oldest)
+	return depth, err
+}
+
+// oldest finds the arrival of a segment's first record to be delivered.
+func (q *queue) oldest(s *segment, at *time.Time) error {
+	q.mu.Lock()
+	from := max(s.hint, 1) - 1
+	q.mu.Unlock()
+	return s.each(from, false, func(id spool.ID, value, _ []byte) bool {
+		if s.coder.size(value) == 0 {
+			return true
+		}
+		*at = arrival(value)
+		q.mu.Lock()
+		s.hint = id
+		q.mu.Unlock()
+		return false
+	})
+}
+
+// known finds a queue that exists.
+func (d *Disk) known(name string) *queue {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.queues[name]
+}
+
+// Records returns records that are to be delivered.
+func (d *Disk) Records(name string, after spool.ID, limit int) (entries []spool.Entry, err error) {
+	err = d.each(name, after, false, func(s *segment, id spool.ID, value, _ []byte) bool {
+		if len(entries) == limit {
+			return false
+		}
+		_, r, _ := s.coder.decode(value)
+		entries = append(entries, spool.Entry{ID: id, Record: r})
+		return true
+	})
+	return entries, err
+}
+
+// Letters returns dead letters.
+func (d *Disk) Letters(name string, after spool.ID, limit int) (letters []spool.Letter, err error) {
+	err = d.each(name, after, true, func(s *segment, id spool.ID, value, mark []byte) bool {
+		if len(letters) == limit {
+			return false
+		}
+		_, r, _ := s.coder.decode(value)
+		death := decodeDeath(mark)
+		letters = append(letters, spool.Letter{
+			ID: id, Record: r, Queue: name, Status: death.status, Reason: death.reason, Died: death.died,
+		})
+		return true
+	})
+	return letters, err
+}
+
+// each goes through the records of a queue.
+func (d *Disk) each(name string, after spool.ID, dead bool, take func(s *segment, id spool.ID, value, mark []byte) bool) error {
+	q := d.known(name)
+	if q == nil {
+		return nil
+	}
+	q.mu.Lock()
+	segments := slices.Clone(q.segments)
+	q.mu.Unlock()
+	var errs []error
+	for i, s := range segments {
+		if i+1 < len(segments) && segments[i+1].first <= after+1 {
+			continue
+		}
+		more := true
+		err := s.each(after, dead, func(id spool.ID, value, mark []byte) bool {
+			more = take(s, id, value, mark)
+			return more
+		})
+		if err != nil && !errors.Is(err, errGone) {
+			errs = append(errs, err) // the other files may be readable
+		}
+		if !more {
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Replay makes dead letters records again.
+func (d *Disk) Replay(name string, ids ...spool.ID) (int, error) {
+	return d.changeLetters(name, ids, func(c *change, ids []spool.ID) { c.revive = ids })
+}
+
+// Drop deletes dead letters.
+func (d *Disk) Drop(name string, ids ...spool.ID) (int, error) {
+	return d.changeLetters(name, ids, func(c *change, ids []spool.ID) { c.drop = ids })
+}
+
+func (d *Disk) changeLetters(name string, ids []spool.ID, fill func(*change, []spool.ID)) (n int, err error) {
+	q := d.known(name)
+	if q == nil {
+		return 0, nil
+	}
+	ids = slices.Clone(ids)
+	slices.SortFunc(ids, func(a, b spool.ID) int { return cmp.Compare(a, b) })
+	ids = slices.Compact(ids)
+	for len(ids) > 0 {
+		s := q.segmentOf(ids[0])
+		end := 1
+		for end < len(ids) && q.segmentOf(ids[end]) == s {
+			end++
+		}
+		if s != nil {
+			o := &order{segment: s}
+			fill(&o.change, ids[:end])
+			if err := q.order(o); err != nil && !errors.Is(err, errGone) {
+				return n, err
+			}
+			n += len(o.change.revived) + o.change.dropped
+		}
+		ids = ids[end:]
+	}
+	return n, nil
+}

@@ -1,0 +1,353 @@
+package disk
+
+import (
+	"cmp"
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+// queue is a spool.Queue: the segments of one directory. This file gives
+// records out; commit.go is how they come in and go.
+type queue struct {
+	disk *Disk
+	name string
+	dir  string
+
+	mu           sync.Mutex
+	segments     []*segment // by their first ID
+	active       *segment   // the last of them, if it takes records
+	next         spool.ID   // of the next record
+	later        laterHeap
+	waiting      []*batch // records to be committed
+	waitingBytes int64
+	orders       []*order // about records that are there
+	acks         int      // that are not on disk
+	ackedAt      time.Time
+	closed       bool
+	failed       bool // the last commit of records has failed
+
+	wake    chan struct{} // run has something to do
+	arrived chan struct{} // Take may find something
+	stopped chan struct{} // run has ended
+
+	values []byte // of a commit, used again
+}
+
+// retryRead is when a file that could not be read is tried again.
+const retryRead = 5 * time.Second
+
+// maxTaken is how many bytes Take gives out at a time, if more than a record.
+const maxTaken = 2 << 20
+
+func (d *Disk) newQueue(name string) *queue {
+	return &queue{
+		disk: d, name: name, dir: filepath.Join(d.cfg.Dir, url.QueryEscape(name)),
+		wake: make(chan struct{}, 1), arrived: make(chan struct{}, 1), stopped: make(chan struct{}),
+	}
+}
+
+// load takes over the segments that are there. New records go to a new one, so
+// that nothing is written to a file whose last commit may be torn.
+func (q *queue) load() error {
+	files, err := os.ReadDir(q.dir)
+	if err != nil {
+		return err
+	}
+	q.next = spool.ID(time.Now().UnixMicro()) //nolint:gosec // G115: after 1970
+	for _, f := range files {
+		first, salt, ok := parseSegmentName(f.Name())
+		if !ok {
+			continue
+		}
+		c, err := newCoder(q.disk.cfg.Key, salt)
+		if err != nil {
+			return err
+		}
+		s := newSegment(filepath.Join(q.dir, f.Name()), first, c)
+		q.segments = append(q.segments, s)
+		if last := q.loadSegment(s); errors.Is(last, errKey) {
+			return fmt.Errorf("%w: %s", ErrKey, s.path)
+		}
+		q.next = max(q.next, s.last+1, first+1)
+	}
+	slices.SortFunc(q.segments, func(a, b *segment) int { return cmp.Compare(a.first, b.first) })
+	return nil
+}
+
+// loadSegment reads a segment's state. If that fails, it is tried again when
+// its turn comes.
+func (q *queue) loadSegment(s *segment) error {
+	found, err := s.load()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if err != nil {
+		q.blame(s, err)
+		return err
+	}
+	s.loaded, s.found = true, found
+	q.disk.resize(found.size - s.counted)
+	s.counted, s.used = found.size, time.Now()
+	return nil
+}
+
+// blame notes that a segment could not be used. q.mu is held.
+func (q *queue) blame(s *segment, err error) {
+	s.readAt = time.Now().Add(retryRead)
+	if s.isDamaged(err) {
+		s.damaged = true
+		notify(q.wake)
+		return
+	}
+	if !s.blamed {
+		q.disk.report(Event{Kind: Unreadable, Queue: q.name, File: s.path, Err: err})
+	}
+	s.blamed = true
+}
+
+// Take waits for records and gives out at least one, at most n. Only one
+// goroutine at a time may call it.
+func (q *queue) Take(ctx context.Context, n int) ([]spool.Entry, error) {
+	for {
+		entries, wait, err := q.take(n)
+		if len(entries) > 0 || err != nil {
+			return entries, err
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, ctx.Err()
+		case <-q.stopped:
+			timer.Stop()
+			return nil, spool.ErrClosed
+		case <-q.arrived:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// take gives out what is there, or says how long there will be nothing, unless
+// something arrives.
+func (q *queue) take(n int) (entries []spool.Entry, wait time.Duration, err error) {
+	now := time.Now()
+	q.mu.Lock()
+	var again []later
+	for len(q.later) > 0 && len(again) < n && !q.later[0].due.After(now) {
+		again = append(again, heap.Pop(&q.later).(later)) //nolint:forcetypeassert // it holds nothing else
+	}
+	wait = time.Minute
+	if len(q.later) > 0 {
+		wait = q.later[0].due.Sub(now)
+	}
+	var unread *segment
+	if len(again) == 0 {
+		unread, wait = q.unread(now, wait)
+	}
+	q.mu.Unlock()
+	if unread != nil {
+		return q.read(unread, n)
+	}
+	size := 0
+	for i, l := range again {
+		if size > maxTaken {
+			q.putBack(again[i:])
+			break
+		}
+		if e, ok := q.reread(l); ok {
+			entries = append(entries, e)
+			size += len(e.Data)
+		}
+	}
+	if len(again) > 0 {
+		wait = 0
+	}
+	return entries, wait, nil
+}
+
+// unread finds the first segment that has not been read to its end. q.mu is
+// held.
+func (q *queue) unread(now time.Time, wait time.Duration) (*segment, time.Duration) {
+	for _, s := range q.segments {
+		switch {
+		case s.read || s.damaged || s == q.active && s.cursor >= s.last:
+		case s.readAt.After(now):
+			wait = min(wait, s.readAt.Sub(now))
+		default:
+			return s, 0
+		}
+	}
+	return nil, wait
+}
+
+// read gives out the next records of a segment.
+func (q *queue) read(s *segment, n int) (entries []spool.Entry, wait time.Duration, err error) {
+	if !s.loaded {
+		if q.loadSegment(s) != nil {
+			return nil, 0, nil
+		}
+	}
+	q.mu.Lock()
+	final, last := s != q.active, s.last // nothing comes behind the last one of a file that takes no records
+	q.mu.Unlock()
+	var damaged []spool.ID
+	size, cursor, more := 0, s.cursor, false
+	err = s.each(cursor, false, func(id spool.ID, value, _ []byte) bool {
+		if len(entries) == n || size > maxTaken {
+			more = true
+			return false
+		}
+		cursor = id
+		stored, r, err := s.coder.decode(value)
+		if err != nil || stored != id {
+			damaged = append(damaged, id)
+			return true
+		}
+		entries = append(entries, spool.Entry{ID: id, Record: r})
+		size += len(r.Data)
+		return true
+	})
+	q.mu.Lock()
+	if err != nil {
+		q.blame(s, err)
+		entries, damaged = nil, nil // they are read again
+	} else {
+		if !more {
+			cursor = max(cursor, last)
+		}
+		s.cursor, s.read, s.blamed = cursor, final && !more, false
+	}
+	q.mu.Unlock()
+	q.buryDamaged(s, damaged)
+	return entries, 0, nil
+}
+
+// reread reads a record that was put back.
+func (q *queue) reread(l later) (e spool.Entry, ok bool) {
+	s := q.segmentOf(l.id)
+	if s == nil {
+		return e, false
+	}
+	r, err := s.get(l.id)
+	switch {
+	case err == nil:
+		return spool.Entry{ID: l.id, Record: r, Tries: l.tries}, true
+	case isGone(err):
+		return e, false
+	case errors.Is(err, errDamaged):
+		q.buryDamaged(s, []spool.ID{l.id})
+		return e, false
+	}
+	q.mu.Lock()
+	q.blame(s, err)
+	q.mu.Unlock()
+	l.due = time.Now().Add(retryRead)
+	q.putBack([]later{l})
+	return e, false
+}
+
+// buryDamaged makes dead letters of records whose checksum does not match.
+func (q *queue) buryDamaged(s *segment, ids []spool.ID) {
+	if len(ids) == 0 {
+		return
+	}
+	q.disk.report(Event{Kind: Damaged, Queue: q.name, File: s.path, Records: len(ids)})
+	deaths := make([]death, len(ids))
+	for i, id := range ids {
+		deaths[i] = death{id: id, died: time.Now(), reason: "damaged"}
+	}
+	_ = q.order(&order{segment: s, change: change{deaths: deaths}})
+}
+
+// segmentOf finds the segment that an ID is in, or nil.
+func (q *queue) segmentOf(id spool.ID) *segment {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.segmentAt(id)
+}
+
+// segmentAt is segmentOf with q.mu held.
+func (q *queue) segmentAt(id spool.ID) *segment {
+	i, found := slices.BinarySearchFunc(q.segments, id, func(s *segment, id spool.ID) int { return cmp.Compare(s.first, id) })
+	if !found {
+		i--
+	}
+	if i < 0 {
+		return nil
+	}
+	return q.segments[i]
+}
+
+// Ack notes that v2 has taken a record. Some milliseconds later that is
+// durable.
+func (q *queue) Ack(e spool.Entry) {
+	s := q.segmentOf(e.ID)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if s == nil || s.gone || s.acked[e.ID] {
+		return
+	}
+	s.acked[e.ID] = true
+	s.live--
+	if q.acks++; q.acks == 1 {
+		q.ackedAt = time.Now()
+		notify(q.wake)
+	} else if q.acks == maxAcks {
+		notify(q.wake)
+	}
+}
+
+// Later puts a record back.
+func (q *queue) Later(e spool.Entry, after time.Duration) {
+	q.putBack([]later{{id: e.ID, due: time.Now().Add(after), tries: e.Tries + 1}})
+}
+
+func (q *queue) putBack(back []later) {
+	q.mu.Lock()
+	for _, l := range back {
+		heap.Push(&q.later, l)
+	}
+	q.mu.Unlock()
+	notify(q.arrived)
+}
+
+// later is a record that was put back.
+type later struct {
+	id    spool.ID
+	due   time.Time
+	tries int
+}
+
+// laterHeap has the records that are due first at its beginning, the older one
+// of two that are due.
+type laterHeap []later
+
+func (h laterHeap) Len() int { return len(h) }
+func (h laterHeap) Less(i, j int) bool {
+	return h[i].due.Before(h[j].due) || h[i].due.Equal(h[j].due) && h[i].id < h[j].id
+}
+func (h laterHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *laterHeap) Push(x any)   { *h = append(*h, x.(later)) } //nolint:forcetypeassert // by putBack alone
+func (h *laterHeap) Pop() any {
+	last := (*h)[len(*h)-1]
+	*h = (*h)[:len(*h)-1]
+	return last
+}
+
+// notify wakes a goroutine that waits, or will.
+func notify(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

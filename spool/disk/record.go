@@ -1,0 +1,152 @@
+package disk
+
+import (
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"time"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+// A record in a segment is a bbolt value, under its ID. All numbers are
+// big-endian:
+//
+//	magic    4 bytes
+//	checksum 4 bytes   of all that follows, CRC-32C with the segment's seed
+//	length   4 bytes   of all that follows
+//	id       8 bytes
+//	arrival  8 bytes   UNIX milliseconds
+//	form     1 byte    plain or sealed
+//	data               with sealed: a nonce, and the data in AES-256-GCM
+//
+// bbolt checks no data, so each record has a checksum; and with its ID and its
+// length in it, a record can be found in a file whose pages are damaged. The
+// seed keeps a caller from sending a body that looks like a record.
+const (
+	magic     = "\xf5tdR"
+	headerEnd = 4 + 4 + 4
+	dataStart = headerEnd + 8 + 8 + 1
+
+	plain  byte = 0
+	sealed byte = 1
+)
+
+// KeySize is the length of Config.Key in bytes: AES-256.
+const KeySize = 32
+
+var (
+	castagnoli = crc32.MakeTable(crc32.Castagnoli)
+	errDamaged = errors.New("the checksum does not match")
+	errKey     = errors.New("it was written with another key")
+)
+
+// coder writes and reads the records of one segment.
+type coder struct {
+	seed uint32
+	aead cipher.AEAD // nil without a key
+}
+
+// newCoder makes the coder of a segment from its salt, which no other segment
+// has: so each segment has its own key, and random nonces are safe.
+func newCoder(key []byte, salt []byte) (c coder, err error) {
+	c.seed = crc32.Checksum(salt, castagnoli)
+	if len(key) == 0 {
+		return c, nil
+	}
+	own, err := hkdf.Key(sha256.New, key, salt, "td_postback spool segment", KeySize)
+	if err != nil {
+		return c, err
+	}
+	block, err := aes.NewCipher(own)
+	if err != nil {
+		return c, err
+	}
+	c.aead, err = cipher.NewGCMWithRandomNonce(block)
+	return c, err
+}
+
+// overhead is how many bytes a record takes beside its data.
+func (c coder) overhead() int {
+	if c.aead == nil {
+		return dataStart
+	}
+	return dataStart + c.aead.Overhead()
+}
+
+// encode appends a record to dst.
+func (c coder) encode(dst []byte, id spool.ID, r spool.Record) []byte {
+	at := len(dst)
+	dst = append(dst, magic...)
+	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0)
+	dst = binary.BigEndian.AppendUint64(dst, uint64(id))
+	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Arrival.UnixMilli())) //nolint:gosec // G115: the same bits
+	if c.aead == nil {
+		dst = append(append(dst, plain), r.Data...)
+	} else {
+		dst = append(dst, sealed)
+		dst = c.aead.Seal(dst, nil, r.Data, dst[at+headerEnd:at+dataStart])
+	}
+	binary.BigEndian.PutUint32(dst[at+8:], uint32(len(dst)-at-headerEnd)) //nolint:gosec // G115: Append refuses such lengths
+	binary.BigEndian.PutUint32(dst[at+4:], c.checksum(dst[at+8:]))
+	return dst
+}
+
+// decode reads a record and copies its data.
+func (c coder) decode(value []byte) (id spool.ID, r spool.Record, err error) {
+	size := c.size(value)
+	if size != len(value) || size == 0 {
+		return 0, r, errDamaged
+	}
+	id = idIn(value)
+	r.Arrival = arrival(value)
+	data := value[dataStart:]
+	if value[dataStart-1] == plain {
+		r.Data = bytes.Clone(data)
+		return id, r, nil
+	}
+	if c.aead == nil {
+		return id, r, errKey
+	}
+	r.Data, err = c.aead.Open(nil, nil, data, value[headerEnd:dataStart])
+	if err != nil {
+		return id, r, errKey // its checksum is right
+	}
+	return id, r, nil
+}
+
+// idIn reads only the ID of an intact record.
+func idIn(value []byte) spool.ID { return spool.ID(binary.BigEndian.Uint64(value[headerEnd:])) }
+
+// arrival reads only the arrival of an intact record.
+func arrival(value []byte) time.Time {
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(value[headerEnd+8:]))) //nolint:gosec // G115: the same bits
+}
+
+// size returns the length of the intact record at the beginning of b, or 0.
+func (c coder) size(b []byte) int {
+	if len(b) < dataStart || string(b[:4]) != magic {
+		return 0
+	}
+	size := headerEnd + int(binary.BigEndian.Uint32(b[8:]))
+	if size < dataStart || size > len(b) || c.checksum(b[8:size]) != binary.BigEndian.Uint32(b[4:]) {
+		return 0
+	}
+	return size
+}
+
+func (c coder) checksum(b []byte) uint32 { return crc32.Update(c.seed, castagnoli, b) }
+
+func keyOf(id spool.ID) []byte { return binary.BigEndian.AppendUint64(nil, uint64(id)) }
+
+func idOf(key []byte) spool.ID {
+	if len(key) != 8 {
+		return 0
+	}
+	return spool.ID(binary.BigEndian.Uint64(key))
+}
