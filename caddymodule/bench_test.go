@@ -33,6 +33,18 @@ var benchQueries = map[string]string{
 	"encoded": "a=1&b=2&td_write_key=" + strings.Replace(benchKey, "/", "%2F", 1),
 }
 
+// benchBodies are records without a time.
+var benchBodies = map[string][]byte{
+	"300 B":  benchBody(1),
+	"64 KiB": benchBody(64 << 10 / 300),
+}
+
+// benchBody is an object of so many times about 300 bytes.
+func benchBody(n int) []byte {
+	const members = `"event":"view","user":42,"session":"5f0c7b6e-7d1e-4b7a-9c55-0d3a1a3a6f10","page_url":"https://shop.example/item?id=7&ref=mail","title":"Caf\u00e9 noir","referrer":"https://www.example/","price":12.5,"tags":["a","b"],"new":true,"place":{"lat":35.6,"lon":139.7},"agent":"Mozilla/5.0 (X11; Linux x86_64)"`
+	return []byte("{" + strings.TrimSuffix(strings.Repeat(members+",", n), ",") + "}")
+}
+
 // TestAllocations bounds what the pure functions may allocate for a typical
 // request.
 func TestAllocations(t *testing.T) {
@@ -45,6 +57,10 @@ func TestAllocations(t *testing.T) {
 	from := caller{ip: "192.0.2.7", userAgent: benchAgent}
 	if n := testing.AllocsPerRun(100, func() { appendRecord(dst, benchQuery, from, maxV2Body) }); n > 2 {
 		t.Errorf("appendRecord: %v allocations", n)
+	}
+	// Many runs, for the race detector takes scanners from encoding/json's pool.
+	if n := testing.AllocsPerRun(1000, func() { appendRecordTime(dst, benchBodies["300 B"], 1_700_000_000) }); n > 0 {
+		t.Errorf("appendRecordTime: %v allocations", n)
 	}
 }
 
@@ -69,6 +85,20 @@ func BenchmarkRecord(b *testing.B) {
 		if rec := appendRecord(dst, benchQuery, from, maxV2Body); rec.columns != 6 {
 			b.Fatal(rec.columns)
 		}
+	}
+}
+
+func BenchmarkRecordTime(b *testing.B) {
+	for name, body := range benchBodies {
+		b.Run(name, func(b *testing.B) {
+			dst := make([]byte, 0, 2*len(body))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, result := appendRecordTime(dst, body, 1_700_000_000); result != timeAdded {
+					b.Fatal(result)
+				}
+			}
+		})
 	}
 }
 

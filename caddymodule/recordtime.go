@@ -1,0 +1,99 @@
+package caddymodule
+
+import (
+	"bytes"
+	"encoding/json"
+	"strconv"
+)
+
+// This file gives a record the time at which it came to the gateway, for a
+// record that v2 gets later. Everything in it is a function of its arguments:
+// no Caddy, no sockets.
+
+// recordTime is whose time a body has.
+type recordTime uint8
+
+const (
+	timeAdded    recordTime = iota // the gateway's: the arrival
+	timeOwn                        // the caller's
+	timeNoObject                   // not known: the body is not one JSON object
+)
+
+var recordTimeNames = [...]string{"added", "own", "no_object"}
+
+// String is its name in metrics and logs.
+func (t recordTime) String() string { return recordTimeNames[t] }
+
+// appendRecordTime appends a body to dst. If the body is one JSON object
+// without a member td_record_time or time, it gets td_record_time as its last
+// one: the arrival in UNIX seconds. Nothing else in it changes.
+func appendRecordTime(dst, body []byte, arrival int64) ([]byte, recordTime) {
+	switch {
+	case !startsObject(body), !json.Valid(body):
+		return append(dst, body...), timeNoObject
+	case hasTime(body):
+		return append(dst, body...), timeOwn
+	}
+	end := len(bytes.TrimRight(body, jsonSpace)) - len("}")
+	dst = append(dst, body[:end]...)
+	if members := body[bytes.IndexByte(body, '{')+1 : end]; len(bytes.TrimLeft(members, jsonSpace)) > 0 {
+		dst = append(dst, ',')
+	}
+	dst = append(dst, `"td_record_time":`...)
+	dst = strconv.AppendInt(dst, arrival, 10)
+	return append(dst, body[end:]...), timeAdded
+}
+
+// hasTime reports whether a body, which is one valid JSON object, has a member
+// td_record_time or time. Those of objects inside do not count.
+func hasTime(body []byte) bool {
+	depth, name := 0, false // name: the next string is a member's name
+	for i := 0; i < len(body); i++ {
+		switch body[i] {
+		case '{', '[':
+			depth++
+			name = depth == 1
+		case '}', ']':
+			depth--
+		case ',':
+			name = depth == 1
+		case '"':
+			text := stringInside(body[i+1:])
+			if name && (spells(text, "td_record_time") || spells(text, "time")) {
+				return true
+			}
+			name = false
+			i += len(text) + 1
+		}
+	}
+	return false
+}
+
+// stringInside cuts text before the quote that ends a JSON string.
+func stringInside(text []byte) []byte {
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '"':
+			return text[:i]
+		case '\\':
+			i++
+		}
+	}
+	return text
+}
+
+// spells reports whether the inside of a JSON string means a name of small
+// letters and underscores. JSON has one escape for these: \u00 and two digits.
+func spells(text []byte, name string) bool {
+	for i := range len(name) {
+		switch {
+		case len(text) > 0 && text[0] == name[i]:
+			text = text[1:]
+		case len(text) >= 6 && string(text[:4]) == `\u00` && unhex(text[4])<<4|unhex(text[5]) == name[i]:
+			text = text[6:]
+		default:
+			return false
+		}
+	}
+	return len(text) == 0
+}

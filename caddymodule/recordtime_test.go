@@ -1,0 +1,195 @@
+package caddymodule
+
+import (
+	"bytes"
+	"encoding/json"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestAppendRecordTime(t *testing.T) {
+	nested := func(depth int) string {
+		return strings.Repeat(`{"a":`, depth-1) + "{}" + strings.Repeat("}", depth-1)
+	}
+	for _, tc := range []struct {
+		name, body string
+		want       string // empty if the body goes as it is
+		result     recordTime
+	}{
+		{name: "one member", body: `{"a":1}`, want: `{"a":1,"td_record_time":1700000000}`},
+		{name: "no member", body: `{}`, want: `{"td_record_time":1700000000}`},
+		{name: "nothing but white space inside", body: "{ \t\r\n}", want: "{ \t\r\n\"td_record_time\":1700000000}"},
+		{name: "white space before the brace and behind it", body: "{\"a\":1 }\n", want: "{\"a\":1 ,\"td_record_time\":1700000000}\n"},
+		{name: "white space everywhere", body: "\r\n\t { \"a\" : [ 1 , 2 ] , \"b\" : { } \r\n} \t\r\n", want: "\r\n\t { \"a\" : [ 1 , 2 ] , \"b\" : { } \r\n,\"td_record_time\":1700000000} \t\r\n"},
+		{name: "every kind of value", body: `{"a":"x","b":-1.5e+3,"c":true,"d":false,"e":null,"f":[],"g":{}}`, want: `{"a":"x","b":-1.5e+3,"c":true,"d":false,"e":null,"f":[],"g":{},"td_record_time":1700000000}`},
+		{name: "a number that is none in Go", body: `{"a":1e999}`, want: `{"a":1e999,"td_record_time":1700000000}`},
+		{name: "an empty name", body: `{"":1}`, want: `{"":1,"td_record_time":1700000000}`},
+		{name: "a name twice", body: `{"a":1,"a":2}`, want: `{"a":1,"a":2,"td_record_time":1700000000}`},
+		{name: "invalid UTF-8 in strings", body: "{\"\xff\":\"\xc3\"}", want: "{\"\xff\":\"\xc3\",\"td_record_time\":1700000000}"},
+		{name: "half a surrogate", body: `{"\ud800":"\udc00"}`, want: `{"\ud800":"\udc00","td_record_time":1700000000}`},
+		{name: "braces, quotes and names in a string", body: `{"a":"}\\\"{,\"time\":1\\"}`, want: `{"a":"}\\\"{,\"time\":1\\","td_record_time":1700000000}`},
+		{name: "quotes and names in a name", body: `{"a\",\"time":1}`, want: `{"a\",\"time":1,"td_record_time":1700000000}`},
+		{name: "the deepest nesting", body: nested(10_000), want: strings.TrimSuffix(nested(10_000), "}") + `,"td_record_time":1700000000}`},
+
+		{name: "time as a value", body: `{"a":"time","b":["td_record_time","time"],"c":"td_record_time"}`, want: `{"a":"time","b":["td_record_time","time"],"c":"td_record_time","td_record_time":1700000000}`},
+		{name: "time in an object inside", body: `{"a":{"time":1,"b":2,"td_record_time":1}}`, want: `{"a":{"time":1,"b":2,"td_record_time":1},"td_record_time":1700000000}`},
+		{name: "time in an object in an array", body: `{"a":[{"time":1},{"td_record_time":1}],"b":1}`, want: `{"a":[{"time":1},{"td_record_time":1}],"b":1,"td_record_time":1700000000}`},
+		{name: "time in another case", body: `{"Time":1,"TIME":2,"TD_RECORD_TIME":3,"td_Record_time":4}`, want: `{"Time":1,"TIME":2,"TD_RECORD_TIME":3,"td_Record_time":4,"td_record_time":1700000000}`},
+		{name: "longer and shorter names", body: `{"timer":1,"tim":2,"td_record_tim":3,"td_record_time_":4,"atime":5,"td_time":6}`, want: `{"timer":1,"tim":2,"td_record_tim":3,"td_record_time_":4,"atime":5,"td_time":6,"td_record_time":1700000000}`},
+		{name: "white space in the name", body: `{"time ":1," time":2,"ti\tme":3}`, want: `{"time ":1," time":2,"ti\tme":3,"td_record_time":1700000000}`},
+		{name: "an escaped backslash before u", body: `{"t\\u0069me":1}`, want: `{"t\\u0069me":1,"td_record_time":1700000000}`},
+		{name: "other escapes", body: `{"\u0054ime":1,"t\u0169me":2,"\t\u0069me":3,"tim\u0065\u0000":4,"t\u0131me":5}`, want: `{"\u0054ime":1,"t\u0169me":2,"\t\u0069me":3,"tim\u0065\u0000":4,"t\u0131me":5,"td_record_time":1700000000}`},
+
+		{name: "td_record_time", body: `{"a":1,"td_record_time":1600000000}`, result: timeOwn},
+		{name: "time", body: `{"time":1600000000,"a":1}`, result: timeOwn},
+		{name: "both", body: `{"time":1,"td_record_time":2}`, result: timeOwn},
+		{name: "time, null", body: `{"time":null}`, result: timeOwn},
+		{name: "td_record_time, null", body: `{"td_record_time":null}`, result: timeOwn},
+		{name: "time, empty string", body: `{"time":""}`, result: timeOwn},
+		{name: "time, object", body: `{"time":{"a":1}}`, result: timeOwn},
+		{name: "time, array", body: `{"time":[]}`, result: timeOwn},
+		{name: "time with white space", body: "\n{ \"a\" : 1 , \"time\" : 2 }\n", result: timeOwn},
+		{name: "time with one escape", body: `{"t\u0069me":1}`, result: timeOwn},
+		{name: "time in escapes", body: `{"a":1,"\u0074\u0069\u006D\u0065":1}`, result: timeOwn},
+		{name: "td_record_time in escapes", body: `{"td\u005Frecord\u005ftim\u0065":1}`, result: timeOwn},
+		{name: "time behind values with everything", body: `{"a":{"b":[1,{"c":"]}"}]},"d":"\"","e":[[],{}],"time":1}`, result: timeOwn},
+		{name: "time behind an escaped backslash", body: `{"a":"\\","time":1}`, result: timeOwn},
+
+		{name: "empty", body: "", result: timeNoObject},
+		{name: "white space only", body: " \n", result: timeNoObject},
+		{name: "array", body: `[{"a":1}]`, result: timeNoObject},
+		{name: "string", body: `"{}"`, result: timeNoObject},
+		{name: "number", body: `1`, result: timeNoObject},
+		{name: "null", body: `null`, result: timeNoObject},
+		{name: "two objects", body: `{"a":1}{"b":2}`, result: timeNoObject},
+		{name: "two objects on lines", body: "{\"a\":1}\n{\"b\":2}\n", result: timeNoObject},
+		{name: "text behind the object", body: `{"a":1}x`, result: timeNoObject},
+		{name: "text before the object", body: `x{"a":1}`, result: timeNoObject},
+		{name: "a brace too many", body: `{"a":1}}`, result: timeNoObject},
+		{name: "trailing comma", body: `{"a":1,}`, result: timeNoObject},
+		{name: "comma only", body: `{,}`, result: timeNoObject},
+		{name: "comment", body: `{"a":1/*x*/}`, result: timeNoObject},
+		{name: "single quotes", body: `{'a':1}`, result: timeNoObject},
+		{name: "name without quotes", body: `{a:1}`, result: timeNoObject},
+		{name: "leading zero", body: `{"a":01}`, result: timeNoObject},
+		{name: "NaN", body: `{"a":NaN}`, result: timeNoObject},
+		{name: "control byte in a string", body: "{\"a\":\"\x01\"}", result: timeNoObject},
+		{name: "bad escape", body: `{"a":"\x41"}`, result: timeNoObject},
+		{name: "cut", body: `{"a":"x`, result: timeNoObject},
+		{name: "cut in an escape", body: `{"a":"\`, result: timeNoObject},
+		{name: "cut at the brace", body: `{"a":{}`, result: timeNoObject},
+		{name: "brace only", body: `{`, result: timeNoObject},
+		{name: "wrong brackets", body: `{"a":[}]`, result: timeNoObject},
+		{name: "byte order mark", body: "\ufeff{\"a\":1}", result: timeNoObject},
+		{name: "white space that is none in JSON", body: "\v{\"a\":1}", result: timeNoObject},
+		{name: "no-break space behind", body: "{\"a\":1}\u00a0", result: timeNoObject},
+		{name: "NUL behind", body: "{\"a\":1}\x00", result: timeNoObject},
+		{name: "UTF-16", body: "{\x00\"\x00a\x00\"\x00:\x001\x00}\x00", result: timeNoObject},
+		{name: "msgpack", body: "\x81\xa1a\x01", result: timeNoObject},
+		{name: "msgpack whose first byte is a brace", body: "{\xa1a\x01}", result: timeNoObject},
+		{name: "gzip", body: "\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xabV\xaaR\xb2\xaa\x05\x00}", result: timeNoObject},
+		{name: "invalid, with a time", body: `{"time":1,}`, result: timeNoObject},
+		{name: "nested too deep", body: nested(10_001), result: timeNoObject},
+		{name: "hostile nesting", body: strings.Repeat(`{"a":`, 1<<20/5), result: timeNoObject},
+		{name: "hostile nesting, arrays", body: `{"a":` + strings.Repeat("[", 1<<20), result: timeNoObject},
+	} {
+		if tc.result != timeAdded {
+			tc.want = tc.body
+		}
+		t.Run(tc.name, func(t *testing.T) {
+			sent := []byte(tc.body)
+			got, result := appendRecordTime([]byte("before"), sent, 1_700_000_000)
+			if string(got) != "before"+tc.want || result != tc.result {
+				t.Errorf("got  %.200q, %v\nwant %.200q, %v", got, result, "before"+tc.want, tc.result)
+			}
+			if string(sent) != tc.body {
+				t.Errorf("the caller's body has become %.200q", sent)
+			}
+		})
+	}
+}
+
+// TestAppendRecordTimeRoom checks that dst is used when it has room, to its last
+// byte, and left when it has not.
+func TestAppendRecordTimeRoom(t *testing.T) {
+	const want = `x{"a":1,"td_record_time":-1}`
+	for room := range 2 * len(want) {
+		dst := make([]byte, 1, max(room, 1))
+		dst[0] = 'x'
+		got, _ := appendRecordTime(dst, []byte(`{"a":1}`), -1)
+		if string(got) != want {
+			t.Errorf("room for %d: got %q", room, got)
+		}
+		if inPlace := &got[0] == &dst[0]; inPlace != (room >= len(want)) {
+			t.Errorf("room for %d of %d: in place: %v", room, len(want), inPlace)
+		}
+	}
+}
+
+// TestAppendRecordTimeMembers makes objects up and reads them with
+// encoding/json, before and after.
+func TestAppendRecordTimeMembers(t *testing.T) {
+	var results [len(recordTimeNames)]int
+	for seed := range uint64(5000) {
+		random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // G404: it makes objects up
+		body := []byte(madeUpSpace(random) + madeUpObject(random, 0) + madeUpSpace(random))
+		got, result := appendRecordTime(nil, body, 1_700_000_000)
+		results[result]++
+		want, names := membersOf(t, body)
+		if own := slices.Contains(names, "time") || slices.Contains(names, "td_record_time"); own != (result == timeOwn) {
+			t.Errorf("%q: %v", body, result)
+		}
+		if result == timeAdded {
+			names = append(names, "td_record_time")
+			want["td_record_time"] = json.Number("1700000000")
+		}
+		if members, order := membersOf(t, got); !reflect.DeepEqual(members, want) || !slices.Equal(order, names) {
+			t.Errorf("%q became %q", body, got)
+		}
+	}
+	if results[timeAdded] < 1000 || results[timeOwn] < 1000 || results[timeNoObject] > 0 {
+		t.Errorf("%d added, %d own, %d no object", results[timeAdded], results[timeOwn], results[timeNoObject])
+	}
+}
+
+// membersOf reads an object: its members, and their names in order.
+func membersOf(t *testing.T, object []byte) (members map[string]any, names []string) {
+	t.Helper()
+	d := json.NewDecoder(bytes.NewReader(object))
+	d.UseNumber()
+	if err := d.Decode(&members); err != nil {
+		t.Fatalf("%q: %v", object, err)
+	}
+	_, names = decodeObject(t, object)
+	return members, names
+}
+
+func madeUpObject(random *rand.Rand, depth int) string {
+	names := []string{`"time"`, `"td_record_time"`, `"t\u0069me"`, `"td_record\u005Ftime"`, `"Time"`, `""`, `"a"`, `"b\"{"`, `"\\"`, `"é"`, `"timestamp"`, `"user"`, `"\ttime"`, `"c"`, `"d"`}
+	members := make([]string, random.IntN(6))
+	for i := range members {
+		members[i] = madeUpSpace(random) + names[random.IntN(len(names))] + madeUpSpace(random) + ":" + madeUpValue(random, depth+1)
+	}
+	return "{" + strings.Join(members, ",") + madeUpSpace(random) + "}"
+}
+
+func madeUpValue(random *rand.Rand, depth int) string {
+	plain := []string{`"time"`, `"\"time\":"`, `"}"`, `"\\"`, `""`, `"日本"`, `0`, `-1.5E+7`, `1e999`, `true`, `false`, `null`, `[]`, `{}`}
+	value := plain[random.IntN(len(plain))]
+	if depth < 4 {
+		switch random.IntN(4) {
+		case 0:
+			value = madeUpObject(random, depth)
+		case 1:
+			value = "[" + madeUpValue(random, depth+1) + "," + madeUpValue(random, depth+1) + "]"
+		}
+	}
+	return madeUpSpace(random) + value + madeUpSpace(random)
+}
+
+func madeUpSpace(random *rand.Rand) string {
+	return []string{"", "", "", " ", "\n", "\r\n\t"}[random.IntN(6)]
+}
