@@ -16,19 +16,7 @@ import (
 // pass passes the answer on to the caller. reusable says whether the
 // connection can carry another request.
 func (x *exchange) pass(br *bufio.Reader) (reusable bool, err error) {
-	length := x.answer.ContentLength()
-	var body io.Reader
-	switch {
-	case bodyless(x.answer.StatusCode()):
-		length, body = 0, http.NoBody
-	case length >= 0:
-		x.fixed = fixedReader{r: br, left: length}
-		body = &x.fixed
-	case length == -1: // chunked
-		body = httputil.NewChunkedReader(br)
-	default: // until v2 closes
-		body = br
-	}
+	body, length := x.body(br)
 
 	// Most answers are `{}`: read to their end, so that a broken one is still
 	// a 502 and a whole one is a single write.
@@ -42,13 +30,42 @@ func (x *exchange) pass(br *bufio.Reader) (reusable bool, err error) {
 	if _, writeErr := x.w.Write(x.buf[:n]); writeErr == nil && !complete {
 		complete = x.stream(body)
 	}
+	return x.reusable(br, complete), nil
+}
+
+// skip reads an answer that is for nobody, if it is short.
+func (x *exchange) skip(br *bufio.Reader) (reusable bool) {
+	body, length := x.body(br)
+	_, complete, err := readAvailable(br, body, x.buf, length)
+	return err == nil && x.reusable(br, complete)
+}
+
+// body returns the answer's body and its length, which is -1 or less if it is
+// not known.
+func (x *exchange) body(br *bufio.Reader) (body io.Reader, length int) {
+	length = x.answer.ContentLength()
+	switch {
+	case bodyless(x.answer.StatusCode()):
+		return http.NoBody, 0
+	case length >= 0:
+		x.fixed = fixedReader{r: br, left: length}
+		return &x.fixed, length
+	case length == -1: // chunked
+		return httputil.NewChunkedReader(br), length
+	default: // until v2 closes
+		return br, length
+	}
+}
+
+// reusable reports whether the connection can carry another request.
+func (x *exchange) reusable(br *bufio.Reader, complete bool) bool {
 	switch {
 	case bodyless(x.answer.StatusCode()):
 		complete = x.answer.ContentLength() <= 0 && len(x.answer.Peek("Transfer-Encoding")) == 0
-	case length == -1 && complete:
+	case x.answer.ContentLength() == -1 && complete:
 		complete = br.Buffered() > 0 && x.answer.ReadTrailer(br) == nil
 	}
-	return complete && !x.answer.ConnectionClose() && br.Buffered() == 0, nil
+	return complete && !x.answer.ConnectionClose() && br.Buffered() == 0
 }
 
 // readAvailable reads a body into buf: to its end if it fits and, when its

@@ -42,6 +42,14 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //		tls_ca           <pem file...>
 //		pass_thru
 //		handoff
+//		spool [nats <url...>] {
+//			mode       on_failure|always
+//			dir        <directory>
+//			max_size   <size>
+//			max_age    <duration>
+//			drain_rate <n>
+//			key_file   <file>
+//		}
 //	}
 //
 // Every option may be given once. Sizes are bytes, or have a unit such as
@@ -102,8 +110,55 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 		h.PassThru, err = true, noArg(d)
 	case "handoff":
 		h.Handoff, err = true, noArg(d)
+	case "spool":
+		h.Spool = new(Spool)
+		err = h.Spool.unmarshal(d)
 	default:
 		return d.Errf("%s is no option of %s", option, directive)
+	}
+	return err
+}
+
+// unmarshal reads the spool option.
+func (s *Spool) unmarshal(d *caddyfile.Dispenser) (err error) {
+	if d.NextArg() {
+		if d.Val() != "nats" {
+			return d.Errf("spool %q: must be nats and its URLs, or nothing for the local disk", d.Val())
+		}
+		if s.NATS, err = someArgs(d); err != nil {
+			return err
+		}
+	}
+	seen := make(map[string]bool)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		option := d.Val()
+		if seen[option] {
+			return d.Errf("spool %s is set already", option)
+		}
+		seen[option] = true
+		if err := s.unmarshalOption(d, option); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Spool) unmarshalOption(d *caddyfile.Dispenser, option string) (err error) {
+	switch option {
+	case "mode":
+		s.Mode, err = wordArg(d, spoolOnFailure+" or "+spoolAlways)
+	case "dir":
+		s.Dir, err = wordArg(d, "a directory")
+	case "max_size":
+		s.MaxSize, err = sizeArg(d)
+	case "max_age":
+		s.MaxAge, err = durationArg(d)
+	case "drain_rate":
+		s.DrainRate, err = countArg(d, 1)
+	case "key_file":
+		s.KeyFile, err = wordArg(d, "a file")
+	default:
+		return d.Errf("%s is no option of spool", option)
 	}
 	return err
 }

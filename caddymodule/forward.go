@@ -9,11 +9,14 @@ import (
 	"net/url"
 	"os"
 	"runtime"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/td-postback/gateway/spool"
 )
 
 // This file is the upstream client. fasthttp's HostClient keeps the
@@ -62,6 +65,7 @@ type upstream struct {
 	dialTimeout time.Duration
 	timeout     time.Duration
 	handover    *Handover // of the callers' server, or nil
+	spooled     bool      // what v2 does not take now is kept, so its answer is not for the caller
 
 	closed atomic.Bool
 }
@@ -75,6 +79,7 @@ type upstreamConfig struct {
 	retries     int
 	tls         *tls.Config // with the certificate authorities to trust, if not the system's
 	handover    *Handover
+	spooled     bool
 }
 
 func newUpstream(cfg upstreamConfig) (*upstream, error) {
@@ -95,7 +100,7 @@ func newUpstream(cfg upstreamConfig) (*upstream, error) {
 	}
 	return &upstream{
 		pool: client(), fresh: client(),
-		retries: cfg.retries, dialTimeout: cfg.dialTimeout, timeout: cfg.timeout, handover: cfg.handover,
+		retries: cfg.retries, dialTimeout: cfg.dialTimeout, timeout: cfg.timeout, handover: cfg.handover, spooled: cfg.spooled,
 	}, nil
 }
 
@@ -120,12 +125,17 @@ type badAnswerError string
 
 func (e badAnswerError) Error() string { return "malformed answer: " + string(e) }
 
+// errNotTaken is an answer by which v2 asks for the record again later, and
+// that is not for the caller, because the spool has one.
+var errNotTaken = errors.New("not taken by Postback v2")
+
 // delivery is how a request to v2 went.
 type delivery struct {
-	bytes    int           // of the body
-	tries    int           // how often it was sent, or a connection was asked for
-	status   int           // of v2's answer; 0 without one
-	duration time.Duration // from sending until the head of the answer was there
+	bytes      int           // of the body
+	tries      int           // how often it was sent, or a connection was asked for
+	status     int           // of v2's answer; 0 without one
+	duration   time.Duration // from sending until the head of the answer was there
+	retryAfter time.Duration // that v2 asked for, if its answer is not for the caller
 }
 
 // forward sends a request to v2 and passes the answer on to the caller. If it
@@ -136,8 +146,39 @@ func (u *upstream) forward(w http.ResponseWriter, r *http.Request, out *v2Reques
 	defer x.put()
 	x.w, x.r, x.timeout = w, r, u.timeout
 	x.compose(out)
+	d.bytes = out.length()
+	return u.exchange(x, d)
+}
 
-	d.bytes, d.tries = out.length(), 1
+// deliver sends a request that was kept, for no caller.
+func (u *upstream) deliver(data []byte) spool.Result {
+	x := exchanges.Get().(*exchange)
+	defer x.put()
+	x.timeout = u.timeout
+	x.pieces = append(x.pieces[:0], data)
+	var d delivery
+	err := u.exchange(x, &d)
+	return d.result(err)
+}
+
+// result says how sending a record went that has a spool.
+func (d *delivery) result(err error) spool.Result {
+	r := spool.Result{Status: d.status, RetryAfter: d.retryAfter}
+	switch d.status {
+	case 0:
+		_, notProcessed := errors.AsType[notProcessedError](err)
+		_, notSent := errors.AsType[*refusal](err)
+		r.Err, r.Ambiguous = err, !notProcessed && !notSent
+	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout:
+		r.Ambiguous = true // it may have failed only after it had stored the record
+	}
+	return r
+}
+
+// exchange sends the request, again if v2 cannot have processed it, and passes
+// the answer on.
+func (u *upstream) exchange(x *exchange, d *delivery) error {
+	d.tries = 1
 	started := time.Now()
 	err := u.try(u.pool, x, d)
 	for n := 0; n < u.retries && err != nil; n++ {
@@ -210,10 +251,30 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange, d *delivery) er
 		return err
 	}
 	d.status, d.duration = x.answer.StatusCode(), time.Since(now)
+	if x.w == nil || u.spooled && (spool.Result{Status: d.status}).NotTaken() {
+		d.retryAfter = parseRetryAfter(string(x.answer.Peek("Retry-After")), now)
+		keep = x.skip(br) && sendErr == nil
+		if x.w == nil {
+			return nil
+		}
+		return errNotTaken
+	}
 	u.handover.end(x.w, x.r)
 	keep, err = x.pass(br)
 	keep = keep && sendErr == nil
 	return err
+}
+
+// parseRetryAfter reads a Retry-After header: seconds or a date (RFC 9110
+// section 10.2.3). It returns 0 for none.
+func parseRetryAfter(value string, now time.Time) time.Duration {
+	if seconds, err := strconv.Atoi(value); err == nil {
+		return time.Duration(max(0, min(seconds, 1<<30))) * time.Second
+	}
+	if date, err := http.ParseTime(value); err == nil {
+		return max(0, date.Sub(now))
+	}
+	return 0
 }
 
 func isTimeout(err error) bool {
@@ -223,7 +284,7 @@ func isTimeout(err error) bool {
 // exchange is one request to v2 and its answer. It is used again, so that what
 // it holds is allocated once.
 type exchange struct {
-	w http.ResponseWriter
+	w http.ResponseWriter // nil if no caller waits for the answer
 	r *http.Request
 
 	conn    net.Conn
@@ -266,7 +327,7 @@ func (x *exchange) compose(out *v2Request) {
 // send sends the request in one piece, if the connection can.
 func (x *exchange) send() error {
 	if len(x.pieces) == 1 {
-		_, err := x.conn.Write(x.head)
+		_, err := x.conn.Write(x.pieces[0])
 		return err
 	}
 	// WriteTo takes apart what it is called on, and a retry sends it again.

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
@@ -17,6 +18,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return next.ServeHTTP(w, r)
 	}
 	o := outcome{destination: dest, surface: surfaceOf(r)}
+	if h.Spool != nil {
+		o.arrival = time.Now()
+	}
 	requestsInFlight.Inc()
 	defer o.finish(r)
 	h.handover.end(w, r)
@@ -124,6 +128,10 @@ func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *v2Re
 		return next.ServeHTTP(answer, r)
 	}
 	defer h.bodies.release(body)
+	if h.Spool != nil {
+		h.forwardOrKeep(answer, w, r, out, way, o)
+		return nil
+	}
 	if err := way.forward(answer, r, out, &o.delivery); err != nil {
 		h.handover.end(w, r)
 		o.refuse(w, r, h.failure(err, way))

@@ -9,7 +9,7 @@ import (
 )
 
 func init() {
-	caddy.RegisterModule(adminMetrics{})
+	caddy.RegisterModule(adminAPI{})
 }
 
 // The collectors belong to the process, not to a configuration: counters go on
@@ -74,6 +74,7 @@ var forwardedTotal = func() (counters [len(surfaceNames)][len(keySourceNames)]pr
 func registerMetrics(registry *prometheus.Registry) error {
 	for _, collector := range []prometheus.Collector{
 		requestsTotal, bodyBytes, upstreamDuration, requestsInFlight, bufferedBytes, retriesTotal, connectionsTotal,
+		spoolRecordsTotal, spoolFatesTotal, spoolDuplicates, spoolCommits, spoolGauges{},
 	} {
 		if err := registry.Register(collector); err != nil && !errors.As(err, new(prometheus.AlreadyRegisteredError)) {
 			return err
@@ -82,27 +83,25 @@ func registerMetrics(registry *prometheus.Registry) error {
 	return nil
 }
 
-// adminMetrics shows the metrics at the admin endpoint as soon as that exists.
+// adminAPI is the gateway's part of the admin endpoint: what is in spooladmin.go,
+// and the metrics as soon as the endpoint exists.
 // Caddy replaces the endpoint before it loads anything else of a new
 // configuration: when that fails, the old handlers still serve, and without
 // this their metrics would be gone.
-type adminMetrics struct{}
+type adminAPI struct{}
 
 // CaddyModule returns the Caddy module information.
-func (adminMetrics) CaddyModule() caddy.ModuleInfo {
+func (adminAPI) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{
 		ID:  "admin.api.td_postback",
-		New: func() caddy.Module { return new(adminMetrics) },
+		New: func() caddy.Module { return new(adminAPI) },
 	}
 }
 
 // Provision registers the metrics.
-func (adminMetrics) Provision(ctx caddy.Context) error {
+func (adminAPI) Provision(ctx caddy.Context) error {
 	return registerMetrics(ctx.GetMetricsRegistry())
 }
-
-// Routes returns none: the metrics are at Caddy's own /metrics.
-func (adminMetrics) Routes() []caddy.AdminRoute { return nil }
 
 // count adds a request to the metrics.
 func (o *outcome) count() {
@@ -136,7 +135,7 @@ func upstreamResult(status int) string {
 
 // Interface guards
 var (
-	_ caddy.Module      = adminMetrics{}
-	_ caddy.Provisioner = adminMetrics{}
-	_ caddy.AdminRouter = adminMetrics{}
+	_ caddy.Module      = adminAPI{}
+	_ caddy.Provisioner = adminAPI{}
+	_ caddy.AdminRouter = adminAPI{}
 )

@@ -5,6 +5,7 @@ package caddymodule
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -23,6 +24,9 @@ import (
 func init() {
 	caddy.RegisterModule(Handler{})
 }
+
+// handlerID is the module's name, and that of its logger.
+const handlerID = "http.handlers.td_postback"
 
 // What an option is without being set.
 const (
@@ -58,6 +62,7 @@ const (
 // 413 | `payload_too_large` | a body above `max_body`
 // 421 | `unknown_region` | with `region auto`, a Host that is no legacy host
 // 502 | `upstream_unreachable` | v2 cannot be reached, or breaks off
+// 503 | `spool_full`, `spool_unavailable` | v2 does not take the record, and the spool cannot; with `Retry-After`
 // 503 | `overloaded` | `max_buffered` or `max_conns` is used up; with `Retry-After`
 // 504 | `upstream_timeout` | v2 does not answer within `response_timeout`
 //
@@ -124,6 +129,11 @@ type Handler struct {
 	// connection have no use then and are refused.
 	Handoff bool `json:"handoff,omitempty"`
 
+	// Keeps records that v2 does not take now, and delivers them later. Off
+	// without it.
+	Spool *Spool `json:"spool,omitempty"`
+
+	keeper        *keeper // of the spool
 	logger        *zap.Logger
 	bodies        *bodies
 	redirectHosts []string  // in lower case
@@ -139,13 +149,15 @@ type Handler struct {
 // nil with handoff.
 type route struct {
 	host string
+	url  *url.URL // nil with handoff
 	*upstream
+	queue *spoolQueue // nil without a spool
 }
 
 // CaddyModule returns the Caddy module information.
 func (Handler) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{
-		ID:  "http.handlers.td_postback",
+		ID:  handlerID,
 		New: func() caddy.Module { return new(Handler) },
 	}
 }
@@ -162,7 +174,37 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.handover = handoverOf(ctx)
 	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered}
 	h.warnOfMemory(debug.SetMemoryLimit(-1)) // which only reads it
-	return h.makeRoutes()
+	if err := h.makeRoutes(); err != nil || h.Spool == nil {
+		return err
+	}
+	return h.provisionSpool(ctx)
+}
+
+// provisionSpool opens the spool, or takes part in one that is open.
+func (h *Handler) provisionSpool(ctx caddy.Context) error {
+	h.Spool.applyDefaults()
+	if err := errors.Join(h.Validate(), h.Spool.validate()); err != nil {
+		return err // before anything is made on disk
+	}
+	place, err := h.Spool.place()
+	if err != nil {
+		return err
+	}
+	key, err := h.Spool.key()
+	if err != nil {
+		return err
+	}
+	value, _, err := keepers.LoadOrNew(place, func() (caddy.Destructor, error) {
+		return openKeeper(place, key, h.Spool.open(key))
+	})
+	if err != nil {
+		return err
+	}
+	h.keeper = value.(*keeper) //nolint:forcetypeassert // it has nothing else
+	if !h.keeper.hasKey(key) {
+		return fmt.Errorf("spool key_file %q: the spool is open with another key: restart the gateway to change it", h.Spool.KeyFile)
+	}
+	return h.keeper.attach(h, ctx.Done())
 }
 
 // minHeadroom is what a gateway needs beside the bodies, in bytes.
@@ -248,6 +290,7 @@ func (h *Handler) validateHandoff() error {
 		{"max_conns", h.MaxConns != 0},
 		{"retries", h.Retries != nil},
 		{"tls_ca", len(h.TLSCA) > 0},
+		{"spool", h.Spool != nil},
 	} {
 		if option.set {
 			return fmt.Errorf("%s is set: with handoff the next handler makes the connection, so only its own options count", option.name)
@@ -304,7 +347,15 @@ func (h *Handler) newRoute(target *url.URL, trust *tls.Config) (*route, error) {
 	if h.Handoff {
 		return &route{host: target.Host}, nil
 	}
-	up, err := newUpstream(upstreamConfig{
+	up, err := newUpstream(h.upstreamConfig(target, trust))
+	if err != nil {
+		return nil, err
+	}
+	return &route{host: target.Host, url: target, upstream: up}, nil
+}
+
+func (h *Handler) upstreamConfig(target *url.URL, trust *tls.Config) upstreamConfig {
+	return upstreamConfig{
 		url:         target,
 		dialTimeout: time.Duration(h.DialTimeout),
 		timeout:     time.Duration(h.ResponseTimeout),
@@ -312,11 +363,20 @@ func (h *Handler) newRoute(target *url.URL, trust *tls.Config) (*route, error) {
 		retries:     *h.Retries,
 		tls:         trust,
 		handover:    h.handover,
-	})
+		spooled:     h.Spool != nil,
+	}
+}
+
+// newDelivery makes an upstream for records that were kept. It has connections
+// of its own, so that a backlog takes none from callers.
+func (h *Handler) newDelivery(target *url.URL) (*upstream, error) {
+	trust, err := h.trust()
 	if err != nil {
 		return nil, err
 	}
-	return &route{host: target.Host, upstream: up}, nil
+	cfg := h.upstreamConfig(target, trust)
+	cfg.handover = nil
+	return newUpstream(cfg)
 }
 
 // trust reads tls_ca.
@@ -364,8 +424,14 @@ func redactUser(value string) string {
 	return value
 }
 
-// Cleanup closes the idle connections to v2.
+// Cleanup closes the idle connections to v2, and leaves the spool.
 func (h *Handler) Cleanup() error {
+	if h.keeper != nil {
+		h.keeper.detach(h)
+		if _, err := keepers.Delete(h.keeper.place); err != nil {
+			h.logger.Error("closing the spool", zap.Error(err))
+		}
+	}
 	for _, r := range h.routes() {
 		if r.upstream != nil {
 			r.close()

@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"net/http"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
@@ -35,6 +36,7 @@ const (
 	cutResult       = "answer_cut" // v2's answer broke off when the caller had its head already
 	preflightResult = "preflight"
 	handedOffResult = "handed_off" // the next handler forwards
+	spooledResult   = "spooled"    // the record is durable here, and delivered later
 )
 
 // outcome is what became of a request.
@@ -44,6 +46,7 @@ type outcome struct {
 	credentials credentials
 	result      string // a result above, upstream_*xx, or the code of a refusal
 	delivery    delivery
+	arrival     time.Time // of the request; known only with a spool
 }
 
 // refuse answers a request with a refusal.

@@ -24,6 +24,9 @@ var recordTimeNames = [...]string{"added", "own", "no_object"}
 // String is its name in metrics and logs.
 func (t recordTime) String() string { return recordTimeNames[t] }
 
+// maxTimeMember is the most bytes that appendRecordTime adds.
+const maxTimeMember = len(`,"td_record_time":`) + len("-9223372036854775808")
+
 // appendRecordTime appends a body to dst. If the body is one JSON object
 // without a member td_record_time or time, it gets td_record_time as its last
 // one: the arrival in UNIX seconds. Nothing else in it changes.

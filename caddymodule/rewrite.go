@@ -478,6 +478,18 @@ func describesContent(name string) bool {
 	return false
 }
 
+// describesBytes reports whether a header that goes to v2 holds only for the
+// very bytes of the body (RFC 9110 section 8.4, RFC 9530), which must then stay
+// as they are.
+func (q *v2Request) describesBytes() bool {
+	for _, name := range []string{"Content-Encoding", "Content-Digest", "Digest", "Content-Md5"} {
+		if len(q.header[name]) > 0 && !(q.fromQuery && describesContent(name)) {
+			return true
+		}
+	}
+	return false
+}
+
 // listsToken reports whether a comma-separated list header names the token.
 func listsToken(values []string, token string) bool {
 	for _, value := range values {

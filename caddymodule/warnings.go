@@ -7,6 +7,8 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/td-postback/gateway/spool"
 )
 
 // warning is a kind of trouble that is logged once a minute: enough to see it,
@@ -26,6 +28,8 @@ var (
 	outOfMemory     = warning{message: "record refused: max_buffered is used up"}
 	notDelivered    = warning{message: "record not delivered"}
 	notTaken        = warning{message: "Postback v2 did not take a record"}
+	kept            = warning{message: "record kept for later"}
+	notKept         = warning{message: "record neither delivered nor kept"}
 )
 
 // check returns an entry to write, if the last one is a minute ago.
@@ -98,5 +102,24 @@ func (h *Handler) warnOfAnswer(status int, way *route) {
 	if c := notTaken.check(h.logger); c != nil {
 		c.Write(zap.Int("status", status), zap.String("upstream", way.host),
 			zap.String("advice", "check v2's status; the callers have got this answer, and must send again what they do not want to lose"))
+	}
+}
+
+// warnOfKept tells of a record that v2 did not take and that goes to the spool.
+func (h *Handler) warnOfKept(result *spool.Result, way *route) {
+	if c := kept.check(h.logger); c != nil {
+		c.Write(zap.Int("status", result.Status), zap.String("upstream", way.host), zap.Error(result.Err),
+			zap.String("advice", "check v2's status and the way there; the records are delivered when it takes them again"))
+	}
+}
+
+// warnOfUnkept tells of a record for which the spool has no room.
+func (h *Handler) warnOfUnkept(refused *refusal, err error, way *route) {
+	advice := "see to the spool's disk or cluster; the callers have got 503"
+	if refused == errSpoolFull {
+		advice = "v2 has been away for too long for max_size: raise it, or drop dead letters with td-spool; the callers have got 503"
+	}
+	if c := notKept.check(h.logger); c != nil {
+		c.Write(zap.String("code", refused.code), zap.String("upstream", way.host), zap.Error(err), zap.String("advice", advice))
 	}
 }

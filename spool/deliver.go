@@ -87,7 +87,7 @@ type Delivery struct {
 // appended, many at a time. A record that v2 does not take, while it takes
 // others, is put back and holds up nobody.
 type Deliverer struct {
-	Circuit
+	*Circuit
 
 	queue   Queue
 	how     Delivery
@@ -99,10 +99,11 @@ type Deliverer struct {
 	running sync.WaitGroup
 }
 
-// NewDeliverer makes a Deliverer. Run starts it.
-func NewDeliverer(queue Queue, how Delivery) *Deliverer {
+// NewDeliverer makes a Deliverer. Run starts it. The circuit is that of all who
+// send to the same v2 host.
+func NewDeliverer(queue Queue, circuit *Circuit, how Delivery) *Deliverer {
 	d := &Deliverer{
-		queue: queue, how: how,
+		Circuit: circuit, queue: queue, how: how,
 		limiter: rate.NewLimiter(0, 0),
 		room:    semaphore.NewWeighted(maxHeld),
 		cost:    maxHeld / int64(how.InFlight),

@@ -1,0 +1,136 @@
+package caddymodule
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+// This file is the request's way through a spool. What becomes of a kept record
+// later is in keeper.go and the spool package.
+
+// spoolsFirst reports whether a record goes to the spool without asking v2.
+func (h *Handler) spoolsFirst(way *route) bool {
+	return h.Spool.Mode == spoolAlways || !way.queue.Allow()
+}
+
+// forwardOrKeep sends a record to v2, or keeps it for later if v2 does not take
+// it now or need not be asked.
+func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, out *v2Request, way *route, o *outcome) {
+	if h.spoolsFirst(way) {
+		err := h.keep(answer, r, out, way, o)
+		if err == nil {
+			return
+		}
+		// A spool that takes nothing must not stop what v2 takes.
+		if h.Spool.Mode != spoolAlways || !way.queue.Allow() {
+			h.refuseUnkept(w, r, err, way, o)
+			return
+		}
+	}
+	err := way.forward(answer, r, out, &o.delivery)
+	if err == nil {
+		way.queue.Success()
+		o.result = upstreamResult(o.delivery.status)
+		h.warnOfAnswer(o.delivery.status, way)
+		return
+	}
+	result := o.delivery.result(err)
+	if err != errOverloaded { //nolint:errorlint // that says nothing of v2
+		way.queue.Failure(result.RetryAfter)
+	}
+	h.warnOfKept(&result, way)
+	if result.Ambiguous {
+		spoolDuplicates.Inc()
+	}
+	if err := h.keep(answer, r, out, way, o); err != nil {
+		h.refuseUnkept(w, r, err, way, o)
+	}
+}
+
+// keep makes a record durable and answers the caller as v2 would. After an
+// error nothing has been answered.
+func (h *Handler) keep(answer http.ResponseWriter, r *http.Request, out *v2Request, way *route, o *outcome) error {
+	size := int64(out.length()) + keptHead
+	if !h.bodies.reserve(size) {
+		h.warnOfMemoryLimit(errOverloaded)
+		return errOverloaded
+	}
+	defer h.bodies.free(size)
+	data, timed := keptRequest(out, o.arrival)
+	err := way.queue.keep(spool.Record{Arrival: o.arrival, Data: data}, h.Spool.Mode == spoolAlways)
+	if err != nil {
+		return err
+	}
+	spoolTimes[timed].Inc()
+	o.result = spooledResult
+	o.delivery.bytes = out.length()
+	h.handover.end(answer, r)
+	taken(answer, r)
+	return nil
+}
+
+// keptHead is about what the head of a kept request and its record time take.
+const keptHead = 2 << 10
+
+// keptRequest makes the bytes of a request that v2 gets later. A record that
+// does not say its time gets the one at which it arrived, unless that would
+// make it too large, or something describes its bytes.
+func keptRequest(out *v2Request, arrival time.Time) ([]byte, recordTime) {
+	later := *out
+	body := out.body
+	if len(out.more) > 0 {
+		body = make([]byte, 0, out.length())
+		body = append(body, out.body...)
+		for _, part := range out.more {
+			body = append(body, part...)
+		}
+		later.more = nil
+	}
+	timed := timeNoObject
+	if !out.describesBytes() && len(body)+maxTimeMember <= maxV2Body {
+		body, timed = appendRecordTime(make([]byte, 0, len(body)+maxTimeMember), body, arrival.Unix())
+	}
+	later.body = body
+	data := later.appendHead(make([]byte, 0, keptHead+len(body)))
+	return append(data, body...), timed
+}
+
+// taken answers a caller as v2 does when it has taken a record.
+func taken(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h["Content-Type"] = []string{"application/json"}
+	h["Content-Length"] = []string{"2"}
+	allowOrigin(h, r)
+	w.WriteHeader(http.StatusOK)
+	_, _ = io.WriteString(w, "{}")
+}
+
+var (
+	errSpoolFull = &refusal{
+		status: http.StatusServiceUnavailable, code: "spool_full", retryAfter: 30,
+		message: "Postback v2 does not take records now, and the gateway has no room to keep more; send the record again later",
+	}
+	errSpoolUnavailable = &refusal{
+		status: http.StatusServiceUnavailable, code: "spool_unavailable", retryAfter: 5,
+		message: "Postback v2 does not take records now, and the gateway cannot keep them; send the record again later",
+	}
+)
+
+// refuseUnkept tells a caller that its record is neither delivered nor kept.
+func (h *Handler) refuseUnkept(w http.ResponseWriter, r *http.Request, err error, way *route, o *outcome) {
+	refused, ok := errors.AsType[*refusal](err)
+	switch {
+	case ok:
+	case errors.Is(err, spool.ErrFull):
+		refused = errSpoolFull
+	default:
+		refused = errSpoolUnavailable
+	}
+	h.warnOfUnkept(refused, err, way)
+	h.handover.end(w, r)
+	o.refuse(w, r, refused)
+}

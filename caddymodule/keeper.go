@@ -1,0 +1,318 @@
+package caddymodule
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/td-postback/gateway/spool"
+	"github.com/td-postback/gateway/spool/disk"
+)
+
+// keepers has the keeper of each spool, by its place. They outlive
+// configurations: a reload hands a spool over without closing it.
+var keepers = caddy.NewUsagePool()
+
+// keeper owns a spool as long as a configuration uses it: it has the Log, and
+// one Deliverer for each v2 host.
+type keeper struct {
+	place string
+	key   [sha256.Size]byte // of the key; all zero without one
+	stop  context.CancelFunc
+	ctx   context.Context //nolint:containedctx // the keeper's own life, which no call ends
+	ended sync.WaitGroup
+
+	log    atomic.Pointer[spool.Log] // nil while it cannot be opened
+	failed atomic.Bool               // the disk refuses records
+
+	mu     sync.Mutex
+	queues map[string]*spoolQueue
+	blocks []*block
+}
+
+// spoolQueue is what is kept for one v2 host. Its name is the host's URL.
+type spoolQueue struct {
+	spool.Circuit
+	name      string
+	keeper    *keeper
+	upstream  atomic.Pointer[upstream]
+	deliverer atomic.Pointer[spool.Deliverer] // nil while the Log cannot be opened
+}
+
+// block is a td_postback block that uses a keeper. The last one that came and
+// has not gone decides how records are delivered.
+type block struct {
+	handler   *Handler
+	config    <-chan struct{}      // tells configurations apart
+	own       []*url.URL           // the v2 hosts that it forwards to
+	upstreams map[string]*upstream // by queue
+}
+
+// openKeeper makes a keeper and opens its Log. If the disk is in trouble, that
+// is tried again later: what v2 takes directly is still forwarded.
+func openKeeper(place string, key []byte, open func(*keeper) (spool.Log, error)) (*keeper, error) {
+	k := &keeper{place: place, queues: map[string]*spoolQueue{}}
+	if key != nil {
+		k.key = sha256.Sum256(key)
+	}
+	k.ctx, k.stop = context.WithCancel(context.Background())
+	log, err := open(k)
+	switch {
+	case err == nil:
+		k.use(log)
+	case errors.Is(err, disk.ErrLocked), errors.Is(err, disk.ErrKey):
+		k.stop()
+		return nil, fmt.Errorf("spool: %w", err)
+	default:
+		k.report(disk.Event{Kind: disk.Failed, Err: err})
+		k.ended.Go(func() { k.openLater(open) })
+	}
+	return k, nil
+}
+
+// hasKey reports whether a key is the one that the Log was opened with.
+func (k *keeper) hasKey(key []byte) bool {
+	if key == nil {
+		return k.key == [sha256.Size]byte{}
+	}
+	return k.key == sha256.Sum256(key)
+}
+
+// reopenPause is how often a Log that could not be opened is tried again.
+const reopenPause = 5 * time.Second
+
+func (k *keeper) openLater(open func(*keeper) (spool.Log, error)) {
+	ticker := time.NewTicker(reopenPause)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-k.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if log, err := open(k); err == nil {
+			k.report(disk.Event{Kind: disk.Recovered})
+			k.use(log)
+			return
+		}
+	}
+}
+
+// use takes a Log that has been opened.
+func (k *keeper) use(log spool.Log) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.log.Store(&log)
+	for _, q := range k.queues {
+		k.start(q)
+	}
+	k.adopt()
+}
+
+// opened returns the Log, or nil.
+func (k *keeper) opened() spool.Log {
+	if log := k.log.Load(); log != nil {
+		return *log
+	}
+	return nil
+}
+
+// queue finds a queue, and makes it if it is not there. k.mu is held.
+func (k *keeper) queue(name string) *spoolQueue {
+	q := k.queues[name]
+	if q == nil {
+		q = &spoolQueue{name: name, keeper: k}
+		k.queues[name] = q
+		if k.opened() != nil {
+			k.start(q)
+		}
+	}
+	return q
+}
+
+// start begins to deliver a queue. k.mu is held.
+func (k *keeper) start(q *spoolQueue) {
+	inFlight, rate, age := defaultMaxConns, defaultDrainRate, defaultSpoolAge
+	if len(k.blocks) > 0 {
+		h := k.blocks[len(k.blocks)-1].handler
+		inFlight, rate, age = h.MaxConns, h.Spool.DrainRate, time.Duration(h.Spool.MaxAge)
+	}
+	d := spool.NewDeliverer(k.opened().Queue(q.name), &q.Circuit, spool.Delivery{
+		Send:     q.send,
+		InFlight: inFlight,
+		Rate:     rate,
+		MaxAge:   age,
+		OnFate:   q.settled,
+		OnError:  func(err error) { k.report(disk.Event{Kind: disk.Unreadable, Queue: q.name, Err: err}) },
+	})
+	q.deliverer.Store(d)
+	k.ended.Go(func() { d.Run(k.ctx) })
+}
+
+// send sends a record to v2.
+func (q *spoolQueue) send(data []byte) spool.Result {
+	up := q.upstream.Load()
+	if up == nil {
+		return spool.Result{Err: errNoUpstream}
+	}
+	return up.deliver(data)
+}
+
+var errNoUpstream = errors.New("no td_postback block can deliver to this host")
+
+// attach makes a block the one that decides.
+func (k *keeper) attach(h *Handler, config <-chan struct{}) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	b := &block{handler: h, config: config, upstreams: map[string]*upstream{}}
+	for _, other := range k.blocks {
+		if other.config == config && !sameSpool(other.handler.Spool, h.Spool) {
+			return fmt.Errorf("spool %s: another td_postback block has other options for it: give both the same, or each a dir of its own", k.place)
+		}
+	}
+	for _, r := range h.routes() {
+		r.queue = k.queue(r.url.String())
+		b.own = append(b.own, r.url)
+	}
+	k.blocks = append(k.blocks, b)
+	k.adopt()
+	return nil
+}
+
+// sameSpool reports whether two blocks agree on all but when a record goes to
+// the spool.
+func sameSpool(a, b *Spool) bool {
+	return a.MaxSize == b.MaxSize && a.MaxAge == b.MaxAge && a.DrainRate == b.DrainRate && a.KeyFile == b.KeyFile
+}
+
+// detach undoes attach: when a configuration goes, or did not come to be.
+func (k *keeper) detach(h *Handler) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for i, b := range k.blocks {
+		if b.handler != h {
+			continue
+		}
+		k.blocks = slices.Delete(k.blocks, i, i+1)
+		k.adopt()
+		for _, up := range b.upstreams {
+			up.close()
+		}
+		return
+	}
+}
+
+// adopt lets the blocks that are attached now deliver all queues, those that
+// are left from before too. k.mu is held.
+func (k *keeper) adopt() {
+	if len(k.blocks) == 0 {
+		return
+	}
+	if log := k.opened(); log != nil {
+		for _, name := range log.Queues() {
+			k.queue(name)
+		}
+	}
+	last := k.blocks[len(k.blocks)-1].handler.Spool
+	for _, q := range k.queues {
+		if up := k.upstreamFor(q.name); up != nil {
+			q.upstream.Store(up)
+		}
+		if d := q.deliverer.Load(); d != nil {
+			d.SetLimits(last.DrainRate, time.Duration(last.MaxAge))
+		}
+	}
+}
+
+// upstreamFor finds who delivers a queue: the last block that forwards to its
+// host, or else the last block, with its options.
+func (k *keeper) upstreamFor(name string) *upstream {
+	chosen := k.blocks[len(k.blocks)-1]
+	for _, b := range slices.Backward(k.blocks) {
+		if slices.ContainsFunc(b.own, func(u *url.URL) bool { return u.String() == name }) {
+			chosen = b
+			break
+		}
+	}
+	if up := chosen.upstreams[name]; up != nil {
+		return up
+	}
+	target, err := parseUpstream(name)
+	if err != nil {
+		return nil // no name of ours
+	}
+	up, err := chosen.handler.newDelivery(target)
+	if err != nil {
+		return nil
+	}
+	chosen.upstreams[name] = up
+	return up
+}
+
+// keep makes a record durable.
+func (q *spoolQueue) keep(r spool.Record, live bool) error {
+	log := q.keeper.opened()
+	if log == nil {
+		return spool.ErrUnavailable
+	}
+	if live {
+		if d := q.deliverer.Load(); d != nil {
+			d.Arrived()
+		}
+	}
+	return log.Append(q.name, r)
+}
+
+// Destruct ends a keeper that no configuration uses any more.
+func (k *keeper) Destruct() error {
+	k.stop()
+	k.ended.Wait()
+	if log := k.opened(); log != nil {
+		return log.Close()
+	}
+	return nil
+}
+
+// report tells the operator what happened to a spool.
+func (k *keeper) report(e disk.Event) {
+	fields := []zap.Field{zap.String("spool", k.place)}
+	if e.Queue != "" {
+		fields = append(fields, zap.String("queue", e.Queue))
+	}
+	if e.File != "" {
+		fields = append(fields, zap.String("file", e.File))
+	}
+	if e.Records > 0 {
+		fields = append(fields, zap.Int("records", e.Records))
+	}
+	if e.Err != nil {
+		fields = append(fields, zap.Error(e.Err))
+	}
+	k.failed.Store(e.Kind == disk.Failed || k.failed.Load() && e.Kind != disk.Recovered)
+	if e.Kind == disk.Recovered {
+		caddy.Log().Named(handlerID).Info(string(e.Kind), fields...)
+		return
+	}
+	caddy.Log().Named(handlerID).Warn(string(e.Kind), append(fields, zap.String("advice", spoolAdvice[e.Kind]))...)
+}
+
+// spoolAdvice is what an operator can do.
+var spoolAdvice = map[disk.EventKind]string{
+	disk.NearlyFull: "see why v2 does not take records, or give the spool a larger max_size; when it is full, callers get 503",
+	disk.Failed:     "free space on the disk, or see to its errors; until then callers whose records v2 does not take get 503",
+	disk.Unreadable: "see to the disk or the cluster; the records are delivered when they can be read",
+	disk.Damaged:    "check the disk; td-spool list --dead shows what is left of the record",
+	disk.SetAside:   "check the disk; keep the file if you miss records, and delete it otherwise",
+}
+
+// Interface guard
+var _ caddy.Destructor = (*keeper)(nil)

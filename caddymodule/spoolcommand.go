@@ -1,0 +1,175 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"text/tabwriter"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+)
+
+func init() {
+	caddycmd.RegisterCommand(caddycmd.Command{
+		Name:  "td-spool",
+		Usage: "status|list|show|replay|drop",
+		Short: "Shows what the spool keeps, and replays or drops dead letters",
+		Long: `
+Asks a running gateway, over Caddy's admin API, for the records that Postback v2
+has not taken. Of a write key, only the account number is shown.
+
+	$ caddy td-spool status
+	$ caddy td-spool list --dead
+	$ caddy td-spool show --dead 1763930000000123
+	$ caddy td-spool replay --all
+	$ caddy td-spool drop 1763930000000123
+`,
+		CobraFunc: func(cmd *cobra.Command) {
+			cmd.PersistentFlags().String("address", "", "Address of the gateway's admin API (default "+caddy.DefaultAdminListen+")")
+			cmd.PersistentFlags().String("spool", "", "The spool, as status shows it, if there are several")
+			cmd.PersistentFlags().String("queue", "", "The queue, as status shows it, if there are several")
+			add := func(use, short string, args cobra.PositionalArgs, run caddycmd.CommandFunc) *cobra.Command {
+				sub := &cobra.Command{Use: use, Short: short, Args: args}
+				sub.RunE = caddycmd.WrapCommandFuncForCobra(run)
+				cmd.AddCommand(sub)
+				return sub
+			}
+			add("status", "Shows each spool and its queues", cobra.NoArgs, spoolStatusCommand)
+			list := add("list", "Lists records to be delivered, oldest first", cobra.NoArgs, spoolListCommand)
+			list.Flags().Bool("dead", false, "List dead letters instead")
+			list.Flags().Uint64("after", 0, "Begin behind this ID")
+			list.Flags().Int("limit", 100, "List at most so many, up to "+strconv.Itoa(maxListed))
+			show := add("show <id>", "Shows a whole record, but for its key", cobra.ExactArgs(1), spoolShowCommand)
+			show.Flags().Bool("dead", false, "Show a dead letter")
+			replay := add("replay [<id>...]", "Delivers dead letters after all", cobra.ArbitraryArgs, spoolReplayCommand)
+			replay.Flags().Bool("all", false, "All dead letters of the queue")
+			drop := add("drop [<id>...]", "Deletes dead letters for good", cobra.ArbitraryArgs, spoolDropCommand)
+			drop.Flags().Bool("all", false, "All dead letters of the queue")
+		},
+	})
+}
+
+// askSpool asks a running gateway and decodes its answer into value.
+func askSpool(fs caddycmd.Flags, method, path string, query url.Values, value any) error {
+	for _, name := range []string{"spool", "queue"} {
+		if fs.String(name) != "" {
+			query.Set(name, fs.String(name))
+		}
+	}
+	address, err := caddycmd.DetermineAdminAPIAddress(fs.String("address"), nil, "", "")
+	if err != nil {
+		return err
+	}
+	resp, err := caddycmd.AdminAPIRequest(address, method, "/td_postback/spool"+path+"?"+query.Encode(), nil, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close() //nolint:errcheck // it is only read
+	return json.NewDecoder(resp.Body).Decode(value)
+}
+
+func spoolStatusCommand(fs caddycmd.Flags) (int, error) {
+	var spools []spoolStatus
+	if err := askSpool(fs, http.MethodGet, "", url.Values{}, &spools); err != nil {
+		return caddy.ExitCodeFailedQuit, err
+	}
+	if len(spools) == 0 {
+		fmt.Println("The gateway has no spool.")
+	}
+	for _, s := range spools {
+		fmt.Printf("%s: %s, %s of %s\n", s.Spool, s.health(), humanize.IBytes(uint64(s.Bytes)), humanize.IBytes(uint64(s.MaxBytes))) //nolint:gosec // G115: sizes
+		table := newTable("QUEUE", "RECORDS", "DEAD", "OLDEST", "UPSTREAM")
+		for _, q := range s.Queues {
+			oldest, state := "-", "up"
+			if q.Oldest != nil {
+				oldest = time.Since(*q.Oldest).Round(time.Second).String()
+			}
+			if q.Down {
+				state = "down"
+			}
+			table.row(q.Name, strconv.Itoa(q.Records), strconv.Itoa(q.Dead), oldest, state)
+		}
+		if err := table.Flush(); err != nil {
+			return caddy.ExitCodeFailedQuit, err
+		}
+	}
+	return caddy.ExitCodeSuccess, nil
+}
+
+func spoolListCommand(fs caddycmd.Flags) (int, error) {
+	var records []keptRecord
+	err := askSpool(fs, http.MethodGet, "/records", url.Values{
+		"dead":  {strconv.FormatBool(fs.Bool("dead"))},
+		"after": {fs.Lookup("after").Value.String()},
+		"limit": {fs.Lookup("limit").Value.String()},
+	}, &records)
+	if err != nil {
+		return caddy.ExitCodeFailedQuit, err
+	}
+	table := newTable("ID", "ARRIVAL", "PATH", "ACCOUNT", "BYTES", "STATUS", "REASON")
+	for _, r := range records {
+		table.row(strconv.FormatUint(uint64(r.ID), 10), r.Arrival.UTC().Format(time.RFC3339), r.Path, r.Account,
+			strconv.Itoa(r.Bytes), strconv.Itoa(r.Status), r.Reason)
+	}
+	return caddy.ExitCodeSuccess, table.Flush()
+}
+
+func spoolShowCommand(fs caddycmd.Flags) (int, error) {
+	var record keptRecord
+	err := askSpool(fs, http.MethodGet, "/record", url.Values{
+		"dead": {strconv.FormatBool(fs.Bool("dead"))},
+		"id":   {fs.Arg(0)},
+	}, &record)
+	if err != nil {
+		return caddy.ExitCodeFailedQuit, err
+	}
+	encoder := json.NewEncoder(os.Stdout)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	return caddy.ExitCodeSuccess, encoder.Encode(record)
+}
+
+func spoolReplayCommand(fs caddycmd.Flags) (int, error) {
+	return spoolChangeCommand(fs, "/replay", "to be delivered again")
+}
+
+func spoolDropCommand(fs caddycmd.Flags) (int, error) {
+	return spoolChangeCommand(fs, "/drop", "deleted")
+}
+
+func spoolChangeCommand(fs caddycmd.Flags, path, done string) (int, error) {
+	var answer struct{ Letters int }
+	query := url.Values{"id": fs.Args()}
+	if fs.Bool("all") {
+		query.Set("all", "true")
+	}
+	if err := askSpool(fs, http.MethodPost, path, query, &answer); err != nil {
+		return caddy.ExitCodeFailedQuit, err
+	}
+	fmt.Printf("%d dead letters %s\n", answer.Letters, done)
+	return caddy.ExitCodeSuccess, nil
+}
+
+// table is columns of text.
+type table struct{ *tabwriter.Writer }
+
+func newTable(columns ...string) table {
+	t := table{tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)}
+	t.row(columns...)
+	return t
+}
+
+func (t table) row(cells ...string) {
+	for _, cell := range cells {
+		_, _ = io.WriteString(t, cell+"\t")
+	}
+	_, _ = io.WriteString(t, "\n")
+}

@@ -1,0 +1,109 @@
+package caddymodule
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+// Like the others, the spool's counters belong to the process.
+var (
+	spoolRecordsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "td_postback_spool", Name: "records_total",
+		Help: "Records kept, by their time: the gateway's was added, they had their own, or they are not one JSON object and went as they are.",
+	}, []string{"time"})
+
+	spoolFatesTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "td_postback_spool", Name: "deliveries_total",
+		Help: "What became of records that were kept: delivered, retried, or a dead letter since they were refused or too_old.",
+	}, []string{"fate"})
+
+	spoolDuplicates = prometheus.NewCounter(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "td_postback_spool", Name: "duplicates_possible_total",
+		Help: "Records sent again although v2 may have taken them before.",
+	})
+
+	spoolCommits = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "td_postback_spool", Name: "commit_seconds",
+		Help:    "Time to make records durable, syncs included.",
+		Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
+	})
+)
+
+// spoolTimes has the counters of spoolRecordsTotal by what a record's time is.
+var spoolTimes = func() (counters [len(recordTimeNames)]prometheus.Counter) {
+	for i, name := range recordTimeNames {
+		counters[i] = spoolRecordsTotal.WithLabelValues(name)
+	}
+	return counters
+}()
+
+// spoolFates has the counters of spoolFatesTotal.
+var spoolFates = func() map[spool.Fate]prometheus.Counter {
+	counters := map[spool.Fate]prometheus.Counter{}
+	for _, fate := range []spool.Fate{spool.Delivered, spool.Retried, spool.Refused, spool.TooOld} {
+		counters[fate] = spoolFatesTotal.WithLabelValues(string(fate))
+	}
+	return counters
+}()
+
+// settled counts what became of a record.
+func (q *spoolQueue) settled(fate spool.Fate, r spool.Result) {
+	spoolFates[fate].Inc()
+	if fate == spool.Retried && r.Ambiguous {
+		spoolDuplicates.Inc()
+	}
+}
+
+// spoolGauges says how the spools are that are open.
+type spoolGauges struct{}
+
+var (
+	spoolDepth = prometheus.NewDesc("caddy_td_postback_spool_records",
+		"Records to be delivered.", []string{"spool", "queue"}, nil)
+	spoolDead = prometheus.NewDesc("caddy_td_postback_spool_dead_letters",
+		"Dead letters.", []string{"spool", "queue"}, nil)
+	spoolOldest = prometheus.NewDesc("caddy_td_postback_spool_oldest_age_seconds",
+		"Age of the oldest record to be delivered; 0 without one.", []string{"spool", "queue"}, nil)
+	spoolDown = prometheus.NewDesc("caddy_td_postback_spool_upstream_down",
+		"1 while v2 is taken to be down, and only tried now and then.", []string{"spool", "queue"}, nil)
+	spoolBytes = prometheus.NewDesc("caddy_td_postback_spool_bytes",
+		"What the records take.", []string{"spool"}, nil)
+	spoolLimit = prometheus.NewDesc("caddy_td_postback_spool_limit_bytes",
+		"What the records may take.", []string{"spool"}, nil)
+)
+
+// Describe sends the gauges' descriptions.
+func (spoolGauges) Describe(descs chan<- *prometheus.Desc) {
+	for _, desc := range []*prometheus.Desc{spoolDepth, spoolDead, spoolOldest, spoolDown, spoolBytes, spoolLimit} {
+		descs <- desc
+	}
+}
+
+// Collect sends the gauges.
+func (spoolGauges) Collect(metrics chan<- prometheus.Metric) {
+	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
+		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+	}
+	for _, k := range openKeepers() {
+		status := k.status()
+		gauge(spoolBytes, float64(status.Bytes), k.place)
+		gauge(spoolLimit, float64(status.MaxBytes), k.place)
+		for _, q := range status.Queues {
+			gauge(spoolDepth, float64(q.Records), k.place, q.Name)
+			gauge(spoolDead, float64(q.Dead), k.place, q.Name)
+			age := 0.0
+			if q.Oldest != nil {
+				age = max(0, time.Since(*q.Oldest).Seconds())
+			}
+			gauge(spoolOldest, age, k.place, q.Name)
+			down := 0.0
+			if q.Down {
+				down = 1
+			}
+			gauge(spoolDown, down, k.place, q.Name)
+		}
+	}
+}
