@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/td-postback/gateway/spool"
@@ -60,8 +62,10 @@ func (h *Handler) keep(answer http.ResponseWriter, r *http.Request, out *v2Reque
 		return errOverloaded
 	}
 	defer h.bodies.free(size)
-	data, timed := keptRequest(out, o.arrival)
-	err := way.queue.keep(spool.Record{Arrival: o.arrival, Data: data}, h.Spool.Mode == spoolAlways)
+	kept := keptRequests.Get().(*keptRequest)
+	defer kept.put()
+	timed := kept.compose(out, o.arrival)
+	err := way.queue.keep(spool.Record{Arrival: o.arrival, Data: kept.data}, h.Spool.Mode == spoolAlways)
 	if err != nil {
 		return err
 	}
@@ -76,27 +80,42 @@ func (h *Handler) keep(answer http.ResponseWriter, r *http.Request, out *v2Reque
 // keptHead is about what the head of a kept request and its record time take.
 const keptHead = 2 << 10
 
-// keptRequest makes the bytes of a request that v2 gets later. A record that
-// does not say its time gets the one at which it arrived, unless that would
-// make it too large, or something describes its bytes.
-func keptRequest(out *v2Request, arrival time.Time) ([]byte, recordTime) {
+// keptRequest is a request that v2 gets later. It is used again, unless it has
+// become large.
+type keptRequest struct {
+	body []byte
+	data []byte // all of the request
+}
+
+const maxKeptRequest = 64 << 10
+
+var keptRequests = sync.Pool{New: func() any { return new(keptRequest) }}
+
+func (k *keptRequest) put() {
+	if cap(k.data) > maxKeptRequest {
+		return
+	}
+	clear(k.data) // it holds the write key
+	keptRequests.Put(k)
+}
+
+// compose makes the bytes of the request. A record that does not say its time
+// gets the one at which it arrived, unless that would make it too large, or
+// something describes its bytes.
+func (k *keptRequest) compose(out *v2Request, arrival time.Time) (timed recordTime) {
 	later := *out
-	body := out.body
+	later.body, later.more = out.body, nil
 	if len(out.more) > 0 {
-		body = make([]byte, 0, out.length())
-		body = append(body, out.body...)
-		for _, part := range out.more {
-			body = append(body, part...)
-		}
-		later.more = nil
+		later.body = slices.Concat(append([][]byte{out.body}, out.more...)...)
 	}
-	timed := timeNoObject
-	if !out.describesBytes() && len(body)+maxTimeMember <= maxV2Body {
-		body, timed = appendRecordTime(make([]byte, 0, len(body)+maxTimeMember), body, arrival.Unix())
+	timed = timeNoObject
+	if !out.describesBytes() && len(later.body)+maxTimeMember <= maxV2Body {
+		k.body, timed = appendRecordTime(k.body[:0], later.body, arrival.Unix())
+		later.body = k.body
 	}
-	later.body = body
-	data := later.appendHead(make([]byte, 0, keptHead+len(body)))
-	return append(data, body...), timed
+	k.data = later.appendHead(k.data[:0])
+	k.data = append(k.data, later.body...)
+	return timed
 }
 
 // taken answers a caller as v2 does when it has taken a record.

@@ -73,7 +73,7 @@ type Depth struct {
 // Log keeps queues. Its methods may be called concurrently.
 type Log interface {
 	// Append returns when a record is durable. ErrFull and ErrUnavailable say
-	// that it is not.
+	// that it is not. Data is the caller's again when it has returned.
 	Append(queue string, r Record) error
 
 	// Queue returns a queue, which need not exist yet.
