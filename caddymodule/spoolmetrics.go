@@ -11,22 +11,22 @@ import (
 // Like the others, the spool's counters belong to the process.
 var (
 	spoolRecordsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: "caddy", Subsystem: "td_postback_spool", Name: "records_total",
+		Namespace: "caddy", Subsystem: "td_postback", Name: "spool_records_total",
 		Help: "Records kept, by their time: the gateway's was added, they had their own, or they are not one JSON object and went as they are.",
 	}, []string{"time"})
 
 	spoolFatesTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: "caddy", Subsystem: "td_postback_spool", Name: "deliveries_total",
+		Namespace: "caddy", Subsystem: "td_postback", Name: "spool_deliveries_total",
 		Help: "What became of records that were kept: delivered, retried, or a dead letter since they were refused or too_old.",
 	}, []string{"fate"})
 
 	spoolDuplicates = prometheus.NewCounter(prometheus.CounterOpts{
-		Namespace: "caddy", Subsystem: "td_postback_spool", Name: "duplicates_possible_total",
+		Namespace: "caddy", Subsystem: "td_postback", Name: "spool_duplicates_possible_total",
 		Help: "Records sent again although v2 may have taken them before.",
 	})
 
 	spoolCommits = prometheus.NewHistogram(prometheus.HistogramOpts{
-		Namespace: "caddy", Subsystem: "td_postback_spool", Name: "commit_seconds",
+		Namespace: "caddy", Subsystem: "td_postback", Name: "spool_commit_seconds",
 		Help:    "Time to make records durable, syncs included.",
 		Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
 	})
@@ -61,19 +61,23 @@ func (q *spoolQueue) settled(fate spool.Fate, r spool.Result) {
 type spoolGauges struct{}
 
 var (
-	spoolDepth = prometheus.NewDesc("caddy_td_postback_spool_records",
-		"Records to be delivered.", []string{"spool", "queue"}, nil)
-	spoolDead = prometheus.NewDesc("caddy_td_postback_spool_dead_letters",
-		"Dead letters.", []string{"spool", "queue"}, nil)
-	spoolOldest = prometheus.NewDesc("caddy_td_postback_spool_oldest_age_seconds",
-		"Age of the oldest record to be delivered; 0 without one.", []string{"spool", "queue"}, nil)
-	spoolDown = prometheus.NewDesc("caddy_td_postback_spool_upstream_down",
-		"1 while v2 is taken to be down, and only tried now and then.", []string{"spool", "queue"}, nil)
-	spoolBytes = prometheus.NewDesc("caddy_td_postback_spool_bytes",
-		"What the records take.", []string{"spool"}, nil)
-	spoolLimit = prometheus.NewDesc("caddy_td_postback_spool_limit_bytes",
-		"What the records may take.", []string{"spool"}, nil)
+	spoolDepth = newSpoolGauge("spool_records",
+		"Records to be delivered.", "spool", "queue")
+	spoolDead = newSpoolGauge("spool_dead_letters",
+		"Dead letters.", "spool", "queue")
+	spoolOldest = newSpoolGauge("spool_oldest_age_seconds",
+		"Age of the oldest record to be delivered; 0 without one.", "spool", "queue")
+	spoolDown = newSpoolGauge("spool_upstream_down",
+		"1 while v2 is taken to be down, and only tried now and then.", "spool", "queue")
+	spoolBytes = newSpoolGauge("spool_bytes",
+		"What the records take.", "spool")
+	spoolLimit = newSpoolGauge("spool_limit_bytes",
+		"What the records may take.", "spool")
 )
+
+func newSpoolGauge(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(prometheus.BuildFQName("caddy", "td_postback", name), help, labels, nil)
+}
 
 // Describe sends the gauges' descriptions.
 func (spoolGauges) Describe(descs chan<- *prometheus.Desc) {
