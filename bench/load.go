@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -47,7 +48,7 @@ func (p *place) wrk(w work, url string, length time.Duration) (measurement, erro
 	if w.close {
 		keep = "close"
 	}
-	output, err := p.run("wrk", "-t"+threads(), "-c"+strconv.Itoa(concurrency), "-d"+seconds(length), "-s", p.path("report.lua"), url,
+	output, err := p.run("wrk", "-t"+threads(), "-c"+strconv.Itoa(cmp.Or(w.connections, concurrency)), "-d"+seconds(length), "-s", p.path("report.lua"), url,
 		"--", method, strconv.Itoa(w.size), keep)
 	if err != nil {
 		return measurement{}, err

@@ -44,6 +44,8 @@ type work struct {
 	close bool // a new connection for every request
 	tls   bool // on both sides of the proxy
 	http2 bool // from the caller
+
+	connections int // how many there are; concurrency if 0
 }
 
 // works are the kinds of load whose names match: three requests, each in four
@@ -93,6 +95,7 @@ func main() {
 	only := flag.String("only", "", "measure only kinds of work whose name matches this regular expression")
 	proxies := flag.String("proxies", strings.Join(proxyNames, ","), "measure only these proxies")
 	out := flag.String("json", "", "file for the results as JSON")
+	spool := flag.Bool("spool", false, "compare the gateway with and without a spool instead")
 	profileTo := flag.String("profile", "", "compare nothing, but write a CPU profile of the gateway to this file")
 	flag.Parse()
 
@@ -110,7 +113,9 @@ func main() {
 	if *seconds < 1 || *rounds < 1 {
 		log.Fatalf("bench: -seconds %d -rounds %d: both must be at least 1", *seconds, *rounds)
 	}
-	if *profileTo != "" {
+	if *spool {
+		err = runSpool(length, *rounds)
+	} else if *profileTo != "" {
 		err = profile(length, selected, *profileTo)
 	} else {
 		err = run(length, *rounds, selected, names, *out)
@@ -194,6 +199,9 @@ func measure(place *place, w work, proxies []string, length time.Duration, round
 			}
 			m.CPU = float64((after - before).Microseconds()) / float64(m.Requests)
 			if m.PeakMiB, err = p.peakMemory(); err != nil {
+				return nil, err
+			}
+			if m.Left, err = kept(r.Proxy); err != nil {
 				return nil, err
 			}
 			r.Measurements = append(r.Measurements, m)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -34,7 +35,10 @@ var proxyNames = []string{gateway, recipe, respond, "nginx", "haproxy"}
 
 // ports are where each program listens: for plain HTTP, and one above for TLS.
 // The configurations in peers have the same.
-var ports = map[string]int{"standin": 18100, gateway: 18110, recipe: 18120, respond: 18130, "nginx": 18140, "haproxy": 18150}
+var ports = map[string]int{
+	"standin": 18100, gateway: 18110, recipe: 18120, respond: 18130, "nginx": 18140, "haproxy": 18150,
+	spoolOnFailure: 18160, spoolAlways: 18170, spoolDown: 18180,
+}
 
 // adminAddress is where the gateway's profile comes from.
 const adminAddress = "127.0.0.1:18119"
@@ -44,7 +48,8 @@ var peers embed.FS
 
 // place is a directory with everything that the programs need.
 type place struct {
-	dir string
+	dir   string
+	spool string // directory on a disk
 }
 
 // prepare builds the programs, writes the configurations for as many threads
@@ -54,7 +59,11 @@ func prepare() (*place, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &place{dir}
+	spool, err := spoolDir()
+	if err != nil {
+		return nil, err
+	}
+	p := &place{dir, spool}
 	for name, pkg := range map[string]string{gateway: "cmd/caddy", "stock": "bench/stock", "standin": "bench/standin"} {
 		build := exec.Command("go", "build", "-o", p.path(name), "github.com/td-postback/gateway/"+pkg) //nolint:gosec,noctx // G204: the names above
 		if output, err := build.CombinedOutput(); err != nil {
@@ -71,7 +80,8 @@ func prepare() (*place, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := os.WriteFile(p.path(f.Name()), bytes.ReplaceAll(text, []byte("THREADS"), threads), 0o600); err != nil {
+		text = bytes.ReplaceAll(bytes.ReplaceAll(text, []byte("THREADS"), threads), []byte("SPOOL"), []byte(p.spool))
+		if err := os.WriteFile(p.path(f.Name()), text, 0o600); err != nil {
 			return nil, err
 		}
 	}
@@ -80,7 +90,10 @@ func prepare() (*place, error) {
 
 func (p *place) path(name string) string { return filepath.Join(p.dir, name) }
 
-func (p *place) remove() { _ = os.RemoveAll(p.dir) }
+func (p *place) remove() {
+	_ = os.RemoveAll(p.dir)
+	_ = os.RemoveAll(p.spool)
+}
 
 // writeCertificate makes an ECDSA P-256 certificate for 127.0.0.1, the key type
 // that Caddy has by default, for all programs.
@@ -122,8 +135,8 @@ func (p *place) command(name string) []string {
 	switch name {
 	case "standin":
 		return []string{p.path("standin"), "-target", eventPath, "-write-key", writeKey}
-	case gateway:
-		return []string{p.path("gateway"), "run", "--config", "gateway.caddyfile", "--adapter", "caddyfile"}
+	case gateway, spoolOnFailure, spoolAlways, spoolDown:
+		return []string{p.path("gateway"), "run", "--config", cmp.Or(spoolFiles[name], name) + ".caddyfile", "--adapter", "caddyfile"}
 	case recipe, respond:
 		return []string{p.path("stock"), "run", "--config", name + ".caddyfile", "--adapter", "caddyfile"}
 	case "nginx":

@@ -15,7 +15,8 @@ type measurement struct {
 	P50      float64 `json:"p50_ms"`
 	P99      float64 `json:"p99_ms"`
 	PeakMiB  float64 `json:"peak_mib"`
-	Errors   int     `json:"errors"` // connections that failed, and answers other than 2xx and 3xx
+	Errors   int     `json:"errors"`                  // connections that failed, and answers other than 2xx and 3xx
+	Left     int     `json:"left_in_spool,omitempty"` // records that had not been delivered at the end
 }
 
 // row is one kind of work through one proxy.
@@ -63,6 +64,7 @@ func median(all []measurement) measurement {
 	}
 	for _, one := range all {
 		m.Errors += one.Errors
+		m.Left = max(m.Left, one.Left)
 	}
 	return m
 }

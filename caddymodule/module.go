@@ -194,6 +194,9 @@ func (h *Handler) provisionSpool(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
+	if validating(os.Args) {
+		return nil
+	}
 	value, _, err := keepers.LoadOrNew(place, func() (caddy.Destructor, error) {
 		return openKeeper(place, key, h.Spool.open(key))
 	})
@@ -205,6 +208,12 @@ func (h *Handler) provisionSpool(ctx caddy.Context) error {
 		return fmt.Errorf("spool key_file %q: the spool is open with another key: restart the gateway to change it", h.Spool.KeyFile)
 	}
 	return h.keeper.attach(h, ctx.Done())
+}
+
+// validating reports whether the process only checks a configuration: it must
+// not take the spool from the gateway that runs, nor deliver what is in it.
+func validating(args []string) bool {
+	return len(args) > 1 && (args[1] == "validate" || args[1] == "adapt")
 }
 
 // minHeadroom is what a gateway needs beside the bodies, in bytes.
