@@ -14,24 +14,20 @@ import (
 // This file is the request's way through a spool. What becomes of a kept record
 // later is in keeper.go and the spool package.
 
-// spoolsFirst reports whether a record goes to the spool without asking v2.
-func (h *Handler) spoolsFirst(way *route) bool {
-	return h.Spool.Mode == spoolAlways || !way.queue.Allow()
-}
-
 // forwardOrKeep sends a record to v2, or keeps it for later if v2 does not take
-// it now or need not be asked.
+// it now or need not be asked: when it is down, only records that are kept are
+// sent to try it, since no caller waits for them.
 func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, out *v2Request, way *route, o *outcome) {
-	if h.spoolsFirst(way) {
+	if h.Spool.Mode == spoolAlways || way.queue.IsOpen() {
 		err := h.keep(answer, r, out, way, o)
 		if err == nil {
 			return
 		}
-		// A spool that takes nothing must not stop what v2 takes.
-		if h.Spool.Mode != spoolAlways || !way.queue.Allow() {
+		if !way.queue.Allow() {
 			h.refuseUnkept(w, r, err, way, o)
 			return
 		}
+		// A spool that takes nothing must not stop what v2 takes.
 	}
 	err := way.forward(answer, r, out, &o.delivery)
 	if err == nil {

@@ -179,11 +179,11 @@ func (k *keeper) attach(h *Handler, config <-chan struct{}) error {
 			return fmt.Errorf("spool %s: another td_postback block has other options for it: give both the same, or each a dir of its own", k.place)
 		}
 	}
+	k.blocks = append(k.blocks, b)
 	for _, r := range h.routes() {
 		r.queue = k.queue(r.url.String())
 		b.own = append(b.own, r.url)
 	}
-	k.blocks = append(k.blocks, b)
 	k.adopt()
 	return nil
 }
