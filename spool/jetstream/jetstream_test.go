@@ -1,0 +1,428 @@
+package jetstream
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+// depth asserts what a queue holds. An ack is not waited for, so that it may
+// take a moment.
+func depth(t testing.TB, l *Log, queue string, records, dead int) (d spool.Depth) {
+	t.Helper()
+	until(t, fmt.Sprintf("%d records and %d dead letters", records, dead), func() bool {
+		var err error
+		d, err = l.Depth(queue)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.Records == records && d.Dead == dead
+	})
+	return d
+}
+
+func TestTakeAndAck(t *testing.T) {
+	l := open(t, cluster(t), nil)
+	q := l.Queue(testQueue)
+	add(t, l, testQueue, "a", "b", "c")
+	add(t, l, "https://other", "x")
+	if d := depth(t, l, testQueue, 3, 0); !d.Oldest.Equal(arrival) {
+		t.Errorf("the oldest is of %s", d.Oldest)
+	}
+	entries := take(t, q, 3)
+	if got := texts(entries); got != "a b c" {
+		t.Errorf("took %s", got)
+	}
+	for i, e := range entries {
+		if !e.Arrival.Equal(arrival) || e.Tries != 0 || i > 0 && e.ID <= entries[i-1].ID {
+			t.Errorf("entry %d: %+v", i, e)
+		}
+		q.Ack(e)
+	}
+	if d := depth(t, l, testQueue, 0, 0); !d.Oldest.IsZero() {
+		t.Errorf("an empty queue's oldest is of %s", d.Oldest)
+	}
+	if got := l.Queues(); !slices.Equal(got, []string{"https://other"}) {
+		t.Errorf("queues: %q", got)
+	}
+}
+
+// A Take that waits gets what comes then.
+func TestTakeWaits(t *testing.T) {
+	l := open(t, cluster(t), nil)
+	type result struct {
+		entries []spool.Entry
+		err     error
+	}
+	taken := make(chan result)
+	go func() {
+		entries, err := l.Queue(testQueue).Take(t.Context(), 10)
+		taken <- result{entries, err}
+	}()
+	until(t, "somebody waits for records", func() bool {
+		consumer, err := l.records.Consumer(t.Context(), tokenOf(testQueue))
+		return err == nil && consumer.CachedInfo().NumWaiting == 1
+	})
+	add(t, l, testQueue, "a")
+	if r := <-taken; r.err != nil || texts(r.entries) != "a" {
+		t.Errorf("took %q, %v", texts(r.entries), r.err)
+	}
+}
+
+func TestTakeEnds(t *testing.T) {
+	l := open(t, cluster(t), nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := l.Queue(testQueue).Take(ctx, 1); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("with its context: %v", err)
+	}
+	ended := make(chan error)
+	go func() {
+		_, err := l.Queue(testQueue).Take(context.Background(), 1)
+		ended <- err
+	}()
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; !errors.Is(err, spool.ErrClosed) {
+		t.Errorf("with the log: %v", err)
+	}
+	if err := l.Append(testQueue, spool.Record{}); !errors.Is(err, spool.ErrClosed) {
+		t.Errorf("an append: %v", err)
+	}
+}
+
+func TestLater(t *testing.T) {
+	l := open(t, cluster(t), nil)
+	q := l.Queue(testQueue)
+	add(t, l, testQueue, "a", "b")
+	first := take(t, q, 2)
+	began := time.Now()
+	q.Later(first[0], 300*time.Millisecond)
+	again := take(t, q, 1)
+	if waited := time.Since(began); waited < 300*time.Millisecond || texts(again) != "a" || again[0].ID != first[0].ID || again[0].Tries != 1 {
+		t.Errorf("after %s took %+v", waited, again)
+	}
+	q.Ack(again[0])
+	q.Ack(first[1])
+	depth(t, l, testQueue, 0, 0)
+}
+
+func TestDeadLetters(t *testing.T) {
+	for name, key := range map[string][]byte{"in clear": nil, "encrypted": bytes.Repeat([]byte{7}, 32)} {
+		t.Run(name, func(t *testing.T) {
+			l := open(t, cluster(t), func(c *Config) { c.Key = key })
+			q := l.Queue(testQueue)
+			add(t, l, testQueue, "a", "b", "c")
+			entries := take(t, q, 3)
+			for i, reason := range []string{"refused", "old", "refused"} {
+				if err := q.Bury(entries[i], 400*((i+1)%2), reason); err != nil {
+					t.Fatal(err)
+				}
+			}
+			depth(t, l, testQueue, 0, 3)
+			letters, err := l.Letters(testQueue, 0, 2)
+			if err != nil || len(letters) != 2 {
+				t.Fatalf("%d letters, %v", len(letters), err)
+			}
+			for i, want := range []spool.Letter{
+				{Record: spool.Record{Arrival: arrival, Data: []byte("a")}, Status: 400, Reason: "refused"},
+				{Record: spool.Record{Arrival: arrival, Data: []byte("b")}, Status: 0, Reason: "old"},
+			} {
+				got := letters[i]
+				if string(got.Data) != string(want.Data) || !got.Arrival.Equal(arrival) || got.Status != want.Status || got.Reason != want.Reason ||
+					got.Queue != testQueue || time.Since(got.Died).Abs() > wait {
+					t.Errorf("letter %d: %+v", i, got)
+				}
+			}
+			rest, err := l.Letters(testQueue, letters[1].ID, 10)
+			if err != nil || len(rest) != 1 || string(rest[0].Data) != "c" {
+				t.Fatalf("the rest: %+v, %v", rest, err)
+			}
+
+			if n, err := l.Drop("https://other", letters[0].ID); n != 0 || err != nil {
+				t.Errorf("dropped %d of another queue, %v", n, err)
+			}
+			if n, err := l.Drop(testQueue, letters[0].ID, 999_999); n != 1 || err != nil {
+				t.Errorf("dropped %d, %v", n, err)
+			}
+			if n, err := l.Replay(testQueue, letters[0].ID, letters[1].ID); n != 1 || err != nil {
+				t.Errorf("replayed %d, %v", n, err)
+			}
+			depth(t, l, testQueue, 1, 1)
+			again := take(t, q, 1)[0]
+			if string(again.Data) != "b" || !again.Arrival.Equal(arrival) || again.Tries != 0 {
+				t.Errorf("replayed %+v", again)
+			}
+			q.Ack(again)
+			depth(t, l, testQueue, 0, 1)
+			if got := l.Queues(); !slices.Equal(got, []string{testQueue}) {
+				t.Errorf("queues: %q", got)
+			}
+		})
+	}
+}
+
+func TestRecords(t *testing.T) {
+	l := open(t, cluster(t), nil)
+	add(t, l, testQueue, "a")
+	add(t, l, "https://other", "x")
+	add(t, l, testQueue, "b", "c")
+	q := l.Queue(testQueue)
+	first := take(t, q, 1)[0]
+	records, err := l.Records(testQueue, 0, 2)
+	if err != nil || texts(records) != "a b" || records[0].ID != first.ID || !records[0].Arrival.Equal(arrival) {
+		t.Errorf("records: %+v, %v", records, err)
+	}
+	q.Ack(first)
+	depth(t, l, testQueue, 2, 0)
+	if records, err = l.Records(testQueue, records[1].ID, 10); err != nil || texts(records) != "c" {
+		t.Errorf("behind the second: %+v, %v", records, err)
+	}
+}
+
+func TestFull(t *testing.T) {
+	l := open(t, cluster(t), func(c *Config) { c.MaxSize = 100_000 })
+	record := spool.Record{Arrival: arrival, Data: make([]byte, 10_000)}
+	kept := 0
+	for err := error(nil); ; kept++ {
+		if err = l.Append(testQueue, record); errors.Is(err, spool.ErrFull) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if kept < 8 || kept > 9 {
+		t.Errorf("%d records of 10,000 bytes in 100,000", kept)
+	}
+	depth(t, l, testQueue, kept, 0)
+	if used, limit := l.Size(); limit != 100_000 || used < int64(kept)*10_000 || used > limit {
+		t.Errorf("%d bytes used of %d", used, limit)
+	}
+	q := l.Queue(testQueue)
+	q.Ack(take(t, q, 1)[0])
+	depth(t, l, testQueue, kept-1, 0)
+	if err := l.Append(testQueue, record); err != nil {
+		t.Errorf("with room again: %v", err)
+	}
+	bigger := open(t, cluster(t), func(c *Config) { c.MaxSize = 200_000 })
+	for range 3 {
+		if err := bigger.Append(testQueue, record); err != nil {
+			t.Errorf("after max_size has grown: %v", err)
+		}
+	}
+}
+
+// The longest record, with the longest head.
+func TestLongRecord(t *testing.T) {
+	l := open(t, cluster(t), func(c *Config) { c.Key = bytes.Repeat([]byte{1}, 32) })
+	data := bytes.Repeat([]byte("0123456789abcdef"), (1_048_064+1<<20)/16)
+	if err := l.Append(testQueue, spool.Record{Arrival: arrival, Data: data}); err != nil {
+		t.Fatal(err)
+	}
+	records, err := l.Records(testQueue, 0, 1)
+	if err != nil || len(records) != 1 || !bytes.Equal(records[0].Data, data) {
+		t.Errorf("%d records, %v", len(records), err)
+	}
+	if entries := take(t, l.Queue(testQueue), 1); !bytes.Equal(entries[0].Data, data) {
+		t.Errorf("took %d bytes", len(entries[0].Data))
+	}
+	err = l.Append(testQueue, spool.Record{Arrival: arrival, Data: make([]byte, 5<<20)})
+	if !errors.Is(err, spool.ErrUnavailable) || !strings.Contains(err.Error(), "max_payload") {
+		t.Errorf("beyond max_payload: %v", err)
+	}
+}
+
+// A reload opens a Log while the one before is still there.
+func TestReload(t *testing.T) {
+	before := open(t, cluster(t), nil)
+	add(t, before, testQueue, "a", "b")
+	held := take(t, before.Queue(testQueue), 2)
+	after := open(t, cluster(t), nil)
+	add(t, before, testQueue, "c")
+	add(t, after, testQueue, "d")
+	if got := texts(take(t, after.Queue(testQueue), 2)); got != "c d" {
+		t.Errorf("the new one took %s", got)
+	}
+	before.Queue(testQueue).Ack(held[0])
+	began := time.Now()
+	if err := before.Close(); err != nil {
+		t.Error(err)
+	}
+	if again := take(t, after.Queue(testQueue), 1); texts(again) != "b" || again[0].Tries != 1 || time.Since(began) > ackWait/2 {
+		t.Errorf("%s after the end of the old one the new one took %+v", time.Since(began), again)
+	}
+	depth(t, after, testQueue, 3, 0)
+}
+
+func TestEncryption(t *testing.T) {
+	key := bytes.Repeat([]byte{1}, 32)
+	plain := open(t, cluster(t), nil)
+	add(t, plain, testQueue, "in clear")
+	sealed := open(t, cluster(t), func(c *Config) { c.Key = key })
+	add(t, sealed, testQueue, "a secret")
+
+	var stored [][]byte
+	for seq := range uint64(2) {
+		msg, err := plain.records.GetMsg(t.Context(), seq+1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored = append(stored, msg.Data)
+	}
+	if string(stored[0]) != "in clear" || bytes.Contains(stored[1], []byte("secret")) {
+		t.Errorf("the servers keep %q", stored)
+	}
+	if records, err := sealed.Records(testQueue, 0, 2); err != nil || texts(records) != "in clear a secret" {
+		t.Errorf("with the key: %+v, %v", records, err)
+	}
+	if records, err := plain.Records(testQueue, 0, 2); err != nil || texts(records) != "in clear " {
+		t.Errorf("without the key: %+v, %v", records, err)
+	}
+	// Who cannot read it does not take it.
+	if got := texts(take(t, plain.Queue(testQueue), 1)); got != "in clear" {
+		t.Errorf("without the key took %s", got)
+	}
+	for _, wrong := range []func(*Config){
+		func(c *Config) { c.Key = key[:31] },
+		func(c *Config) { c.Key = append(slices.Clone(key), 1) },
+	} {
+		config := Config{URLs: []string{cluster(t)[0].url()}}
+		wrong(&config)
+		if _, err := Open(t.Context(), config); err == nil {
+			t.Error("a key of a wrong length was taken")
+		}
+	}
+}
+
+func TestSealer(t *testing.T) {
+	s, err := newSealer(bytes.Repeat([]byte{1}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, _ := s.seal("q", []byte("data"))
+	two, _ := s.seal("q", []byte("data"))
+	if bytes.Equal(one, two) {
+		t.Error("the same data gives the same bytes")
+	}
+	if data, err := s.open("q", one); err != nil || string(data) != "data" {
+		t.Errorf("opened %q, %v", data, err)
+	}
+	if _, err := s.open("other", one); err == nil {
+		t.Error("it opens for another queue")
+	}
+	for i := range one {
+		damaged := slices.Clone(one)
+		damaged[i] ^= 1
+		if _, err := s.open("q", damaged); err == nil {
+			t.Errorf("it opens with byte %d changed", i)
+		}
+		if _, err := s.open("q", one[:i]); err == nil {
+			t.Errorf("it opens after %d bytes", i)
+		}
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	const secret = "hunter2"
+	small := single(t, `authorization { user: spool, password: `+secret+` }`)
+	for name, c := range map[string]struct {
+		config Config
+		want   string
+	}{
+		"no URL":           {Config{}, "no URL"},
+		"not a URL":        {Config{URLs: []string{"nats://u:" + secret + "@host:port"}}, "NATS server 1: not a URL"},
+		"another scheme":   {Config{URLs: []string{"nats://host", "http://u:" + secret + "@host"}}, "NATS server 2: not a URL"},
+		"name":             {Config{URLs: []string{"nats://host"}, Name: "a.b"}, `the name "a.b"`},
+		"negative":         {Config{URLs: []string{"nats://host"}, MaxSize: -1}, "negative"},
+		"max_payload":      {Config{URLs: []string{"nats://spool:" + secret + "@" + small.addr}, Timeout: wait}, "max_payload is 1048576 bytes, and a record takes up to 2100736: set max_payload: 4MB"},
+		"wrong password":   {Config{URLs: []string{"nats://spool:x" + secret + "@" + small.addr}, Timeout: wait}, "Authorization Violation"},
+		"no password":      {Config{URLs: []string{small.url()}, Timeout: wait}, "Authorization Violation"},
+		"no such creds":    {Config{URLs: []string{small.url()}, Credentials: "/nonexistent", Timeout: wait}, "/nonexistent"},
+		"another's stream": {Config{URLs: []string{cluster(t)[0].url()}, Name: nameOf(t), Timeout: wait}, "there is a stream TestOpenRefuses_records"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if strings.HasPrefix(name, "another's") {
+				js, err := jetstream.New(direct(t, cluster(t)[0]))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: c.config.Name + "_records"}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var said events
+			c.config.OnEvent = said.add
+			l, err := Open(t.Context(), c.config)
+			if err == nil {
+				_ = l.Close()
+			}
+			if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error()+said.String(), secret) {
+				t.Errorf("%v\n%s", err, said.String())
+			}
+		})
+	}
+}
+
+// A gateway starts without its cluster, and uses it when it comes.
+func TestOpenBeforeTheServers(t *testing.T) {
+	n := nodes(t, t.TempDir(), 1, "max_payload: 4MB")[0]
+	t.Cleanup(n.kill)
+	var said events
+	l, err := Open(t.Context(), Config{URLs: []string{n.url()}, Replicas: 1, MaxSize: 1 << 20, Timeout: 200 * time.Millisecond, OnEvent: said.add})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	began := time.Now()
+	if err := l.Append(testQueue, spool.Record{Data: []byte("a")}); !errors.Is(err, spool.ErrUnavailable) || time.Since(began) > wait/10 {
+		t.Errorf("without a server: %v after %s", err, time.Since(began))
+	}
+	if _, err := l.Queue(testQueue).Take(t.Context(), 1); !errors.Is(err, spool.ErrUnavailable) {
+		t.Errorf("Take without a server: %v", err)
+	}
+	if _, err := l.Depth(testQueue); !errors.Is(err, spool.ErrUnavailable) {
+		t.Errorf("Depth without a server: %v", err)
+	}
+	n.start(t)
+	until(t, "a record is kept", func() bool {
+		return l.Append(testQueue, spool.Record{Arrival: arrival, Data: []byte("a")}) == nil
+	})
+	if got := texts(take(t, l.Queue(testQueue), 1)); got != "a" {
+		t.Errorf("took %s", got)
+	}
+	for _, want := range []string{"NATS cannot be used yet", "NATS can be used: <nil>"} {
+		if !strings.Contains(said.String(), want) {
+			t.Errorf("nobody was told %q:\n%s", want, said.String())
+		}
+	}
+}
+
+func FuzzQueueToken(f *testing.F) {
+	for _, s := range []string{"", "_", testQueue, "http://127.0.0.1:8080/ü", "a_5Fb", "_5f", "_4", "*", ">"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		token := tokenOf(s)
+		if token == "" || strings.ContainsAny(token, ".*> /\\\t\r\n\x00") {
+			t.Errorf("%q becomes %q", s, token)
+		}
+		if back, ok := queueOf(token); !ok || back != s {
+			t.Errorf("%q becomes %q becomes %q", s, token, back)
+		}
+		// Read as a token, it is refused or the only way to write a queue.
+		if queue, ok := queueOf(s); ok && tokenOf(queue) != s {
+			t.Errorf("the token %q is read as %q", s, queue)
+		}
+	})
+}

@@ -1,0 +1,273 @@
+package jetstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+// queue is a durable consumer, which all gateways share.
+type queue struct {
+	*Log
+	name string
+}
+
+// Queue returns a queue. All gateways take from it; a record that one of them
+// holds goes to another when it is not heard of for half a minute.
+func (l *Log) Queue(name string) spool.Queue { return &queue{l, name} }
+
+// heartbeat is how often the servers say that they know of a Take that waits. It
+// fails when they do not for twice as long.
+const heartbeat = 2 * time.Second
+
+// Take waits for records.
+func (q *queue) Take(ctx context.Context, n int) ([]spool.Entry, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(q.ctx, cancel)()
+	for {
+		entries, err := q.take(ctx, n)
+		if err != nil {
+			q.forget()
+			switch {
+			case q.Log.ctx.Err() != nil:
+				return nil, spool.ErrClosed
+			case ctx.Err() != nil:
+				return nil, ctx.Err()
+			}
+			return nil, unavailable(err)
+		}
+		if len(entries) > 0 {
+			return entries, nil
+		}
+	}
+}
+
+// take gives out what is there, or else the next record to come.
+func (q *queue) take(ctx context.Context, n int) ([]spool.Entry, error) {
+	if err := q.unready(); err != nil {
+		return nil, err
+	}
+	if err := q.control.usable(); err != nil {
+		return nil, err
+	}
+	consumer, err := q.consumer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	batch, err := consumer.FetchNoWait(n)
+	if err != nil {
+		return nil, err
+	}
+	if entries := q.entries(batch); len(entries) > 0 {
+		return entries, nil
+	}
+	if err := errors.Join(batch.Error(), ctx.Err()); err != nil {
+		return nil, err
+	}
+	// One: a pull for more would go on collecting after the first has come. It
+	// has to end with ctx, but not to be shaped by its deadline, which may be
+	// closer than two heartbeats.
+	waiting, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, cancel)()
+	batch, err = consumer.Fetch(1, jetstream.FetchContext(waiting), jetstream.FetchHeartbeat(heartbeat))
+	if err != nil {
+		return nil, err
+	}
+	if entries := q.entries(batch); len(entries) > 0 {
+		return entries, nil
+	}
+	return nil, batch.Error()
+}
+
+// consumer makes the durable consumer, or finds it.
+func (q *queue) consumer(ctx context.Context) (jetstream.Consumer, error) {
+	q.mu.Lock()
+	consumer := q.consumers[q.name]
+	q.mu.Unlock()
+	if consumer != nil {
+		return consumer, nil
+	}
+	token, err := checkedToken(q.name)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, q.config.Timeout)
+	defer cancel()
+	consumer, err = q.records.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
+		Durable:       token,
+		FilterSubject: q.recordSubject(token),
+		AckPolicy:     jetstream.AckExplicitPolicy,
+		AckWait:       ackWait,
+		MaxDeliver:    -1,
+		MaxAckPending: maxAckPending,
+		MaxWaiting:    512,
+	})
+	if err != nil {
+		return nil, err
+	}
+	q.mu.Lock()
+	q.consumers[q.name] = consumer
+	q.mu.Unlock()
+	return consumer, nil
+}
+
+// forget has the consumer looked for again: it may have been deleted.
+func (q *queue) forget() {
+	q.mu.Lock()
+	delete(q.consumers, q.name)
+	q.mu.Unlock()
+}
+
+// entries collects what a pull gives out.
+func (q *queue) entries(batch jetstream.MessageBatch) []spool.Entry {
+	var entries []spool.Entry
+	for msg := range batch.Messages() {
+		if e, ok := q.entry(msg); ok {
+			entries = append(entries, e)
+		}
+	}
+	return entries
+}
+
+// entry is a message, if it is to be given out.
+func (q *queue) entry(msg jetstream.Msg) (e spool.Entry, ok bool) {
+	meta, err := msg.Metadata()
+	if err != nil {
+		q.config.OnEvent("NATS gave out a message that is none of a stream", err)
+		return e, false
+	}
+	data, err := q.unseal(q.name, msg.Headers(), msg.Data())
+	if err != nil {
+		// Another gateway may have the key, or this one after a change of its
+		// configuration. The record grows old and is never lost.
+		q.config.OnEvent(fmt.Sprintf("record %d cannot be read", meta.Sequence.Stream), err)
+		_ = msg.NakWithDelay(2 * ackWait)
+		return e, false
+	}
+	if !q.hold(meta.Sequence.Stream, msg) {
+		return e, false
+	}
+	return spool.Entry{
+		ID:     spool.ID(meta.Sequence.Stream),
+		Record: spool.Record{Arrival: parseTime(msg.Headers(), headerArrival, meta.Timestamp), Data: data},
+		Tries:  int(min(meta.NumDelivered-1, 1<<31-1)), //nolint:gosec // G115: it fits
+		Handle: msg,
+	}, true
+}
+
+// holding is a record that was given out, and when.
+type holding struct {
+	msg   jetstream.Msg
+	since time.Time
+}
+
+// hold notes what is given out. It says no if that has been given out already:
+// the servers have not heard of this gateway for a while.
+func (l *Log) hold(seq uint64, msg jetstream.Msg) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held == nil {
+		return false
+	}
+	_, again := l.held[seq]
+	l.held[seq] = holding{msg, time.Now()}
+	return !again
+}
+
+// release forgets an entry, and returns its message.
+func (l *Log) release(e spool.Entry) jetstream.Msg {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	msg := l.held[uint64(e.ID)].msg
+	delete(l.held, uint64(e.ID))
+	return msg
+}
+
+// keep tells the servers, until the Log is closed, of what is still being worked
+// on.
+func (l *Log) keep() {
+	const every = ackWait / 3
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, msg := range l.heldFor(every) {
+			_ = msg.InProgress() // one that is acked meanwhile says so
+		}
+	}
+}
+
+// heldFor returns what has been held for some time.
+func (l *Log) heldFor(d time.Duration) (msgs []jetstream.Msg) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, h := range l.held {
+		if time.Since(h.since) >= d {
+			msgs = append(msgs, h.msg)
+		}
+	}
+	return msgs
+}
+
+// Ack says that v2 has taken a record. If that is lost on its way, the record
+// comes again.
+func (q *queue) Ack(e spool.Entry) {
+	if msg := q.release(e); msg != nil {
+		q.lost(msg.Ack())
+	}
+}
+
+// Later puts a record back.
+func (q *queue) Later(e spool.Entry, after time.Duration) {
+	if msg := q.release(e); msg != nil {
+		q.lost(msg.NakWithDelay(after))
+	}
+}
+
+// lost tells of an answer that the servers do not get. They wait for it, and
+// then give the record out again.
+func (q *queue) lost(err error) {
+	if err != nil {
+		q.config.OnEvent("a record was answered for in vain, and comes again", err)
+	}
+}
+
+// Bury makes a record a dead letter. Both are on a majority of the servers
+// before it returns. If it fails between the two, the dead letter is there
+// already; burying it again within an hour makes no second one.
+func (q *queue) Bury(e spool.Entry, status int, reason string) error {
+	q.mu.Lock()
+	msg := q.held[uint64(e.ID)].msg
+	q.mu.Unlock()
+	if msg == nil {
+		return fmt.Errorf("record %d was not given out", e.ID)
+	}
+	token, err := checkedToken(q.name)
+	if err != nil {
+		return err
+	}
+	if err := q.publish(q.letter(token, msg, uint64(e.ID), status, reason)); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(q.Log.ctx, q.config.Timeout)
+	defer cancel()
+	if err := q.control.usable(); err != nil {
+		return unavailable(err)
+	}
+	if err := msg.DoubleAck(ctx); err != nil && !errors.Is(err, jetstream.ErrMsgAlreadyAckd) {
+		return unavailable(err)
+	}
+	q.release(e)
+	return nil
+}
