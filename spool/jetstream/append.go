@@ -75,6 +75,7 @@ func checkedToken(queue string) (string, error) {
 func (l *Log) publish(m *nats.Msg) error {
 	ctx, cancel := context.WithTimeout(l.ctx, l.config.Timeout)
 	defer cancel()
+	began := time.Now()
 	for trouble := error(nil); ; {
 		err := l.attempt(ctx, m)
 		switch {
@@ -89,9 +90,11 @@ func (l *Log) publish(m *nats.Msg) error {
 		case ctx.Err() == nil || trouble == nil:
 			trouble = err
 		}
+		if ctx.Err() != nil || !l.publisher.up.Load() && time.Since(began) > patience {
+			return unavailable(fmt.Errorf("not acknowledged within %s: %w", time.Since(began).Round(time.Millisecond), trouble))
+		}
 		select {
 		case <-ctx.Done():
-			return unavailable(fmt.Errorf("not acknowledged within %s: %w", l.config.Timeout, trouble))
 		case <-time.After(pause):
 		}
 	}
@@ -99,13 +102,12 @@ func (l *Log) publish(m *nats.Msg) error {
 
 // attempt sends a message once and waits for its acknowledgement.
 func (l *Log) attempt(ctx context.Context, m *nats.Msg) error {
-	k, err := l.publisher()
-	if err != nil {
+	if err := l.publisher.usable(); err != nil {
 		return err
 	}
 	// No attempts of its own: those would use the data after Append has
 	// returned it to its caller.
-	future, err := k.js.PublishMsgAsync(m, jetstream.WithRetryAttempts(0))
+	future, err := l.publisher.js.PublishMsgAsync(m, jetstream.WithRetryAttempts(0))
 	if err != nil {
 		return err
 	}
@@ -117,17 +119,6 @@ func (l *Log) attempt(ctx context.Context, m *nats.Msg) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// publisher chooses one of the connections that are there.
-func (l *Log) publisher() (*link, error) {
-	n := l.next.Add(1)
-	for i := range uint64(len(l.publishers)) {
-		if k := l.publishers[(n+i)%uint64(len(l.publishers))]; k.up.Load() {
-			return k, nil
-		}
-	}
-	return nil, l.publishers[0].usable()
 }
 
 // noRoom says whether an error means that there is no room.

@@ -1,7 +1,6 @@
 package jetstream
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -19,7 +18,7 @@ import (
 )
 
 // wait is how long a test waits for something that must happen.
-const wait = 30 * time.Second
+const wait = time.Minute
 
 // natsServer builds the real server, in the version of .ci/tools.
 var natsServer = sync.OnceValues(func() (string, error) {
@@ -53,7 +52,6 @@ type node struct {
 	addr   string
 	config string // the path of its configuration
 	cmd    *exec.Cmd
-	output *bytes.Buffer
 }
 
 func (n *node) url() string { return "nats://" + n.addr }
@@ -65,9 +63,7 @@ func (n *node) start(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.output = &bytes.Buffer{}
 	n.cmd = exec.Command(server, "-c", n.config)
-	n.cmd.Stdout, n.cmd.Stderr = n.output, n.output
 	if err := n.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -124,10 +120,10 @@ func nodes(t testing.TB, dir string, n int, more string) []*node {
 	for i, addr := range addrs[n:] {
 		routes[i] = "nats://" + addr
 	}
-	var all []*node
+	all := make([]*node, n)
 	for i := range n {
 		name := fmt.Sprintf("n%d", i+1)
-		config := fmt.Sprintf("listen: %s\nserver_name: %s\njetstream {\n store_dir: %q\n sync_interval: always\n max_file_store: 4GB\n}\n%s\n",
+		config := fmt.Sprintf("listen: %s\nserver_name: %s\njetstream {\n store_dir: %q\n sync_interval: always\n max_file_store: 16GB\n}\n%s\n",
 			addrs[i], name, filepath.Join(dir, name), more)
 		if n > 1 {
 			config += fmt.Sprintf("cluster {\n name: test\n listen: %s\n routes: [%s]\n}\n", addrs[n+i], strings.Join(routes, ", "))
@@ -136,7 +132,7 @@ func nodes(t testing.TB, dir string, n int, more string) []*node {
 		if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, &node{addr: addrs[i], config: path})
+		all[i] = &node{addr: addrs[i], config: path}
 	}
 	return all
 }
@@ -246,9 +242,9 @@ func take(t testing.TB, q spool.Queue, n int) (entries []spool.Entry) {
 }
 
 func texts(entries []spool.Entry) string {
-	var all []string
-	for _, e := range entries {
-		all = append(all, string(e.Data))
+	all := make([]string, len(entries))
+	for i, e := range entries {
+		all[i] = string(e.Data)
 	}
 	return strings.Join(all, " ")
 }

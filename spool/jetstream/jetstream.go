@@ -70,13 +70,16 @@ type Config struct {
 	// encrypted. Records that were kept without a key stay readable with one.
 	Key []byte
 
-	// Timeout is how long Append waits for the cluster. Default: 5 s. When the
-	// leading server dies, it takes up to 10 s until another one leads.
+	// Timeout is how long Append waits for the cluster. Default: 10 s, which is
+	// how long it may take until another server leads when the leading one dies.
+	// Without a connection to any of them, it waits for 2 s at most.
 	Timeout time.Duration
 
 	// OnEvent is told of trouble, and with a nil error of its end. It never sees
 	// credentials or records. It is called concurrently, and must not wait.
 	OnEvent func(what string, err error)
+
+	ackWait time.Duration // how long a record stays with a gateway that is not heard of
 }
 
 const (
@@ -103,10 +106,8 @@ type Log struct {
 	config           Config
 	records, letters jetstream.Stream // once ready
 
-	control    *link // for all but Append
-	publishers []*link
-	next       atomic.Uint64
-	sealer     *sealer
+	control, publisher *link // the second is for publishing
+	sealer             *sealer
 
 	ctx    context.Context //nolint:containedctx // ends with the Log, whose methods take none
 	cancel context.CancelFunc
@@ -152,7 +153,7 @@ func Open(ctx context.Context, config Config) (*Log, error) {
 	opening, opened := context.WithTimeout(ctx, config.Timeout)
 	defer opened()
 	misfit := make(chan error)
-	l.tasks.Go(func() { l.prepare(opening, misfit) })
+	l.tasks.Go(func() { l.prepare(opening.Done(), misfit) }) //nolint:contextcheck // it outlives Open
 	l.tasks.Go(l.keep)
 	select {
 	case <-l.ready:
@@ -174,7 +175,8 @@ func (c *Config) complete() error {
 	setDefault(&c.MaxSize, 10<<30)
 	setDefault(&c.MaxAge, 6*24*time.Hour)
 	setDefault(&c.Replicas, 3)
-	setDefault(&c.Timeout, 5*time.Second)
+	setDefault(&c.Timeout, 10*time.Second)
+	setDefault(&c.ackWait, 30*time.Second)
 	if c.OnEvent == nil {
 		c.OnEvent = func(string, error) {}
 	}
@@ -204,14 +206,16 @@ func setDefault[T comparable](option *T, value T) {
 }
 
 // prepare makes the streams, as often as it takes, until the Log is closed.
-// While Open waits, misfit takes an error that time does not mend.
-func (l *Log) prepare(opening context.Context, misfit chan<- error) {
+// Until opened, misfit takes an error that time does not mend.
+func (l *Log) prepare(opened <-chan struct{}, misfit chan<- error) {
 	for {
 		err := l.prepareOnce()
 		if err == nil {
 			close(l.ready)
-			if opening.Err() != nil {
+			select {
+			case <-opened:
 				l.config.OnEvent("NATS can be used", nil)
+			default:
 			}
 			return
 		}
@@ -221,7 +225,7 @@ func (l *Log) prepare(opening context.Context, misfit chan<- error) {
 		if errors.Is(err, errMisfit) {
 			select {
 			case misfit <- err:
-			case <-opening.Done():
+			case <-opened:
 			}
 		}
 		select {
@@ -321,9 +325,9 @@ func (l *Log) Close() error {
 		}
 		_ = l.control.conn.FlushTimeout(patience)
 	}
-	for _, link := range append(l.publishers, l.control) {
-		if link != nil {
-			link.conn.Close()
+	for _, k := range []*link{l.publisher, l.control} {
+		if k != nil {
+			k.conn.Close()
 		}
 	}
 	return nil
@@ -342,21 +346,15 @@ type link struct {
 	err error // why it is not
 }
 
-// connect starts all connections. They need not succeed now.
+// connect starts the connections. They need not succeed now. More than one to
+// publish on was measured and is no faster.
 func (l *Log) connect() (err error) {
-	// What was acked while the connection is lost is sent later.
-	if l.control, err = l.dial(nats.DefaultReconnectBufSize); err != nil {
-		return err
+	// What was acked while the connection is lost is sent later. A record is
+	// not: its caller was told that it is not kept.
+	if l.control, err = l.dial(nats.DefaultReconnectBufSize); err == nil {
+		l.publisher, err = l.dial(-1)
 	}
-	for range publishers {
-		// A record is not: its caller was told that it is not kept.
-		link, err := l.dial(-1)
-		if err != nil {
-			return err
-		}
-		l.publishers = append(l.publishers, link)
-	}
-	return nil
+	return err
 }
 
 // dial starts a connection that holds up to buffer bytes while it is lost.

@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,12 +23,9 @@ import (
 func depth(t testing.TB, l *Log, queue string, records, dead int) (d spool.Depth) {
 	t.Helper()
 	until(t, fmt.Sprintf("%d records and %d dead letters", records, dead), func() bool {
-		var err error
-		d, err = l.Depth(queue)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return d.Records == records && d.Dead == dead
+		now, err := l.Depth(queue)
+		d = now
+		return err == nil && d.Records == records && d.Dead == dead
 	})
 	return d
 }
@@ -194,13 +194,15 @@ func TestFull(t *testing.T) {
 	l := open(t, cluster(t), func(c *Config) { c.MaxSize = 100_000 })
 	record := spool.Record{Arrival: arrival, Data: make([]byte, 10_000)}
 	kept := 0
-	for err := error(nil); ; kept++ {
-		if err = l.Append(testQueue, record); errors.Is(err, spool.ErrFull) {
+	for {
+		err := l.Append(testQueue, record)
+		if errors.Is(err, spool.ErrFull) {
 			break
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
+		kept++
 	}
 	if kept < 8 || kept > 9 {
 		t.Errorf("%d records of 10,000 bytes in 100,000", kept)
@@ -259,7 +261,7 @@ func TestReload(t *testing.T) {
 	if err := before.Close(); err != nil {
 		t.Error(err)
 	}
-	if again := take(t, after.Queue(testQueue), 1); texts(again) != "b" || again[0].Tries != 1 || time.Since(began) > ackWait/2 {
+	if again := take(t, after.Queue(testQueue), 1); texts(again) != "b" || again[0].Tries != 1 || time.Since(began) > 15*time.Second {
 		t.Errorf("%s after the end of the old one the new one took %+v", time.Since(began), again)
 	}
 	depth(t, after, testQueue, 3, 0)
@@ -272,13 +274,13 @@ func TestEncryption(t *testing.T) {
 	sealed := open(t, cluster(t), func(c *Config) { c.Key = key })
 	add(t, sealed, testQueue, "a secret")
 
-	var stored [][]byte
-	for seq := range uint64(2) {
-		msg, err := plain.records.GetMsg(t.Context(), seq+1)
+	var stored [2][]byte
+	for i := range stored {
+		msg, err := plain.records.GetMsg(t.Context(), uint64(i)+1)
 		if err != nil {
 			t.Fatal(err)
 		}
-		stored = append(stored, msg.Data)
+		stored[i] = msg.Data
 	}
 	if string(stored[0]) != "in clear" || bytes.Contains(stored[1], []byte("secret")) {
 		t.Errorf("the servers keep %q", stored)
@@ -374,26 +376,33 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// A gateway starts without its cluster, and uses it when it comes.
-func TestOpenBeforeTheServers(t *testing.T) {
+// A gateway starts without its cluster, uses it when it comes, and does not wait
+// long when it goes.
+func TestServersComeAndGo(t *testing.T) {
 	n := nodes(t, t.TempDir(), 1, "max_payload: 4MB")[0]
 	t.Cleanup(n.kill)
 	var said events
-	l, err := Open(t.Context(), Config{URLs: []string{n.url()}, Replicas: 1, MaxSize: 1 << 20, Timeout: 200 * time.Millisecond, OnEvent: said.add})
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	l, err := Open(ctx, Config{URLs: []string{n.url()}, Replicas: 1, MaxSize: 1 << 20, Timeout: wait, OnEvent: said.add})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	began := time.Now()
-	if err := l.Append(testQueue, spool.Record{Data: []byte("a")}); !errors.Is(err, spool.ErrUnavailable) || time.Since(began) > wait/10 {
-		t.Errorf("without a server: %v after %s", err, time.Since(began))
+	unavailable := func() {
+		t.Helper()
+		began := time.Now()
+		if err := l.Append(testQueue, spool.Record{Data: []byte("x")}); !errors.Is(err, spool.ErrUnavailable) || time.Since(began) > wait/4 {
+			t.Errorf("without a server: %v after %s", err, time.Since(began))
+		}
+		if _, err := l.Queue(testQueue).Take(t.Context(), 1); !errors.Is(err, spool.ErrUnavailable) {
+			t.Errorf("Take without a server: %v", err)
+		}
+		if _, err := l.Depth(testQueue); !errors.Is(err, spool.ErrUnavailable) {
+			t.Errorf("Depth without a server: %v", err)
+		}
 	}
-	if _, err := l.Queue(testQueue).Take(t.Context(), 1); !errors.Is(err, spool.ErrUnavailable) {
-		t.Errorf("Take without a server: %v", err)
-	}
-	if _, err := l.Depth(testQueue); !errors.Is(err, spool.ErrUnavailable) {
-		t.Errorf("Depth without a server: %v", err)
-	}
+	unavailable()
 	n.start(t)
 	until(t, "a record is kept", func() bool {
 		return l.Append(testQueue, spool.Record{Arrival: arrival, Data: []byte("a")}) == nil
@@ -401,9 +410,94 @@ func TestOpenBeforeTheServers(t *testing.T) {
 	if got := texts(take(t, l.Queue(testQueue), 1)); got != "a" {
 		t.Errorf("took %s", got)
 	}
-	for _, want := range []string{"NATS cannot be used yet", "NATS can be used: <nil>"} {
+	if got := l.Queues(); !slices.Equal(got, []string{testQueue}) {
+		t.Errorf("queues: %q", got)
+	}
+	used, limit := l.Size()
+	n.kill()
+	until(t, "the loss is noticed", func() bool { return strings.Contains(said.String(), "lost a connection to NATS") })
+	unavailable()
+	if got := l.Queues(); !slices.Equal(got, []string{testQueue}) {
+		t.Errorf("queues, from memory: %q", got)
+	}
+	if u, m := l.Size(); u != used || m != limit || u == 0 {
+		t.Errorf("size, from memory: %d of %d, was %d of %d", u, m, used, limit)
+	}
+	// What was with the gateway is still there.
+	n.start(t)
+	depth(t, l, testQueue, 1, 0)
+	for _, want := range []string{"NATS cannot be used yet", "NATS can be used: <nil>", "connected to NATS again: <nil>"} {
 		if !strings.Contains(said.String(), want) {
 			t.Errorf("nobody was told %q:\n%s", want, said.String())
+		}
+	}
+}
+
+// A record that is worked on for long stays with its gateway. When that is not
+// heard of any more, another one gets it.
+func TestHeld(t *testing.T) {
+	shorter := func(c *Config) { c.ackWait = time.Second }
+	one, other := open(t, cluster(t), shorter), open(t, cluster(t), shorter)
+	add(t, one, testQueue, "a")
+	take(t, one.Queue(testQueue), 1)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	if entries, err := other.Queue(testQueue).Take(ctx, 1); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("took %+v, %v", entries, err)
+	}
+	one.control.conn.Close()
+	if entries := take(t, other.Queue(testQueue), 1); texts(entries) != "a" || entries[0].Tries == 0 {
+		t.Errorf("took %+v", entries)
+	}
+}
+
+// The connection breaks as the acknowledgement comes: the record goes out again,
+// and is kept once.
+func TestAcknowledgementLost(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	server := cluster(t)[0].addr
+	var cuts atomic.Int64
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go relay(client, server, `{"stream":"`+nameOf(t)+`_records"`, &cuts)
+		}
+	}()
+	l := open(t, []*node{{addr: listener.Addr().String()}}, nil)
+	add(t, l, testQueue, "a")
+	if cuts.Load() == 0 {
+		t.Error("no acknowledgement was lost")
+	}
+	depth(t, l, testQueue, 1, 0)
+}
+
+// relay connects a client with a server until the server says cut.
+func relay(client net.Conn, server, cut string, cuts *atomic.Int64) {
+	defer client.Close()
+	upstream, err := net.Dial("tcp", server)
+	if err != nil {
+		return
+	}
+	defer upstream.Close()
+	go func() { _, _ = io.Copy(upstream, client) }()
+	for buf := make([]byte, 64<<10); ; {
+		n, err := upstream.Read(buf)
+		if err != nil {
+			return
+		}
+		if bytes.Contains(buf[:n], []byte(cut)) {
+			cuts.Add(1)
+			return
+		}
+		if _, err := client.Write(buf[:n]); err != nil {
+			return
 		}
 	}
 }

@@ -29,13 +29,13 @@ const heartbeat = 2 * time.Second
 func (q *queue) Take(ctx context.Context, n int) ([]spool.Entry, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(q.ctx, cancel)()
+	defer context.AfterFunc(q.ctx, cancel)() //nolint:contextcheck // ends with the Log, too
 	for {
 		entries, err := q.take(ctx, n)
 		if err != nil {
 			q.forget()
 			switch {
-			case q.Log.ctx.Err() != nil:
+			case q.ctx.Err() != nil:
 				return nil, spool.ErrClosed
 			case ctx.Err() != nil:
 				return nil, ctx.Err()
@@ -104,10 +104,9 @@ func (q *queue) consumer(ctx context.Context) (jetstream.Consumer, error) {
 		Durable:       token,
 		FilterSubject: q.recordSubject(token),
 		AckPolicy:     jetstream.AckExplicitPolicy,
-		AckWait:       ackWait,
+		AckWait:       q.config.ackWait,
 		MaxDeliver:    -1,
 		MaxAckPending: maxAckPending,
-		MaxWaiting:    512,
 	})
 	if err != nil {
 		return nil, err
@@ -148,7 +147,7 @@ func (q *queue) entry(msg jetstream.Msg) (e spool.Entry, ok bool) {
 		// Another gateway may have the key, or this one after a change of its
 		// configuration. The record grows old and is never lost.
 		q.config.OnEvent(fmt.Sprintf("record %d cannot be read", meta.Sequence.Stream), err)
-		_ = msg.NakWithDelay(2 * ackWait)
+		_ = msg.NakWithDelay(2 * q.config.ackWait)
 		return e, false
 	}
 	if !q.hold(meta.Sequence.Stream, msg) {
@@ -157,7 +156,7 @@ func (q *queue) entry(msg jetstream.Msg) (e spool.Entry, ok bool) {
 	return spool.Entry{
 		ID:     spool.ID(meta.Sequence.Stream),
 		Record: spool.Record{Arrival: parseTime(msg.Headers(), headerArrival, meta.Timestamp), Data: data},
-		Tries:  int(min(meta.NumDelivered-1, 1<<31-1)), //nolint:gosec // G115: it fits
+		Tries:  int(min(meta.NumDelivered-1, 1<<31-1)),
 		Handle: msg,
 	}, true
 }
@@ -193,7 +192,7 @@ func (l *Log) release(e spool.Entry) jetstream.Msg {
 // keep tells the servers, until the Log is closed, of what is still being worked
 // on.
 func (l *Log) keep() {
-	const every = ackWait / 3
+	every := l.config.ackWait / 3
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -260,7 +259,7 @@ func (q *queue) Bury(e spool.Entry, status int, reason string) error {
 	if err := q.publish(q.letter(token, msg, uint64(e.ID), status, reason)); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(q.Log.ctx, q.config.Timeout)
+	ctx, cancel := context.WithTimeout(q.ctx, q.config.Timeout)
 	defer cancel()
 	if err := q.control.usable(); err != nil {
 		return unavailable(err)
