@@ -33,11 +33,12 @@ func (x *exchange) pass(br *bufio.Reader) (reusable bool, err error) {
 	return x.reusable(br, complete), nil
 }
 
-// skip reads an answer that is for nobody, if it is short.
-func (x *exchange) skip(br *bufio.Reader) (reusable bool) {
+// skip reads an answer that is for nobody, if it is short. It fails if the
+// answer breaks off.
+func (x *exchange) skip(br *bufio.Reader) (reusable bool, err error) {
 	body, length := x.body(br)
 	_, complete, err := readAvailable(br, body, x.buf, length)
-	return err == nil && x.reusable(br, complete)
+	return err == nil && x.reusable(br, complete), err
 }
 
 // body returns the answer's body and its length, which is -1 or less if it is

@@ -164,7 +164,10 @@ func (u *upstream) deliver(data []byte) spool.Result {
 // result says how sending a record went that has a spool.
 func (d *delivery) result(err error) spool.Result {
 	r := spool.Result{Status: d.status, RetryAfter: d.retryAfter}
-	switch d.status {
+	if err != nil && !r.NotTaken() {
+		r.Status = 0 // an answer that broke off says nothing
+	}
+	switch r.Status {
 	case 0:
 		_, notProcessed := errors.AsType[notProcessedError](err)
 		_, notSent := errors.AsType[*refusal](err)
@@ -253,9 +256,10 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange, d *delivery) er
 	d.status, d.duration = x.answer.StatusCode(), time.Since(now)
 	if x.w == nil || u.spooled && (spool.Result{Status: d.status}).NotTaken() {
 		d.retryAfter = parseRetryAfter(string(x.answer.Peek("Retry-After")), now)
-		keep = x.skip(br) && sendErr == nil
+		reusable, err := x.skip(br)
+		keep = reusable && sendErr == nil
 		if x.w == nil {
-			return nil
+			return err
 		}
 		return errNotTaken
 	}
