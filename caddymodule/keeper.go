@@ -33,6 +33,7 @@ type keeper struct {
 
 	log    atomic.Pointer[spool.Log] // nil while it cannot be opened
 	failed atomic.Bool               // the disk refuses records
+	full   atomic.Bool               // there was no room for the last record
 
 	mu     sync.Mutex
 	queues map[string]*spoolQueue
@@ -269,7 +270,11 @@ func (q *spoolQueue) keep(r spool.Record, live bool) error {
 			d.Arrived()
 		}
 	}
-	return log.Append(q.name, r)
+	err := log.Append(q.name, r)
+	if full := errors.Is(err, spool.ErrFull); full != q.keeper.full.Load() {
+		q.keeper.full.Store(full)
+	}
+	return err
 }
 
 // Destruct ends a keeper that no configuration uses any more.

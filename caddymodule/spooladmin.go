@@ -31,6 +31,7 @@ const (
 type spoolStatus struct {
 	Spool     string        `json:"spool"`
 	Available bool          `json:"available"` // false while the disk or cluster refuses records
+	Full      bool          `json:"full"`      // there was no room for a record, and not much has gone since
 	Bytes     int64         `json:"bytes"`
 	MaxBytes  int64         `json:"max_bytes"`
 	Queues    []queueStatus `json:"queues"`
@@ -66,6 +67,7 @@ func (k *keeper) status() spoolStatus {
 	}
 	status.Available = !k.failed.Load()
 	status.Bytes, status.MaxBytes = log.Size()
+	status.Full = k.full.Load() && status.nearlyFull()
 	for _, name := range log.Queues() {
 		depth, err := log.Depth(name)
 		status.Available = status.Available && err == nil
@@ -83,12 +85,14 @@ func (k *keeper) status() spoolStatus {
 	return status
 }
 
+func (s *spoolStatus) nearlyFull() bool { return s.Bytes > s.MaxBytes/10*8 }
+
 // health sums a spool up.
 func (s *spoolStatus) health() string {
-	if !s.Available || s.Bytes >= s.MaxBytes {
+	if !s.Available || s.Full {
 		return healthRefusing
 	}
-	degraded := s.Bytes > s.MaxBytes/10*8
+	degraded := s.nearlyFull()
 	for _, q := range s.Queues {
 		degraded = degraded || q.Down
 	}
