@@ -271,10 +271,19 @@ func (q *spoolQueue) keep(r spool.Record, live bool) error {
 		}
 	}
 	err := log.Append(q.name, r)
-	if full := errors.Is(err, spool.ErrFull); full != q.keeper.full.Load() {
-		q.keeper.full.Store(full)
-	}
+	q.keeper.note(err)
 	return err
+}
+
+// note notes whether the Log takes records.
+func (k *keeper) note(err error) {
+	full, failed := errors.Is(err, spool.ErrFull), errors.Is(err, spool.ErrUnavailable)
+	if full != k.full.Load() {
+		k.full.Store(full)
+	}
+	if failed != k.failed.Load() && !full {
+		k.failed.Store(failed)
+	}
 }
 
 // Destruct ends a keeper that no configuration uses any more.
@@ -308,6 +317,19 @@ func (k *keeper) report(e disk.Event) {
 		return
 	}
 	caddy.Log().Named(handlerID).Warn(string(e.Kind), append(fields, zap.String("advice", spoolAdvice[e.Kind]))...)
+}
+
+// reportCluster tells the operator what a cluster has said; without an error,
+// that trouble is over.
+func (k *keeper) reportCluster(what string, err error) {
+	logger := caddy.Log().Named(handlerID)
+	if err == nil {
+		k.failed.Store(false)
+		logger.Info(what, zap.String("spool", k.place))
+		return
+	}
+	logger.Warn(what, zap.String("spool", k.place), zap.Error(err),
+		zap.String("advice", "see to the cluster: docs/spool-nats.md; until then callers whose records v2 does not take may get 503"))
 }
 
 // spoolAdvice is what an operator can do.

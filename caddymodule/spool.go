@@ -14,6 +14,7 @@ import (
 
 	"github.com/td-postback/gateway/spool"
 	"github.com/td-postback/gateway/spool/disk"
+	"github.com/td-postback/gateway/spool/jetstream"
 )
 
 // The modes of a spool.
@@ -139,12 +140,17 @@ func (s *Spool) key() ([]byte, error) {
 
 // open returns what opens the Log.
 func (s *Spool) open(key []byte) func(*keeper) (spool.Log, error) {
-	cfg := disk.Config{Dir: s.Dir, MaxSize: s.MaxSize, Key: key}
-	return func(k *keeper) (spool.Log, error) {
-		cfg.OnEvent = k.report
-		cfg.OnCommit = func(records int, took time.Duration) {
-			spoolCommits.Observe(took.Seconds())
+	if len(s.NATS) > 0 {
+		return func(k *keeper) (spool.Log, error) {
+			return jetstream.Open(k.ctx, jetstream.Config{
+				URLs: s.NATS, MaxSize: s.MaxSize, MaxAge: time.Duration(s.MaxAge), Key: key, OnEvent: k.reportCluster,
+			})
 		}
-		return disk.Open(cfg)
+	}
+	return func(k *keeper) (spool.Log, error) {
+		return disk.Open(disk.Config{
+			Dir: s.Dir, MaxSize: s.MaxSize, Key: key, OnEvent: k.report,
+			OnCommit: func(_ int, took time.Duration) { spoolCommits.Observe(took.Seconds()) },
+		})
 	}
 }
