@@ -193,7 +193,7 @@ func (q *queue) write(b *batch) error {
 	q.values = q.values[:0]
 	ends := make([]int, len(b.records))
 	for i, r := range b.records {
-		q.values = s.coder.encode(q.values, first+spool.ID(i), r) //nolint:gosec // G115: an index
+		q.values = s.coder.encode(q.values, first+spool.ID(i), r)
 		ends[i] = len(q.values)
 	}
 	c.puts = make([][]byte, len(b.records))
@@ -225,7 +225,7 @@ func (q *queue) applied(s *segment, c *change, size int64) {
 	s.live += len(c.puts) + len(c.revived) - c.died
 	s.dead += c.died - len(c.revived) - c.dropped
 	if n := len(c.puts); n > 0 {
-		s.last = c.putID + spool.ID(n) - 1 //nolint:gosec // G115: a count
+		s.last = c.putID + spool.ID(n) - 1
 	}
 	for _, id := range c.acks {
 		delete(s.acked, id)

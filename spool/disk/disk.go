@@ -188,7 +188,7 @@ func (d *Disk) queue(name string) *queue {
 	q := d.queues[name]
 	if q == nil {
 		q = d.newQueue(name)
-		q.next = spool.ID(time.Now().UnixMicro()) //nolint:gosec // G115: after 1970
+		q.next = spool.ID(time.Now().UnixMicro())
 		q.closed = d.closed
 		d.queues[name] = q
 		if d.closed {

@@ -63,7 +63,7 @@ func (q *queue) load() error {
 	if err != nil {
 		return err
 	}
-	q.next = spool.ID(time.Now().UnixMicro()) //nolint:gosec // G115: after 1970
+	q.next = spool.ID(time.Now().UnixMicro())
 	for _, f := range files {
 		first, salt, ok := parseSegmentName(f.Name())
 		if !ok {
@@ -193,8 +193,8 @@ func (q *queue) unread(now time.Time, wait time.Duration) (*segment, time.Durati
 // read gives out the next records of a segment.
 func (q *queue) read(s *segment, n int) (entries []spool.Entry, wait time.Duration, err error) {
 	if !s.loaded {
-		if q.loadSegment(s) != nil {
-			return nil, 0, nil
+		if err := q.loadSegment(s); err != nil {
+			return nil, 0, nil //nolint:nilerr // it is noted, and tried again later
 		}
 	}
 	q.mu.Lock()

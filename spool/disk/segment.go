@@ -264,7 +264,7 @@ func (c *change) apply(tx *bolt.Tx, st *state) error {
 	records, dead := tx.Bucket(recordsBucket), tx.Bucket(deadBucket)
 	records.FillPercent = 1 // IDs only grow
 	for i, value := range c.puts {
-		if err := records.Put(keyOf(c.putID+spool.ID(i)), value); err != nil { //nolint:gosec // G115: an index
+		if err := records.Put(keyOf(c.putID+spool.ID(i)), value); err != nil {
 			return err
 		}
 		st.live++
@@ -502,8 +502,8 @@ func writeState(tx *bolt.Tx, st state) error {
 }
 
 func (d *death) encode() []byte {
-	b := binary.BigEndian.AppendUint16(nil, uint16(d.status))        //nolint:gosec // G115: an HTTP status
-	b = binary.BigEndian.AppendUint64(b, uint64(d.died.UnixMilli())) //nolint:gosec // G115: the same bits
+	b := binary.BigEndian.AppendUint16(nil, uint16(d.status)) //nolint:gosec // G115: an HTTP status
+	b = binary.BigEndian.AppendUint64(b, uint64(d.died.UnixMilli()))
 	return append(b, d.reason...)
 }
 
