@@ -2,10 +2,12 @@ package disk
 
 import (
 	"container/heap"
+	"errors"
 	"fmt"
-	"maps"
-	"os"
+	"slices"
 	"time"
+
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/td-postback/gateway/spool"
 )
@@ -29,6 +31,9 @@ const (
 
 	// idleFile is when a file that nobody uses is closed: its pages are memory.
 	idleFile = 5 * time.Second
+
+	// retryAcks is when acks are tried again that could not be written.
+	retryAcks = time.Second
 )
 
 // batch is what one commit adds.
@@ -43,18 +48,19 @@ type batch struct {
 type order struct {
 	segment *segment
 	change  change
+	suspect bool // the file may be damaged: look first
 	done    chan error
 }
 
 // append adds a record and waits until it is durable.
 func (q *queue) append(r spool.Record) error {
+	size := int64(len(r.Data) + recordOverhead)
 	q.mu.Lock()
 	if q.closed {
 		q.mu.Unlock()
 		return spool.ErrClosed
 	}
-	size := int64(len(r.Data) + recordOverhead)
-	if !q.disk.hasRoom(q.waitingBytes + size) {
+	if !q.disk.reserve(size) {
 		q.mu.Unlock()
 		return spool.ErrFull
 	}
@@ -69,7 +75,6 @@ func (q *queue) append(r spool.Record) error {
 	}
 	b.records = append(b.records, r)
 	b.bytes += size
-	q.waitingBytes += size
 	q.mu.Unlock()
 	<-b.done
 	return b.err
@@ -95,16 +100,20 @@ func (q *queue) run() {
 	tidied := time.Now()
 	timer := time.NewTimer(0)
 	for {
-		wait := q.work()
-		if wait < 0 {
-			q.closeSegments()
-			return
-		}
+		t := q.todo()
+		q.do(t)
 		if time.Since(tidied) > tidyPause {
 			q.tidy()
 			tidied = time.Now()
 		}
-		timer.Reset(min(wait, tidyPause))
+		if !t.nothing() {
+			continue
+		}
+		if t.closed {
+			q.closeSegments()
+			return
+		}
+		timer.Reset(t.wait)
 		select {
 		case <-q.wake:
 		case <-timer.C:
@@ -112,58 +121,68 @@ func (q *queue) run() {
 	}
 }
 
-// work does what is to be done now, and returns how long there is nothing; it
-// is negative at the end.
-func (q *queue) work() time.Duration {
-	for {
-		q.mu.Lock()
-		var b *batch
-		if len(q.waiting) > 0 {
-			b, q.waiting = q.waiting[0], q.waiting[1:]
-			q.waitingBytes -= b.bytes
-		}
-		orders := q.orders
-		q.orders = nil
-		age := time.Since(q.ackedAt)
-		ack := q.acks > 0 && (age >= ackDelay || q.acks >= maxAcks && age >= 0 || q.closed)
-		closed := q.closed
-		q.mu.Unlock()
-		switch {
-		case b == nil && len(orders) == 0 && !ack:
-			q.salvageDamaged()
-			if closed {
-				return -1
-			}
-			if q.pendingAcks() {
-				return max(0, ackDelay-age)
-			}
-			return tidyPause
-		case b != nil:
-			b.err = q.commit(b)
-			close(b.done)
-			notify(q.arrived)
-		}
-		q.carryOut(orders)
-		if ack {
-			q.flushAcks(closed)
-		}
-	}
+// todo is what is to be done now.
+type todo struct {
+	batch   *batch
+	orders  []*order
+	acks    []*segment // whose acks are due
+	damaged []*segment
+	closed  bool
+	wait    time.Duration // until there may be something, if there is nothing
 }
 
-func (q *queue) pendingAcks() bool {
+func (t *todo) nothing() bool {
+	return t.batch == nil && len(t.orders) == 0 && len(t.acks) == 0 && len(t.damaged) == 0
+}
+
+func (q *queue) todo() todo {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.acks > 0
+	t := todo{orders: q.orders, closed: q.closed, wait: tidyPause}
+	q.orders = nil
+	if len(q.waiting) > 0 {
+		t.batch, q.waiting = q.waiting[0], q.waiting[1:]
+	}
+	now := time.Now()
+	for _, s := range q.segments {
+		if s.damaged && !s.readAt.After(now) && !q.closed {
+			t.damaged = append(t.damaged, s)
+		}
+		if len(s.acked) == 0 {
+			continue
+		}
+		left := ackDelay - now.Sub(s.ackedAt)
+		if left <= 0 || q.closed || len(s.acked) >= maxAcks && left <= ackDelay {
+			t.acks = append(t.acks, s)
+		} else {
+			t.wait = min(t.wait, left)
+		}
+	}
+	return t
+}
+
+func (q *queue) do(t todo) {
+	if t.batch != nil {
+		t.batch.err = q.commit(t.batch)
+		q.disk.reserved.Add(-t.batch.bytes)
+		close(t.batch.done)
+		notify(q.arrived)
+	}
+	q.carryOut(t.orders)
+	for _, s := range t.acks {
+		q.flushAcks(s, t.closed)
+	}
+	for _, s := range t.damaged {
+		q.salvage(s)
+	}
 }
 
 // commit makes a batch durable.
 func (q *queue) commit(b *batch) error {
 	started := time.Now()
 	err := q.write(b)
-	q.mu.Lock()
 	failed := q.failed
 	q.failed = err != nil
-	q.mu.Unlock()
 	switch {
 	case err != nil && !failed:
 		q.disk.report(Event{Kind: Failed, Queue: q.name, Err: err})
@@ -189,23 +208,8 @@ func (q *queue) write(b *batch) error {
 	first := q.next
 	q.next += spool.ID(len(b.records)) // also if it fails: an ID is used once
 	q.mu.Unlock()
-	c := change{putID: first, acks: q.acksOf(s)}
-	q.values = q.values[:0]
-	ends := make([]int, len(b.records))
-	for i, r := range b.records {
-		q.values = s.coder.encode(q.values, first+spool.ID(i), r)
-		ends[i] = len(q.values)
-	}
-	c.puts = make([][]byte, len(b.records))
-	for i, start := 0, 0; i < len(ends); i++ {
-		c.puts[i] = q.values[start:ends[i]:ends[i]]
-		start = ends[i]
-	}
-	size, err := s.commit(&c)
-	if cap(q.values) > maxBatchBytes {
-		q.values = nil
-	}
-	if err != nil {
+	c := change{putID: first, puts: q.encode(s, first, b.records)}
+	if err := q.change(s, &c); err != nil {
 		if !isNoSpace(err) {
 			// Nobody knows what of it will be on the disk: records that come
 			// now must not depend on that.
@@ -213,32 +217,69 @@ func (q *queue) write(b *batch) error {
 		}
 		return err
 	}
-	q.applied(s, &c, size)
 	return nil
 }
 
-// applied brings what is in memory of a segment in line with a commit. What
-// was acked is counted out already.
-func (q *queue) applied(s *segment, c *change, size int64) {
+// encode makes the values of records. They are good until the next call.
+func (q *queue) encode(s *segment, first spool.ID, records []spool.Record) [][]byte {
+	if cap(q.values) > maxBatchBytes {
+		q.values = nil // it was a large record
+	}
+	q.values = q.values[:0]
+	ends := make([]int, len(records))
+	for i, r := range records {
+		q.values = s.coder.encode(q.values, first+spool.ID(i), r)
+		ends[i] = len(q.values)
+	}
+	values, start := make([][]byte, len(records)), 0
+	for i, end := range ends {
+		values[i] = q.values[start:end:end]
+		start = end
+	}
+	return values
+}
+
+// change commits changes to a segment together, and its acks with them.
+func (q *queue) change(s *segment, changes ...*change) error {
+	started := time.Now()
+	acks := change{acks: q.acksOf(s)}
+	st, size, err := s.commit(append(changes, &acks)...)
+	if err != nil {
+		if s.isDamaged(err) {
+			q.blame(s, err)
+		}
+		return err
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s.live += len(c.puts) + len(c.revived) - c.died
-	s.dead += c.died - len(c.revived) - c.dropped
-	if n := len(c.puts); n > 0 {
-		s.last = c.putID + spool.ID(n) - 1
-	}
-	for _, id := range c.acks {
+	s.state = st
+	for _, id := range acks.acks {
 		delete(s.acked, id)
 	}
-	q.acks -= len(c.acks)
-	q.ackedAt = time.Now()
-	for _, id := range c.revived { // before what has not been given out
-		heap.Push(&q.later, later{id: id})
-		s.hint = min(s.hint, id)
-		notify(q.arrived)
+	s.ackedAt = started // at the earliest, of those that came meanwhile
+	for _, c := range changes {
+		if n := len(c.puts); n > 0 {
+			s.last = c.putID + spool.ID(n) - 1
+		}
+		q.revive(s, c.revived)
 	}
 	q.disk.resize(size - s.counted)
-	s.counted, s.used = size, time.Now()
+	s.counted, s.used, s.changed = size, time.Now(), time.Now()
+	return nil
+}
+
+// revive puts records back that are no dead letters any more. They come before
+// what has not been given out. q.mu is held.
+func (q *queue) revive(s *segment, ids []spool.ID) {
+	for _, id := range ids {
+		s.hint = min(s.hint, id)
+		if id > s.cursor {
+			s.revived = append(s.revived, id)
+			continue
+		}
+		heap.Push(&q.later, later{id: id})
+		notify(q.arrived)
+	}
 }
 
 // writable returns the segment that takes records.
@@ -249,7 +290,11 @@ func (q *queue) writable() (*segment, error) {
 	if err := makeDir(q.dir); err != nil {
 		return nil, err
 	}
-	s, err := createSegment(q.dir, q.next, q.disk.cfg.Key, q.disk.space())
+	q.mu.Lock()
+	q.next++ // no two files have the same first ID, even if one could not be deleted
+	first := q.next
+	q.mu.Unlock()
+	s, err := createSegment(q.dir, first, q.disk.cfg.Key, q.disk.space())
 	if err != nil {
 		return nil, err
 	}
@@ -279,173 +324,156 @@ func (q *queue) acksOf(s *segment) []spool.ID {
 	for id := range s.acked {
 		ids = append(ids, id)
 	}
+	slices.Sort(ids) // so that those of a page go together
 	return ids
 }
 
-// flushAcks brings the acks to disk: by deleting the file if nothing else is
-// in it, which works on a full disk too.
-func (q *queue) flushAcks(closing bool) {
-	q.mu.Lock()
-	var touched []*segment
-	for _, s := range q.segments {
-		if len(s.acked) > 0 {
-			touched = append(touched, s)
-		}
+// flushAcks brings the acks of a segment to disk: by deleting the file if
+// nothing else is in it, which works on a full disk too.
+func (q *queue) flushAcks(s *segment, closing bool) {
+	if q.removeEmpty(s, closing) {
+		return
 	}
-	q.mu.Unlock()
-	for _, s := range touched {
-		if q.removeEmpty(s, closing) {
-			continue
-		}
-		c := change{acks: q.acksOf(s)}
-		if size, err := s.commit(&c); err == nil {
-			q.applied(s, &c, size)
-		} else {
-			q.mu.Lock()
-			q.ackedAt = time.Now().Add(time.Second) // they stay, and come again at worst
-			q.mu.Unlock()
-			if closing {
-				q.forgetAcks(s)
-			}
-		}
+	err := q.change(s)
+	if err == nil || q.removeEmpty(s, true) {
+		return
 	}
-}
-
-// forgetAcks gives up acks that cannot be written when the Log is closed: the
-// records come again.
-func (q *queue) forgetAcks(s *segment) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.acks -= len(s.acked)
-	clear(s.acked)
+	s.ackedAt = time.Now().Add(retryAcks)
+	if closing || errors.Is(err, errGone) {
+		clear(s.acked) // the records come again
+	}
 }
 
 // removeEmpty deletes a file whose records are all gone, unless it takes
-// records.
-func (q *queue) removeEmpty(s *segment, closing bool) bool {
+// records and may be needed.
+func (q *queue) removeEmpty(s *segment, active bool) bool {
 	q.mu.Lock()
-	empty := s.loaded && !s.damaged && s.live == 0 && s.dead == 0 && (s != q.active || closing)
+	empty := s.loaded && !s.damaged && s.live() == 0 && s.state.dead == 0 && (s != q.active || active)
 	q.mu.Unlock()
-	if !empty {
+	if !empty || !q.isEmpty(s) {
 		return false
 	}
-	q.remove(s)
+	s.retire()
+	if err := removeFile(s.path); err != nil {
+		q.disk.report(Event{Kind: Failed, Queue: q.name, File: s.path, Err: err})
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.replace(s, nil)
 	return true
 }
 
-// remove deletes a segment's file.
-func (q *queue) remove(s *segment) {
-	s.retire()
-	err := os.Remove(s.path)
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if err != nil && !isGone(err) {
-		q.disk.report(Event{Kind: Failed, Queue: q.name, File: s.path, Err: err})
-	}
-	q.acks -= len(s.acked)
+// isEmpty looks into a file that is about to be deleted: that cannot be undone,
+// whatever the counts say.
+func (q *queue) isEmpty(s *segment) bool {
+	acked := q.acksOf(s)
+	empty := true
+	err := s.view(func(records, dead *bolt.Bucket) error {
+		letter, _ := dead.Cursor().First()
+		empty = letter == nil
+		c := records.Cursor()
+		for k, _ := c.First(); k != nil && empty; k, _ = c.Next() {
+			_, empty = slices.BinarySearch(acked, idOf(k))
+		}
+		return nil
+	})
+	return err == nil && empty || isGone(err)
+}
+
+// replace puts a segment in the place of another, or nothing. q.mu is held.
+func (q *queue) replace(s, by *segment) {
 	q.disk.resize(-s.counted)
-	s.gone = true
 	if q.active == s {
 		q.active = nil
 	}
-	for i := range q.segments {
-		if q.segments[i] == s {
-			q.segments = append(q.segments[:i:i], q.segments[i+1:]...)
-			return
-		}
+	i := slices.Index(q.segments, s)
+	if i < 0 {
+		return
 	}
+	q.segments = slices.Clone(q.segments) // it may be in use
+	if by == nil {
+		q.segments = slices.Delete(q.segments, i, i+1)
+		return
+	}
+	q.segments[i] = by
+	q.disk.resize(by.counted)
 }
 
 // carryOut does what orders say, with one commit for each segment.
 func (q *queue) carryOut(orders []*order) {
-	bySegment := map[*segment][]*order{}
-	for _, o := range orders {
-		bySegment[o.segment] = append(bySegment[o.segment], o)
-	}
-	for s, orders := range bySegment {
-		changes := make([]*change, len(orders))
-		for i, o := range orders {
-			changes[i] = &o.change
-		}
-		size, err := s.commit(changes...)
-		if err == nil {
-			for _, c := range changes {
-				q.applied(s, c, size)
-			}
-			q.removeEmpty(s, false)
-		}
+	for len(orders) > 0 {
+		s, others := orders[0].segment, orders[:0:0]
+		var these []*order
+		var changes []*change
+		var err error
 		for _, o := range orders {
+			if o.segment != s {
+				others = append(others, o)
+				continue
+			}
+			these, changes = append(these, o), append(changes, &o.change)
+			if o.suspect {
+				err = errors.Join(err, s.check())
+			}
+		}
+		if err == nil {
+			err = q.change(s, changes...)
+		} else {
+			q.blame(s, err)
+		}
+		for _, o := range these {
 			o.done <- err
 		}
-	}
-}
-
-// salvageDamaged takes what is intact out of segments that are damaged.
-func (q *queue) salvageDamaged() {
-	q.mu.Lock()
-	var damaged []*segment
-	for _, s := range q.segments {
-		if s.damaged {
-			damaged = append(damaged, s)
+		if err == nil {
+			q.removeEmpty(s, false)
 		}
-	}
-	q.mu.Unlock()
-	for _, s := range damaged {
-		q.salvage(s)
+		orders = others
 	}
 }
 
+// salvage puts what is intact in a damaged segment in the segment's place.
 func (q *queue) salvage(s *segment) {
-	q.mu.Lock()
-	acked := maps.Clone(s.acked)
-	q.mu.Unlock()
+	acked := q.acksOf(s)
 	rescued, err := s.salvage(acked, q.disk.space())
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.active == s {
-		q.active = nil
-	}
 	if err != nil {
-		s.damaged, s.readAt = false, time.Now().Add(retryRead) // the next read finds the damage again
+		s.readAt = time.Now().Add(retryRead)
 		if !s.blamed {
 			q.disk.report(Event{Kind: Unreadable, Queue: q.name, File: s.path, Err: err})
 		}
 		s.blamed = true
 		return
 	}
-	q.acks -= len(s.acked)
-	q.disk.resize(-s.counted)
-	s.gone = true
 	event := Event{Kind: SetAside, Queue: q.name, File: s.path + damagedSuffix}
-	for i := range q.segments {
-		if q.segments[i] != s {
-			continue
+	if rescued != nil {
+		event.Records = rescued.live()
+		for id := range s.acked {
+			if _, found := slices.BinarySearch(acked, id); !found {
+				rescued.acked[id], rescued.ackedAt = true, time.Now()
+			}
 		}
-		if rescued == nil {
-			q.segments = append(q.segments[:i:i], q.segments[i+1:]...)
-		} else {
-			q.segments[i] = rescued
-			q.disk.resize(rescued.counted)
-			event.Records = rescued.live
-		}
-		break
 	}
+	q.replace(s, rescued)
 	q.disk.report(event)
 	notify(q.arrived)
 }
 
-// tidy closes files that are not in use.
+// tidy closes files that are not in use, and gives space back.
 func (q *queue) tidy() {
 	q.mu.Lock()
 	var idle []*segment
 	for _, s := range q.segments {
-		if s != q.active && !s.orphan && time.Since(s.used) > idleFile {
+		keep := s == q.active && s.counted <= q.disk.smallFile()
+		if !keep && !s.orphan && !s.damaged && time.Since(s.used) > idleFile {
 			idle = append(idle, s)
 		}
 	}
 	q.mu.Unlock()
 	for _, s := range idle {
-		if !q.removeEmpty(s, false) {
+		if !q.removeEmpty(s, true) && s != q.active {
 			_ = s.close()
 		}
 	}
@@ -462,12 +490,9 @@ func (q *queue) close() error {
 }
 
 func (q *queue) closeSegments() {
-	q.mu.Lock()
-	segments := q.segments
-	q.mu.Unlock()
-	for _, s := range segments {
+	for _, s := range q.segments {
 		if !q.removeEmpty(s, true) {
-			_ = s.close()
+			s.retire()
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -88,7 +89,8 @@ type Disk struct {
 	cfg         Config
 	segmentSize int64
 	lock        *bolt.DB
-	used        atomic.Int64
+	used        atomic.Int64 // by files
+	reserved    atomic.Int64 // for records that are not on disk yet
 	nearlyFull  atomic.Bool
 
 	mu     sync.Mutex
@@ -149,11 +151,12 @@ func lockDir(dir string) (*bolt.DB, error) {
 		return lock, err
 	}
 	lock, err := open()
-	switch {
-	case errors.Is(err, berrors.ErrTimeout):
+	if errors.Is(err, berrors.ErrTimeout) {
 		return nil, fmt.Errorf("%w: %s", ErrLocked, dir)
-	case err != nil && (&segment{path: path}).isDamaged(err):
-		if err := os.Remove(path); err != nil { // nothing is in it
+	}
+	if _, system := errors.AsType[syscall.Errno](err); err != nil && !system {
+		// Its making was cut short, or it is damaged. Nothing is in it.
+		if err := os.Remove(path); err != nil {
 			return nil, err
 		}
 		return open()
@@ -169,7 +172,7 @@ func (d *Disk) load() error {
 	}
 	for _, entry := range dirs {
 		name, err := url.QueryUnescape(entry.Name())
-		if err != nil || !entry.IsDir() {
+		if err != nil || !entry.IsDir() || entry.Name() == "lost+found" { // a file system makes that in its root
 			continue
 		}
 		q := d.newQueue(name)
@@ -186,17 +189,18 @@ func (d *Disk) queue(name string) *queue {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	q := d.queues[name]
-	if q == nil {
-		q = d.newQueue(name)
-		q.next = spool.ID(time.Now().UnixMicro())
-		q.closed = d.closed
-		d.queues[name] = q
-		if d.closed {
-			close(q.stopped)
-		} else {
-			go q.run()
-		}
+	if q != nil {
+		return q
 	}
+	q = d.newQueue(name)
+	q.next = spool.ID(time.Now().UnixMicro())
+	if d.closed {
+		q.closed = true
+		close(q.stopped)
+		return q
+	}
+	d.queues[name] = q
+	go q.run()
 	return q
 }
 
@@ -226,16 +230,25 @@ func (d *Disk) Queues() []string {
 // Size is how many bytes the files take, and how many they may.
 func (d *Disk) Size() (used, limit int64) { return d.used.Load(), d.cfg.MaxSize }
 
-// hasRoom reports whether so many more bytes fit. bbolt's pages take some more
-// than the records.
-func (d *Disk) hasRoom(bytes int64) bool {
-	return d.used.Load()+bytes+bytes/4+d.growth() <= d.cfg.MaxSize
+// reserve takes room for a record until it is on disk, if there is some. bbolt's
+// pages take some more than the records.
+func (d *Disk) reserve(bytes int64) bool {
+	all := d.reserved.Add(bytes)
+	if d.used.Load()+all+all/4+d.growth() > d.cfg.MaxSize {
+		d.reserved.Add(-bytes)
+		return false
+	}
+	return true
 }
 
 // space is what a segment gets.
 func (d *Disk) space() space {
 	return space{mapped: int(2 * d.segmentSize), growth: int(d.growth())}
 }
+
+// smallFile is how large a file is, in bytes, that is too small to gain from
+// making it smaller.
+func (d *Disk) smallFile() int64 { return min(256<<10, d.segmentSize/2) }
 
 func (d *Disk) growth() int64 { return min(maxGrowth, d.segmentSize/4) }
 

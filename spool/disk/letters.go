@@ -36,9 +36,9 @@ func (d *Disk) Depth(name string) (spool.Depth, error) {
 	var depth spool.Depth
 	var oldest *segment
 	for _, s := range q.segments {
-		depth.Records += s.live
-		depth.Dead += s.dead
-		if oldest == nil && s.live > 0 {
+		depth.Records += s.live()
+		depth.Dead += s.state.dead
+		if oldest == nil && s.live() > 0 {
 			oldest = s
 		}
 	}
@@ -47,6 +47,9 @@ func (d *Disk) Depth(name string) (spool.Depth, error) {
 		return depth, nil
 	}
 	err := q.oldest(oldest, &depth.Oldest)
+	if errors.Is(err, errGone) { // since then
+		err = nil
+	}
 	return depth, err
 }
 
@@ -55,14 +58,14 @@ func (q *queue) oldest(s *segment, at *time.Time) error {
 	q.mu.Lock()
 	from := max(s.hint, 1) - 1
 	q.mu.Unlock()
-	return s.each(from, false, func(id spool.ID, value, _ []byte) bool {
-		if s.coder.size(value) == 0 {
+	return s.each(from, func(id spool.ID, value []byte) bool {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if s.acked[id] || s.coder.size(value) == 0 {
 			return true
 		}
 		*at = arrival(value)
-		q.mu.Lock()
 		s.hint = id
-		q.mu.Unlock()
 		return false
 	})
 }
@@ -76,36 +79,52 @@ func (d *Disk) known(name string) *queue {
 
 // Records returns records that are to be delivered.
 func (d *Disk) Records(name string, after spool.ID, limit int) (entries []spool.Entry, err error) {
-	err = d.each(name, after, false, func(s *segment, id spool.ID, value, _ []byte) bool {
-		if len(entries) == limit {
-			return false
-		}
-		_, r, _ := s.coder.decode(value)
-		entries = append(entries, spool.Entry{ID: id, Record: r})
-		return true
+	q := d.known(name)
+	err = q.eachSegment(after, func(s *segment) (more bool, err error) {
+		more = true
+		err = s.each(after, func(id spool.ID, value []byte) bool {
+			if q.isAcked(s, id) {
+				return true
+			}
+			if more = len(entries) < limit; more {
+				_, r, _ := s.coder.decode(value)
+				entries = append(entries, spool.Entry{ID: id, Record: r})
+			}
+			return more
+		})
+		return more, err
 	})
 	return entries, err
 }
 
+func (q *queue) isAcked(s *segment, id spool.ID) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return s.acked[id]
+}
+
 // Letters returns dead letters.
 func (d *Disk) Letters(name string, after spool.ID, limit int) (letters []spool.Letter, err error) {
-	err = d.each(name, after, true, func(s *segment, id spool.ID, value, mark []byte) bool {
-		if len(letters) == limit {
-			return false
-		}
-		_, r, _ := s.coder.decode(value)
-		death := decodeDeath(mark)
-		letters = append(letters, spool.Letter{
-			ID: id, Record: r, Queue: name, Status: death.status, Reason: death.reason, Died: death.died,
+	err = d.known(name).eachSegment(after, func(s *segment) (more bool, err error) {
+		more = true
+		err = s.eachDead(after, func(id spool.ID, value, mark []byte) bool {
+			if more = len(letters) < limit; more {
+				_, r, _ := s.coder.decode(value)
+				death := decodeDeath(mark)
+				letters = append(letters, spool.Letter{
+					ID: id, Record: r, Queue: name, Status: death.status, Reason: death.reason, Died: death.died,
+				})
+			}
+			return more
 		})
-		return true
+		return more, err
 	})
 	return letters, err
 }
 
-// each goes through the records of a queue.
-func (d *Disk) each(name string, after spool.ID, dead bool, take func(s *segment, id spool.ID, value, mark []byte) bool) error {
-	q := d.known(name)
+// eachSegment goes through the segments that may have records behind an ID,
+// until look says that it has enough.
+func (q *queue) eachSegment(after spool.ID, look func(*segment) (more bool, err error)) error {
 	if q == nil {
 		return nil
 	}
@@ -117,11 +136,7 @@ func (d *Disk) each(name string, after spool.ID, dead bool, take func(s *segment
 		if i+1 < len(segments) && segments[i+1].first <= after+1 {
 			continue
 		}
-		more := true
-		err := s.each(after, dead, func(id spool.ID, value, mark []byte) bool {
-			more = take(s, id, value, mark)
-			return more
-		})
+		more, err := look(s)
 		if err != nil && !errors.Is(err, errGone) {
 			errs = append(errs, err) // the other files may be readable
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,18 +24,15 @@ type queue struct {
 	name string
 	dir  string
 
-	mu           sync.Mutex
-	segments     []*segment // by their first ID
-	active       *segment   // the last of them, if it takes records
-	next         spool.ID   // of the next record
-	later        laterHeap
-	waiting      []*batch // records to be committed
-	waitingBytes int64
-	orders       []*order // about records that are there
-	acks         int      // that are not on disk
-	ackedAt      time.Time
-	closed       bool
-	failed       bool // the last commit of records has failed
+	mu       sync.Mutex
+	segments []*segment // by their first ID
+	active   *segment   // the last of them, if it takes records
+	next     spool.ID   // of the next record
+	later    laterHeap
+	waiting  []*batch // records to be committed
+	orders   []*order // about records that are there
+	closed   bool
+	failed   bool // the last commit of records has failed
 
 	wake    chan struct{} // run has something to do
 	arrived chan struct{} // Take may find something
@@ -64,6 +62,9 @@ func (q *queue) load() error {
 		return err
 	}
 	q.next = spool.ID(time.Now().UnixMicro())
+	if files, err = q.finish(files); err != nil {
+		return err
+	}
 	for _, f := range files {
 		first, salt, ok := parseSegmentName(f.Name())
 		if !ok {
@@ -75,7 +76,7 @@ func (q *queue) load() error {
 		}
 		s := newSegment(filepath.Join(q.dir, f.Name()), first, c)
 		q.segments = append(q.segments, s)
-		if last := q.loadSegment(s); errors.Is(last, errKey) {
+		if err := q.loadSegment(s); errors.Is(err, errKey) {
 			return fmt.Errorf("%w: %s", ErrKey, s.path)
 		}
 		q.next = max(q.next, s.last+1, first+1)
@@ -84,31 +85,61 @@ func (q *queue) load() error {
 	return nil
 }
 
+// finish ends what the death of a process has cut short: it deletes files that
+// were not finished, and lets one with rescued records take the place of the
+// damaged one, if that was set aside already.
+func (q *queue) finish(files []os.DirEntry) (left []os.DirEntry, err error) {
+	changed := false
+	for _, f := range files {
+		path := filepath.Join(q.dir, f.Name())
+		if to, ok := strings.CutSuffix(path, rescuedSuffix); ok {
+			if _, err := os.Lstat(to); isGone(err) {
+				if err := rename(path, to); err != nil {
+					return nil, err
+				}
+				changed = true
+				continue
+			}
+			_ = os.Remove(path)
+		}
+		if strings.HasSuffix(path, newSuffix) {
+			_ = os.Remove(path)
+		}
+	}
+	if changed {
+		return os.ReadDir(q.dir)
+	}
+	return files, nil
+}
+
 // loadSegment reads a segment's state. If that fails, it is tried again when
 // its turn comes.
 func (q *queue) loadSegment(s *segment) error {
 	found, err := s.load()
-	q.mu.Lock()
-	defer q.mu.Unlock()
 	if err != nil {
 		q.blame(s, err)
 		return err
 	}
-	s.loaded, s.found = true, found
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	s.loaded, s.state, s.last = true, found.state, spool.ID(found.last)
 	q.disk.resize(found.size - s.counted)
-	s.counted, s.used = found.size, time.Now()
+	s.counted, s.changed = found.size, time.Now()
 	return nil
 }
 
-// blame notes that a segment could not be used. q.mu is held.
+// blame notes that a segment could not be used.
 func (q *queue) blame(s *segment, err error) {
-	s.readAt = time.Now().Add(retryRead)
-	if s.isDamaged(err) {
-		s.damaged = true
+	damaged := s.isDamaged(err)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if damaged {
+		s.damaged, s.readAt = true, time.Time{}
 		notify(q.wake)
 		return
 	}
-	if !s.blamed {
+	s.readAt = time.Now().Add(retryRead)
+	if !s.blamed && !errors.Is(err, errGone) {
 		q.disk.report(Event{Kind: Unreadable, Queue: q.name, File: s.path, Err: err})
 	}
 	s.blamed = true
@@ -118,28 +149,39 @@ func (q *queue) blame(s *segment, err error) {
 // goroutine at a time may call it.
 func (q *queue) Take(ctx context.Context, n int) ([]spool.Entry, error) {
 	for {
-		entries, wait, err := q.take(n)
-		if len(entries) > 0 || err != nil {
-			return entries, err
-		}
-		timer := time.NewTimer(wait)
 		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, ctx.Err()
 		case <-q.stopped:
-			timer.Stop()
 			return nil, spool.ErrClosed
-		case <-q.arrived:
-		case <-timer.C:
+		default:
 		}
-		timer.Stop()
+		entries, wait := q.take(n)
+		if len(entries) > 0 {
+			return entries, nil
+		}
+		if err := q.await(ctx, wait); err != nil {
+			return nil, err
+		}
 	}
+}
+
+// await waits until there may be something to take.
+func (q *queue) await(ctx context.Context, wait time.Duration) error {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-q.stopped:
+		return spool.ErrClosed
+	case <-q.arrived:
+	case <-timer.C:
+	}
+	return nil
 }
 
 // take gives out what is there, or says how long there will be nothing, unless
 // something arrives.
-func (q *queue) take(n int) (entries []spool.Entry, wait time.Duration, err error) {
+func (q *queue) take(n int) (entries []spool.Entry, wait time.Duration) {
 	now := time.Now()
 	q.mu.Lock()
 	var again []later
@@ -156,7 +198,7 @@ func (q *queue) take(n int) (entries []spool.Entry, wait time.Duration, err erro
 	}
 	q.mu.Unlock()
 	if unread != nil {
-		return q.read(unread, n)
+		return q.read(unread, n), 0
 	}
 	size := 0
 	for i, l := range again {
@@ -172,7 +214,7 @@ func (q *queue) take(n int) (entries []spool.Entry, wait time.Duration, err erro
 	if len(again) > 0 {
 		wait = 0
 	}
-	return entries, wait, nil
+	return entries, wait
 }
 
 // unread finds the first segment that has not been read to its end. q.mu is
@@ -190,25 +232,29 @@ func (q *queue) unread(now time.Time, wait time.Duration) (*segment, time.Durati
 	return nil, wait
 }
 
-// read gives out the next records of a segment.
-func (q *queue) read(s *segment, n int) (entries []spool.Entry, wait time.Duration, err error) {
-	if !s.loaded {
-		if err := q.loadSegment(s); err != nil {
-			return nil, 0, nil //nolint:nilerr // it is noted, and tried again later
-		}
+// read gives out the next records of a segment. Without any, the segment is at
+// its end, or it is noted when to try again.
+func (q *queue) read(s *segment, n int) (entries []spool.Entry) {
+	if !s.loaded && q.loadSegment(s) != nil {
+		return nil
 	}
 	q.mu.Lock()
 	final, last := s != q.active, s.last // nothing comes behind the last one of a file that takes no records
 	q.mu.Unlock()
 	var damaged []spool.ID
+	var wrongKey error
 	size, cursor, more := 0, s.cursor, false
-	err = s.each(cursor, false, func(id spool.ID, value, _ []byte) bool {
+	err := s.each(cursor, func(id spool.ID, value []byte) bool {
 		if len(entries) == n || size > maxTaken {
 			more = true
 			return false
 		}
-		cursor = id
 		stored, r, err := s.coder.decode(value)
+		if errors.Is(err, errKey) {
+			wrongKey = err
+			return false
+		}
+		cursor = id
 		if err != nil || stored != id {
 			damaged = append(damaged, id)
 			return true
@@ -217,19 +263,43 @@ func (q *queue) read(s *segment, n int) (entries []spool.Entry, wait time.Durati
 		size += len(r.Data)
 		return true
 	})
-	q.mu.Lock()
+	if err == nil {
+		err = wrongKey
+	}
 	if err != nil {
 		q.blame(s, err)
-		entries, damaged = nil, nil // they are read again
-	} else {
-		if !more {
-			cursor = max(cursor, last)
-		}
-		s.cursor, s.read, s.blamed = cursor, final && !more, false
+		return nil // they are read again
 	}
+	q.mu.Lock()
+	s.used = time.Now()
+	if !more {
+		cursor = max(cursor, last)
+	}
+	s.cursor, s.read, s.blamed = cursor, final && !more, false
+	q.passRevived(s, entries)
 	q.mu.Unlock()
 	q.buryDamaged(s, damaged)
-	return entries, 0, nil
+	return entries
+}
+
+// passRevived puts back the records that were no dead letters any more only
+// after they had been passed over. q.mu is held.
+func (q *queue) passRevived(s *segment, entries []spool.Entry) {
+	if len(s.revived) == 0 {
+		return
+	}
+	behind := s.revived[:0]
+	for _, id := range s.revived {
+		_, given := slices.BinarySearchFunc(entries, id, func(e spool.Entry, id spool.ID) int { return cmp.Compare(e.ID, id) })
+		switch {
+		case id > s.cursor:
+			behind = append(behind, id)
+		case !given:
+			heap.Push(&q.later, later{id: id})
+			notify(q.arrived)
+		}
+	}
+	s.revived = behind
 }
 
 // reread reads a record that was put back.
@@ -242,31 +312,41 @@ func (q *queue) reread(l later) (e spool.Entry, ok bool) {
 	switch {
 	case err == nil:
 		return spool.Entry{ID: l.id, Record: r, Tries: l.tries}, true
-	case isGone(err):
+	case errors.Is(err, errNoRecord):
 		return e, false
 	case errors.Is(err, errDamaged):
 		q.buryDamaged(s, []spool.ID{l.id})
 		return e, false
 	}
-	q.mu.Lock()
 	q.blame(s, err)
-	q.mu.Unlock()
 	l.due = time.Now().Add(retryRead)
 	q.putBack([]later{l})
 	return e, false
 }
 
-// buryDamaged makes dead letters of records whose checksum does not match.
+// buryDamaged makes dead letters of records whose checksum does not match,
+// unless it is the file that is damaged: then they are read again.
 func (q *queue) buryDamaged(s *segment, ids []spool.ID) {
 	if len(ids) == 0 {
 		return
 	}
-	q.disk.report(Event{Kind: Damaged, Queue: q.name, File: s.path, Records: len(ids)})
 	deaths := make([]death, len(ids))
 	for i, id := range ids {
 		deaths[i] = death{id: id, died: time.Now(), reason: "damaged"}
 	}
-	_ = q.order(&order{segment: s, change: change{deaths: deaths}})
+	err := q.order(&order{segment: s, change: change{deaths: deaths}, suspect: true})
+	if err == nil {
+		q.disk.report(Event{Kind: Damaged, Queue: q.name, File: s.path, Records: len(ids)})
+		return
+	}
+	if errors.Is(err, errDamaged) {
+		return // what is intact comes again out of the salvaged file
+	}
+	again := make([]later, len(ids))
+	for i, id := range ids {
+		again[i] = later{id: id, due: time.Now().Add(retryRead)}
+	}
+	q.putBack(again)
 }
 
 // segmentOf finds the segment that an ID is in, or nil.
@@ -291,18 +371,18 @@ func (q *queue) segmentAt(id spool.ID) *segment {
 // Ack notes that v2 has taken a record. Some milliseconds later that is
 // durable.
 func (q *queue) Ack(e spool.Entry) {
-	s := q.segmentOf(e.ID)
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if s == nil || s.gone || s.acked[e.ID] {
+	s := q.segmentAt(e.ID)
+	if s == nil || s.acked[e.ID] {
 		return
 	}
 	s.acked[e.ID] = true
-	s.live--
-	if q.acks++; q.acks == 1 {
-		q.ackedAt = time.Now()
+	switch len(s.acked) {
+	case 1:
+		s.ackedAt = time.Now()
 		notify(q.wake)
-	} else if q.acks == maxAcks {
+	case maxAcks:
 		notify(q.wake)
 	}
 }

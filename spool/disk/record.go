@@ -42,7 +42,7 @@ const KeySize = 32
 
 var (
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
-	errDamaged = errors.New("the checksum does not match")
+	errDamaged = errors.New("it is damaged")
 	errKey     = errors.New("it was written with another key")
 )
 
@@ -115,6 +115,9 @@ func (c coder) decode(value []byte) (id spool.ID, r spool.Record, err error) {
 // idIn reads only the ID of an intact record.
 func idIn(value []byte) spool.ID { return spool.ID(binary.BigEndian.Uint64(value[headerEnd:])) }
 
+// lengthIn reads only the length that a record has if it is intact.
+func lengthIn(value []byte) int { return headerEnd + int(binary.BigEndian.Uint32(value[8:])) }
+
 // arrival reads only the arrival of an intact record.
 func arrival(value []byte) time.Time {
 	return time.UnixMilli(int64(binary.BigEndian.Uint64(value[headerEnd+8:]))) //nolint:gosec // G115: the same bits
@@ -125,7 +128,7 @@ func (c coder) size(b []byte) int {
 	if len(b) < dataStart || string(b[:4]) != magic {
 		return 0
 	}
-	size := headerEnd + int(binary.BigEndian.Uint32(b[8:]))
+	size := lengthIn(b)
 	if size < dataStart || size > len(b) || c.checksum(b[8:size]) != binary.BigEndian.Uint32(b[4:]) {
 		return 0
 	}

@@ -3,8 +3,9 @@ package disk
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"os"
-	"path/filepath"
+	"slices"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -14,61 +15,73 @@ import (
 // This file takes what is intact out of a damaged segment.
 
 // salvage makes a new segment of the intact records in a damaged file, which
-// it renames. It looks at no page of bbolt: records that were delivered, and
-// whose bytes are still there, come again, but for those that are known to be
-// acked. It returns nil without a segment if
-// there is none.
-func (s *segment) salvage(acked map[spool.ID]bool, space space) (rescued *segment, err error) {
+// it renames. It looks at no page of bbolt: records that were delivered or are
+// dead letters, and whose bytes are still there, come again, but for those that
+// are known to be acked. It returns nil without a segment if there is none. A
+// process that dies meanwhile leaves what load can go on with.
+func (s *segment) salvage(acked []spool.ID, space space) (rescued *segment, err error) {
 	data, err := os.ReadFile(s.path)
 	if err != nil {
 		return nil, err
 	}
 	records := s.coder.find(data)
-	for id := range acked {
+	for _, id := range acked {
 		delete(records, id)
 	}
-	rescued = newSegment(s.path, s.first, s.coder)
-	temporary := s.path + ".new"
+	temporary := s.path + rescuedSuffix
+	if err := removeFile(temporary); err != nil { // it would take the place of the damaged file
+		return nil, err
+	}
 	if len(records) > 0 {
-		_ = os.Remove(temporary) // of a try that was cut short
-		if err := rescued.fill(temporary, records, space); err != nil {
-			return nil, errors.Join(err, os.Remove(temporary))
+		if err := fill(s.path+newSuffix, records, space); err != nil {
+			return nil, err
+		}
+		if err := rename(s.path+newSuffix, temporary); err != nil {
+			return nil, err
 		}
 	}
 	s.retire()
-	if err := os.Rename(s.path, s.path+damagedSuffix); err != nil {
+	if err := rename(s.path, s.path+damagedSuffix); err != nil && !isGone(err) {
 		return nil, err
 	}
 	if len(records) == 0 {
-		return nil, syncDir(filepath.Dir(s.path))
+		return nil, nil
 	}
-	if err := errors.Join(os.Rename(temporary, s.path), syncDir(filepath.Dir(s.path))); err != nil {
+	if err := rename(temporary, s.path); err != nil {
 		return nil, err
 	}
-	rescued.found, err = rescued.load()
-	rescued.loaded, rescued.counted = err == nil, rescued.size
-	return rescued, err
+	rescued = newSegment(s.path, s.first, s.coder)
+	if found, err := rescued.load(); err == nil { // or it is tried again when its turn comes
+		rescued.loaded, rescued.state, rescued.last, rescued.counted = true, found.state, spool.ID(found.last), found.size
+	}
+	return rescued, nil
 }
 
-// fill makes the segment's file under another name, with records in it.
-func (s *segment) fill(path string, records map[spool.ID][]byte, space space) error {
-	if err := s.create(path, space); err != nil {
+// fill makes a segment's file with records in it.
+func fill(path string, records map[spool.ID][]byte, space space) error {
+	db, err := createFile(path, space)
+	if err != nil {
 		return err
 	}
-	err := s.withDB(func() error {
-		return s.db.Update(func(tx *bolt.Tx) error {
+	err = guard(func() error {
+		return db.Update(func(tx *bolt.Tx) error {
 			var st state
-			for id, value := range records {
+			bucket := tx.Bucket(recordsBucket)
+			bucket.FillPercent = 1
+			for _, id := range slices.Sorted(maps.Keys(records)) {
 				st.live++
-				st.bytes += int64(len(value))
-				if err := tx.Bucket(recordsBucket).Put(keyOf(id), value); err != nil {
+				st.bytes += int64(len(records[id]))
+				if err := bucket.Put(keyOf(id), records[id]); err != nil {
 					return err
 				}
 			}
 			return writeState(tx, st)
 		})
 	})
-	return errors.Join(err, s.close())
+	if err = errors.Join(err, guard(db.Close)); err != nil {
+		_ = os.Remove(path)
+	}
+	return err
 }
 
 // find looks for intact records in the bytes of a file. bbolt never splits a

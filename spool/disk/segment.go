@@ -2,12 +2,10 @@ package disk
 
 import (
 	"crypto/rand"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -25,6 +23,11 @@ import (
 
 const (
 	segmentSuffix = ".db"
+
+	// What may be behind segmentSuffix: a file that is not finished, one with
+	// what was rescued from a damaged one, and the damaged one.
+	newSuffix     = ".new"
+	rescuedSuffix = ".rescued"
 	damagedSuffix = ".damaged"
 
 	// The steps in which a segment's file grows, in bytes: while records are
@@ -47,66 +50,37 @@ type segment struct {
 	first spool.ID
 	coder coder
 
-	open    sync.RWMutex // held for reading while db is used
-	db      *bolt.DB     // nil while the file is closed
-	retired bool         // the file must not be opened again
+	open    sync.Mutex // held while the file is opened and closed
+	db      *bolt.DB   // nil while the file is closed
+	retired bool       // the file must not be opened again
 
 	// The queue's mutex guards the following.
-	found
-	loaded  bool              // found is known
+	state   state
+	last    spool.ID          // the largest ID
+	loaded  bool              // state and last are known
 	acked   map[spool.ID]bool // delivered, but still in the file
+	ackedAt time.Time         // the first of them; or when to try again, if that has failed
 	counted int64             // of the file's size, as part of what the Log uses
-	used    time.Time         // when something was committed last
+	used    time.Time         // last
+	changed time.Time         // when something was committed last
 	orphan  bool              // the file may be gone, so it must stay open
 	damaged bool              // to be salvaged
-	gone    bool              // no part of the queue any more
 	hint    spool.ID          // no record to be delivered has a smaller ID
 
 	// How far Take has come.
-	cursor spool.ID  // the last ID given out
-	read   bool      // to the end
-	readAt time.Time // when to read again what could not be read
-	blamed bool      // that was reported
-}
-
-// found is what is in a segment.
-type found struct {
-	state
-	size int64    // of the file
-	last spool.ID // the largest ID
-}
-
-// state is what a segment knows of itself.
-type state struct {
-	live, dead int   // records to be delivered, dead letters
-	bytes      int64 // of both
+	cursor  spool.ID   // the last ID given out
+	read    bool       // to the end
+	readAt  time.Time  // when to read again what could not be read
+	blamed  bool       // that was reported
+	revived []spool.ID // behind the cursor: maybe they are not seen there
 }
 
 func newSegment(path string, first spool.ID, c coder) *segment {
 	return &segment{path: path, first: first, coder: c, acked: map[spool.ID]bool{}, hint: first}
 }
 
-// death is why a record is a dead letter.
-type death struct {
-	id     spool.ID
-	status int
-	died   time.Time
-	reason string
-}
-
-// change is what one commit does to a segment.
-type change struct {
-	puts   [][]byte // records, with their IDs from putID on
-	putID  spool.ID
-	acks   []spool.ID // delivered: they go
-	deaths []death
-	revive []spool.ID // no dead letters any more
-	drop   []spool.ID // dead letters that go
-
-	// How many of them there were, once committed.
-	died, dropped int
-	revived       []spool.ID
-}
+// live is how many records are to be delivered. The queue's mutex is held.
+func (s *segment) live() int { return max(0, s.state.live-len(s.acked)) }
 
 // segmentName makes the name of a file from the first ID and the salt.
 func segmentName(first spool.ID, salt []byte) string {
@@ -137,31 +111,45 @@ func createSegment(dir string, first spool.ID, key []byte, space space) (*segmen
 	}
 	s := newSegment(filepath.Join(dir, segmentName(first, salt)), first, c)
 	s.loaded = true
-	return s, s.create(s.path, space)
+	s.db, err = createFile(s.path+newSuffix, space)
+	if err != nil {
+		return nil, err
+	}
+	if err := rename(s.path+newSuffix, s.path); err != nil {
+		s.retire()
+		return nil, errors.Join(err, removeFile(s.path+newSuffix), removeFile(s.path))
+	}
+	return s, nil
 }
 
-// create makes the segment's file under a name.
-func (s *segment) create(path string, space space) (err error) {
+// createFile makes a segment's file without records. After an error there is
+// none.
+func createFile(path string, space space) (db *bolt.DB, err error) {
+	if err := removeFile(path); err != nil { // of a try that was cut short
+		return nil, err
+	}
 	err = guard(func() error {
-		if s.db, err = bolt.Open(path, 0o600, space.options()); err != nil {
+		if db, err = bolt.Open(path, 0o600, space.options()); err != nil {
 			return err
 		}
-		s.db.AllocSize = space.growth
-		err := s.db.Update(func(tx *bolt.Tx) error {
+		db.AllocSize = space.growth
+		return db.Update(func(tx *bolt.Tx) error {
 			for _, bucket := range [][]byte{recordsBucket, deadBucket, stateBucket} {
 				if _, err := tx.CreateBucket(bucket); err != nil {
 					return err
 				}
 			}
-			return nil
+			return writeState(tx, state{})
 		})
-		return errors.Join(err, syncDir(filepath.Dir(path)))
 	})
 	if err != nil {
-		s.retire()
+		if db != nil {
+			_ = guard(db.Close)
+		}
 		_ = os.Remove(path)
+		return nil, err
 	}
-	return err
+	return db, nil
 }
 
 // space is how large a segment's file becomes.
@@ -179,51 +167,22 @@ func (p space) options() *bolt.Options {
 	}
 }
 
-// load opens a file that is there, checks it and reads its state.
-func (s *segment) load() (found found, err error) {
-	info, err := os.Stat(s.path)
+// load reads what the segment knows of itself, and checks that the key is the
+// right one.
+func (s *segment) load() (found, error) {
+	p, f, err := openPages(s.path)
 	if err != nil {
-		return found, err
-	}
-	found.size = info.Size()
-	f, err := os.Open(s.path)
-	if err != nil {
-		return found, err
+		return found{}, err
 	}
 	defer f.Close() //nolint:errcheck // it is only read
-	err = s.withDB(func() error {
-		pages := pageFile{f, s.db.Info().PageSize}
-		if err := pages.checkMetas(); err != nil {
-			return err
-		}
-		return s.db.View(func(tx *bolt.Tx) error { return s.check(tx, pages, &found) })
-	})
-	return found, err
-}
-
-// check checks what bbolt does not, and that the key is the right one.
-func (s *segment) check(tx *bolt.Tx, pages pageFile, found *found) error {
-	if found.size < tx.Size() {
-		return fmt.Errorf("%w: the file is shorter than its pages", errDamaged)
+	found, first, err := p.peek()
+	if err != nil {
+		return found, err
 	}
-	for _, name := range [][]byte{recordsBucket, deadBucket, stateBucket} {
-		bucket := tx.Bucket(name)
-		if bucket == nil {
-			return fmt.Errorf("%w: a bucket is missing", errDamaged)
-		}
-		if err := pages.checkTree(uint64(bucket.Root())); err != nil {
-			return err
-		}
+	if _, _, err := s.coder.decode(first); errors.Is(err, errKey) {
+		return found, errKey
 	}
-	found.state = readState(tx)
-	c := tx.Bucket(recordsBucket).Cursor()
-	_, value := c.First()
-	if _, _, err := s.coder.decode(value); errors.Is(err, errKey) {
-		return errKey
-	}
-	last, _ := c.Last()
-	found.last = idOf(last)
-	return nil
+	return found, nil
 }
 
 var (
@@ -233,13 +192,19 @@ var (
 
 	// errGone says that a segment is no part of the queue any more.
 	errGone = errors.New("the segment is gone")
+
+	// errNoRecord says that a record is not there, or is a dead letter.
+	errNoRecord = errors.New("there is no such record")
 )
 
-// commit makes changes durable together, and returns the size of the file.
-func (s *segment) commit(changes ...*change) (size int64, err error) {
-	err = s.withDB(func() error {
-		err := s.db.Update(func(tx *bolt.Tx) error {
-			st := readState(tx)
+// commit makes changes durable together, and returns what is in the file then,
+// and its size.
+func (s *segment) commit(changes ...*change) (st state, size int64, err error) {
+	err = s.withDB(func(db *bolt.DB) error {
+		err := db.Update(func(tx *bolt.Tx) (err error) {
+			if st, err = readState(tx); err != nil {
+				return err
+			}
 			for _, c := range changes {
 				if err := c.apply(tx, &st); err != nil {
 					return err
@@ -257,88 +222,17 @@ func (s *segment) commit(changes ...*change) (size int64, err error) {
 		size = info.Size()
 		return nil
 	})
-	return size, err
+	return st, size, err
 }
 
-func (c *change) apply(tx *bolt.Tx, st *state) error {
-	records, dead := tx.Bucket(recordsBucket), tx.Bucket(deadBucket)
-	records.FillPercent = 1 // IDs only grow
-	for i, value := range c.puts {
-		if err := records.Put(keyOf(c.putID+spool.ID(i)), value); err != nil {
-			return err
-		}
-		st.live++
-		st.bytes += int64(len(value))
-	}
-	for _, id := range c.acks {
-		if value := records.Get(keyOf(id)); value != nil {
-			st.live--
-			st.bytes -= int64(len(value))
-			if err := records.Delete(keyOf(id)); err != nil {
-				return err
-			}
-		}
-	}
-	for _, d := range c.deaths {
-		if dead.Get(keyOf(d.id)) != nil || records.Get(keyOf(d.id)) == nil {
-			continue
-		}
-		c.died++
-		if err := dead.Put(keyOf(d.id), d.encode()); err != nil {
-			return err
-		}
-	}
-	if err := c.applyLetters(records, dead, st); err != nil {
-		return err
-	}
-	st.live += len(c.revived) - c.died
-	st.dead += c.died - len(c.revived) - c.dropped
-	return nil
-}
-
-func (c *change) applyLetters(records, dead *bolt.Bucket, st *state) error {
-	for _, id := range c.revive {
-		if dead.Get(keyOf(id)) == nil {
-			continue
-		}
-		c.revived = append(c.revived, id)
-		if err := dead.Delete(keyOf(id)); err != nil {
-			return err
-		}
-	}
-	for _, id := range c.drop {
-		value := records.Get(keyOf(id))
-		if dead.Get(keyOf(id)) == nil {
-			continue
-		}
-		c.dropped++
-		st.bytes -= int64(len(value))
-		if err := errors.Join(dead.Delete(keyOf(id)), records.Delete(keyOf(id))); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// each calls take for the records behind an ID that are to be delivered (or,
-// with dead, for the dead letters), until it returns false.
-func (s *segment) each(after spool.ID, dead bool, take func(id spool.ID, value, mark []byte) bool) error {
-	return s.view(func(tx *bolt.Tx) error {
-		records, marks := tx.Bucket(recordsBucket), tx.Bucket(deadBucket)
-		if records == nil || marks == nil {
-			return errDamaged
-		}
-		anyDead := readState(tx).dead > 0
-		if dead && !anyDead {
-			return nil
-		}
+// each calls take for the records behind an ID that are to be delivered, until
+// it returns false.
+func (s *segment) each(after spool.ID, take func(id spool.ID, value []byte) bool) error {
+	return s.view(func(records, dead *bolt.Bucket) error {
+		first, _ := dead.Cursor().First()
 		c := records.Cursor()
 		for k, value := c.Seek(keyOf(after + 1)); k != nil; k, value = c.Next() {
-			var mark []byte
-			if anyDead {
-				mark = marks.Get(k)
-			}
-			if dead == (mark != nil) && !take(idOf(k), value, mark) {
+			if (first == nil || dead.Get(k) == nil) && !take(idOf(k), value) {
 				return nil
 			}
 		}
@@ -346,61 +240,82 @@ func (s *segment) each(after spool.ID, dead bool, take func(id spool.ID, value, 
 	})
 }
 
-// get reads one record.
+// eachDead is each for the dead letters.
+func (s *segment) eachDead(after spool.ID, take func(id spool.ID, value, mark []byte) bool) error {
+	return s.view(func(records, dead *bolt.Bucket) error {
+		c := dead.Cursor()
+		for k, mark := c.Seek(keyOf(after + 1)); k != nil; k, mark = c.Next() {
+			if !take(idOf(k), records.Get(k), mark) {
+				return nil
+			}
+		}
+		return nil
+	})
+}
+
+// get reads one record that is to be delivered.
 func (s *segment) get(id spool.ID) (r spool.Record, err error) {
-	err = s.view(func(tx *bolt.Tx) error {
-		records := tx.Bucket(recordsBucket)
-		if records == nil {
-			return errDamaged
-		}
+	err = s.view(func(records, dead *bolt.Bucket) error {
 		value := records.Get(keyOf(id))
-		if value == nil {
-			return fs.ErrNotExist
+		if value == nil || dead.Get(keyOf(id)) != nil {
+			return errNoRecord
 		}
-		_, r, err = s.coder.decode(value)
+		stored, record, err := s.coder.decode(value)
+		if err == nil && stored != id {
+			err = errDamaged
+		}
+		r = record
 		return err
 	})
 	return r, err
 }
 
-func (s *segment) view(f func(*bolt.Tx) error) error {
-	return s.withDB(func() error { return s.db.View(f) })
+func (s *segment) view(f func(records, dead *bolt.Bucket) error) error {
+	return s.withDB(func(db *bolt.DB) error {
+		return db.View(func(tx *bolt.Tx) error {
+			records, dead := tx.Bucket(recordsBucket), tx.Bucket(deadBucket)
+			if records == nil || dead == nil {
+				return fmt.Errorf("%w: a bucket is missing", errDamaged)
+			}
+			return f(records, dead)
+		})
+	})
 }
 
-// withDB runs f with the file open.
-func (s *segment) withDB(f func() error) error {
+// withDB runs f with the file open. bbolt itself lets transactions end before
+// it closes a file.
+func (s *segment) withDB(f func(*bolt.DB) error) error {
 	for {
-		s.open.RLock()
-		if s.db != nil {
-			err := guard(f)
-			s.open.RUnlock()
+		db, err := s.opened()
+		if err != nil {
 			return err
 		}
-		s.open.RUnlock()
-		if err := s.reopen(); err != nil {
-			return err
+		err = guard(func() error { return f(db) })
+		if errors.Is(err, berrors.ErrDatabaseNotOpen) {
+			continue // it was closed meanwhile
 		}
+		if _, ok := errors.AsType[faultError](err); ok {
+			s.forsake(db)
+		}
+		return err
 	}
 }
 
-func (s *segment) reopen() error {
+// opened returns the open file.
+func (s *segment) opened() (*bolt.DB, error) {
 	s.open.Lock()
 	defer s.open.Unlock()
 	if s.db != nil {
-		return nil
+		return s.db, nil
 	}
 	if s.retired {
-		return errGone
+		return nil, errGone
 	}
-	info, err := os.Stat(s.path)
-	if err != nil { // bbolt would make a new one
-		return err
+	if err := s.check(); err != nil { // also because bbolt would make a new file
+		return nil, err
 	}
-	if info.Size() == 0 {
-		return fmt.Errorf("%w: the file is empty", errDamaged)
-	}
-	return guard(func() error {
-		db, err := bolt.Open(s.path, 0o600, space{growth: minGrowth}.options())
+	err := guard(func() error {
+		db, err := bolt.Open(s.path, 0o600, space{}.options())
 		if err != nil {
 			return err
 		}
@@ -408,27 +323,48 @@ func (s *segment) reopen() error {
 		s.db = db
 		return nil
 	})
+	return s.db, err
+}
+
+// check checks the file's pages. It must not be written meanwhile.
+func (s *segment) check() error {
+	p, f, err := openPages(s.path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(p.check(s.coder), f.Close())
 }
 
 // close closes the file, until it is used again.
 func (s *segment) close() error {
 	s.open.Lock()
 	defer s.open.Unlock()
-	if s.db == nil {
-		return nil
-	}
-	err := guard(s.db.Close)
-	s.db = nil
-	return err
+	return s.closeDB()
 }
 
-// retire closes a file for good. bbolt may have left it locked by a panic, then
-// it never closes: nobody waits for that.
+// retire closes the file for good.
 func (s *segment) retire() {
 	s.open.Lock()
 	defer s.open.Unlock()
 	s.retired = true
-	if db := s.db; db != nil {
+	_ = s.closeDB() // nothing is written to it any more
+}
+
+func (s *segment) closeDB() error {
+	db := s.db
+	s.db = nil
+	if db == nil {
+		return nil
+	}
+	return guard(db.Close)
+}
+
+// forsake leaves a file alone that bbolt may have left locked by a panic: it
+// may never be closed then, and nobody waits for that.
+func (s *segment) forsake(db *bolt.DB) {
+	s.open.Lock()
+	defer s.open.Unlock()
+	if s.db == db {
 		s.db = nil
 		go func() { _ = guard(db.Close) }()
 	}
@@ -455,13 +391,8 @@ func guard(f func() error) (err error) {
 // isDamaged tells a file that is not as it was written from one that cannot be
 // used now: after an error of the disk the records are still there.
 func (s *segment) isDamaged(err error) bool {
-	if _, ok := errors.AsType[syscall.Errno](err); ok {
+	if _, fault := errors.AsType[faultError](err); !fault && !errors.Is(err, errDamaged) {
 		return false
-	}
-	for _, other := range []error{errKey, errFile, errGone, fs.ErrNotExist, berrors.ErrTimeout, berrors.ErrDatabaseNotOpen} {
-		if errors.Is(err, other) {
-			return false
-		}
 	}
 	f, err := os.Open(s.path)
 	if err != nil {
@@ -476,43 +407,27 @@ func isNoSpace(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
-// syncDir makes the names of new files durable.
+// rename gives a file a name that is durable.
+func rename(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(to))
+}
+
+// removeFile deletes a file, which need not be there.
+func removeFile(path string) error {
+	if err := os.Remove(path); !isGone(err) {
+		return err
+	}
+	return nil
+}
+
+// syncDir makes the names of files durable.
 func syncDir(dir string) error {
 	d, err := os.Open(dir) //nolint:gosec // G304: the spool's own
 	if err != nil {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
-}
-
-func readState(tx *bolt.Tx) (st state) {
-	if b := tx.Bucket(stateBucket).Get(stateKey); len(b) == 24 {
-		st.live = int(binary.BigEndian.Uint64(b))         //nolint:gosec // G115: a count
-		st.dead = int(binary.BigEndian.Uint64(b[8:]))     //nolint:gosec // G115: a count
-		st.bytes = int64(binary.BigEndian.Uint64(b[16:])) //nolint:gosec // G115: a size
-	}
-	return st
-}
-
-func writeState(tx *bolt.Tx, st state) error {
-	b := binary.BigEndian.AppendUint64(nil, uint64(st.live)) //nolint:gosec // G115: a count
-	b = binary.BigEndian.AppendUint64(b, uint64(st.dead))    //nolint:gosec // G115: a count
-	b = binary.BigEndian.AppendUint64(b, uint64(st.bytes))   //nolint:gosec // G115: a size
-	return tx.Bucket(stateBucket).Put(stateKey, b)
-}
-
-func (d *death) encode() []byte {
-	b := binary.BigEndian.AppendUint16(nil, uint16(d.status)) //nolint:gosec // G115: an HTTP status
-	b = binary.BigEndian.AppendUint64(b, uint64(d.died.UnixMilli()))
-	return append(b, d.reason...)
-}
-
-func decodeDeath(b []byte) (d death) {
-	if len(b) < 10 {
-		return d
-	}
-	d.status = int(binary.BigEndian.Uint16(b))
-	d.died = time.UnixMilli(int64(binary.BigEndian.Uint64(b[2:]))) //nolint:gosec // G115: the same bits
-	d.reason = string(b[10:])
-	return d
 }

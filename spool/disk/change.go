@@ -1,0 +1,157 @@
+package disk
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+// This file is what a commit does to a segment.
+
+// change is what one caller, or a batch of them, wants to be done.
+type change struct {
+	puts   [][]byte // records, with their IDs from putID on
+	putID  spool.ID
+	acks   []spool.ID // delivered: they go
+	deaths []death
+	revive []spool.ID // no dead letters any more
+	drop   []spool.ID // dead letters that go
+
+	// Once committed: those of revive that were dead letters, and how many of
+	// drop.
+	revived []spool.ID
+	dropped int
+}
+
+// death is why a record is a dead letter.
+type death struct {
+	id     spool.ID
+	status int
+	died   time.Time
+	reason string
+}
+
+// state is what a segment knows of itself.
+type state struct {
+	live, dead int   // records to be delivered, dead letters
+	bytes      int64 // of both
+}
+
+func (c *change) apply(tx *bolt.Tx, st *state) error {
+	records, dead := tx.Bucket(recordsBucket), tx.Bucket(deadBucket)
+	records.FillPercent = 1 // IDs only grow
+	for i, value := range c.puts {
+		if err := records.Put(keyOf(c.putID+spool.ID(i)), value); err != nil {
+			return err
+		}
+		st.live++
+		st.bytes += int64(len(value))
+	}
+	for _, id := range c.acks {
+		key := keyOf(id)
+		value := records.Get(key)
+		if value == nil || st.dead > 0 && dead.Get(key) != nil {
+			continue
+		}
+		st.live--
+		st.bytes -= int64(len(value))
+		if err := records.Delete(key); err != nil {
+			return err
+		}
+	}
+	for _, d := range c.deaths {
+		key := keyOf(d.id)
+		if dead.Get(key) != nil || records.Get(key) == nil {
+			continue
+		}
+		st.live--
+		st.dead++
+		if err := dead.Put(key, d.encode()); err != nil {
+			return err
+		}
+	}
+	return c.applyLetters(records, dead, st)
+}
+
+func (c *change) applyLetters(records, dead *bolt.Bucket, st *state) error {
+	for _, id := range c.revive {
+		key := keyOf(id)
+		if dead.Get(key) == nil {
+			continue
+		}
+		c.revived = append(c.revived, id)
+		st.dead--
+		st.live++
+		if err := dead.Delete(key); err != nil {
+			return err
+		}
+	}
+	for _, id := range c.drop {
+		key := keyOf(id)
+		if dead.Get(key) == nil {
+			continue
+		}
+		c.dropped++
+		st.dead--
+		st.bytes -= int64(len(records.Get(key)))
+		if err := errors.Join(dead.Delete(key), records.Delete(key)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const stateSize = 8 + 8 + 8 + 4 // live, dead, bytes, checksum
+
+func readState(tx *bolt.Tx) (state, error) {
+	bucket := tx.Bucket(stateBucket)
+	if bucket == nil {
+		return state{}, fmt.Errorf("%w: a bucket is missing", errDamaged)
+	}
+	return decodeState(bucket.Get(stateKey))
+}
+
+func writeState(tx *bolt.Tx, st state) error {
+	return tx.Bucket(stateBucket).Put(stateKey, st.encode())
+}
+
+func (st state) encode() []byte {
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, stateSize), uint64(st.live)) //nolint:gosec // G115: a count
+	b = binary.BigEndian.AppendUint64(b, uint64(st.dead))                           //nolint:gosec // G115: a count
+	b = binary.BigEndian.AppendUint64(b, uint64(st.bytes))                          //nolint:gosec // G115: a size
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// decodeState is encode the other way round. A segment that took itself for
+// empty would be deleted: so the counts have a checksum.
+func decodeState(b []byte) (st state, err error) {
+	if len(b) != stateSize || crc32.Checksum(b[:24], castagnoli) != binary.BigEndian.Uint32(b[24:]) {
+		return st, fmt.Errorf("%w: the counts of a segment", errDamaged)
+	}
+	st.live = int(binary.BigEndian.Uint64(b))         //nolint:gosec // G115: a count
+	st.dead = int(binary.BigEndian.Uint64(b[8:]))     //nolint:gosec // G115: a count
+	st.bytes = int64(binary.BigEndian.Uint64(b[16:])) //nolint:gosec // G115: a size
+	return st, nil
+}
+
+func (d *death) encode() []byte {
+	b := binary.BigEndian.AppendUint16(nil, uint16(d.status)) //nolint:gosec // G115: an HTTP status
+	b = binary.BigEndian.AppendUint64(b, uint64(d.died.UnixMilli()))
+	return append(b, d.reason...)
+}
+
+func decodeDeath(b []byte) (d death) {
+	if len(b) < 10 {
+		return d
+	}
+	d.status = int(binary.BigEndian.Uint16(b))
+	d.died = time.UnixMilli(int64(binary.BigEndian.Uint64(b[2:]))) //nolint:gosec // G115: the same bits
+	d.reason = string(b[10:])
+	return d
+}
