@@ -140,18 +140,24 @@ func decodeState(b []byte) (st state, err error) {
 	return st, nil
 }
 
+// encode makes the value that marks a record as a dead letter. Its checksum is
+// over the ID too: a mark must not come to another record.
 func (d *death) encode() []byte {
-	b := binary.BigEndian.AppendUint16(nil, uint16(d.status)) //nolint:gosec // G115: an HTTP status
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, 32), uint64(d.id))
+	b = binary.BigEndian.AppendUint16(b, uint16(d.status)) //nolint:gosec // G115: an HTTP status
 	b = binary.BigEndian.AppendUint64(b, uint64(d.died.UnixMilli()))
-	return append(b, d.reason...)
+	b = append(b, d.reason...)
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
-func decodeDeath(b []byte) (d death) {
-	if len(b) < 10 {
-		return d
+func decodeDeath(b []byte) (d death, err error) {
+	end := len(b) - 4
+	if end < 8+2+8 || crc32.Checksum(b[:end], castagnoli) != binary.BigEndian.Uint32(b[end:]) {
+		return d, fmt.Errorf("%w: the mark of a dead letter", errDamaged)
 	}
-	d.status = int(binary.BigEndian.Uint16(b))
-	d.died = time.UnixMilli(int64(binary.BigEndian.Uint64(b[2:]))) //nolint:gosec // G115: the same bits
-	d.reason = string(b[10:])
-	return d
+	d.id = spool.ID(binary.BigEndian.Uint64(b))
+	d.status = int(binary.BigEndian.Uint16(b[8:]))
+	d.died = time.UnixMilli(int64(binary.BigEndian.Uint64(b[10:]))) //nolint:gosec // G115: the same bits
+	d.reason = string(b[18:end])
+	return d, nil
 }

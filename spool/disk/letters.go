@@ -110,7 +110,7 @@ func (d *Disk) Letters(name string, after spool.ID, limit int) (letters []spool.
 		err = s.eachDead(after, func(id spool.ID, value, mark []byte) bool {
 			if more = len(letters) < limit; more {
 				_, r, _ := s.coder.decode(value)
-				death := decodeDeath(mark)
+				death, _ := decodeDeath(mark)
 				letters = append(letters, spool.Letter{
 					ID: id, Record: r, Queue: name, Status: death.status, Reason: death.reason, Died: death.died,
 				})

@@ -316,7 +316,9 @@ func (p *pages) check(c coder) error {
 		return err
 	}
 	for name, b := range buckets {
-		k.records = name == string(recordsBucket)
+		k.fits = map[string]func(element) bool{
+			string(recordsBucket): k.recordFits, string(deadBucket): deathFits, string(stateBucket): func(element) bool { return true },
+		}[name]
 		if err := k.bucket(b); err != nil {
 			return err
 		}
@@ -337,13 +339,13 @@ func (p *pages) check(c coder) error {
 // checker goes through all pages of a file.
 type checker struct {
 	*pages
-	coder   coder
-	used    []bool // by page
-	found   state
-	records bool // the bucket is the one with the records
+	coder coder
+	used  []bool // by page
+	found state
 
-	elements int   // of the bucket
-	bytes    int64 // of their values
+	fits     func(element) bool // whether an element can be in the bucket
+	elements int                // of the bucket
+	bytes    int64              // of their values
 	buffer   []element
 }
 
@@ -418,7 +420,7 @@ func (k *checker) leaf(page, low, high []byte) (err error) {
 		return fmt.Errorf("%w: the keys of a page", errDamaged)
 	}
 	for _, e := range k.buffer {
-		if e.flags != 0 || k.records && !k.keeps(e) {
+		if e.flags != 0 || !k.fits(e) {
 			return fmt.Errorf("%w: an element of a page", errDamaged)
 		}
 		k.elements++
@@ -427,9 +429,9 @@ func (k *checker) leaf(page, low, high []byte) (err error) {
 	return nil
 }
 
-// keeps reports whether an element keeps its record: not if this is intact, but
-// has another ID or another length than the element says.
-func (k *checker) keeps(e element) bool {
+// recordFits reports whether an element keeps its record: not if this is
+// intact, but has another ID or another length than the element says.
+func (k *checker) recordFits(e element) bool {
 	if len(e.key) != 8 {
 		return false
 	}
@@ -437,6 +439,11 @@ func (k *checker) keeps(e element) bool {
 		return true
 	}
 	return k.coder.size(e.room) == 0
+}
+
+func deathFits(e element) bool {
+	d, err := decodeDeath(e.value)
+	return err == nil && len(e.key) == 8 && d.id == idOf(e.key)
 }
 
 // checkFreelist checks that no page is given away that is in use.
