@@ -465,13 +465,20 @@ func (q *queue) salvage(s *segment) {
 func (q *queue) tidy() {
 	q.mu.Lock()
 	var idle []*segment
+	var sparse *segment // one at a time: records wait meanwhile
 	for _, s := range q.segments {
+		if q.isSparse(s) {
+			sparse = s
+		}
 		keep := s == q.active && s.counted <= q.disk.smallFile()
 		if !keep && !s.orphan && !s.damaged && time.Since(s.used) > idleFile {
 			idle = append(idle, s)
 		}
 	}
 	q.mu.Unlock()
+	if sparse != nil {
+		q.compact(sparse)
+	}
 	for _, s := range idle {
 		if !q.removeEmpty(s, true) && s != q.active {
 			_ = s.close()

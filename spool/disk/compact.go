@@ -1,0 +1,66 @@
+package disk
+
+import (
+	"errors"
+	"os"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// This file gives back the space of a segment that is kept for a few records or
+// dead letters.
+
+// settledFile is how long nothing has changed in a segment before it is made
+// smaller.
+const settledFile = 10 * time.Second
+
+// isSparse reports whether a segment takes much more space than what is in it.
+// q.mu is held.
+func (q *queue) isSparse(s *segment) bool {
+	return s != q.active && s.loaded && !s.orphan && !s.damaged && len(s.acked) == 0 &&
+		time.Since(s.changed) > settledFile && s.counted > 4*s.state.bytes+q.disk.smallFile()
+}
+
+// compact makes the file of a segment smaller. If that fails, it is tried again
+// later.
+func (q *queue) compact(s *segment) {
+	size, err := s.compact()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	s.changed = time.Now()
+	if err == nil {
+		q.disk.resize(size - s.counted)
+		s.counted = size
+	}
+}
+
+// compact copies what is in the file to a new one, which then takes its place:
+// whenever the process dies, there is the one or the other.
+func (s *segment) compact() (size int64, err error) {
+	path := s.path + newSuffix
+	if err := removeFile(path); err != nil {
+		return 0, err
+	}
+	err = s.withDB(func(db *bolt.DB) error {
+		smaller, err := bolt.Open(path, 0o600, space{}.options())
+		if err != nil {
+			return err
+		}
+		smaller.AllocSize = minGrowth
+		return errors.Join(bolt.Compact(smaller, db, 1<<20), smaller.Close())
+	})
+	if err == nil {
+		err = (&segment{path: path, coder: s.coder}).check()
+	}
+	info, statErr := os.Stat(path)
+	if err = errors.Join(err, statErr); err != nil {
+		return 0, errors.Join(err, removeFile(path))
+	}
+	s.open.Lock()
+	defer s.open.Unlock()
+	if err := s.closeDB(); err != nil {
+		return 0, err
+	}
+	return info.Size(), rename(path, s.path)
+}
