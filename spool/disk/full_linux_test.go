@@ -1,0 +1,280 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+const ownMounts = "TEST_SPOOL_MOUNTS"
+
+// withMounts runs a test again in a process that has mounts of its own, which
+// are gone when it ends, and reports whether this is that process.
+func withMounts(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(ownMounts) != "" {
+		return true
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, "-test.run=^"+t.Name()+"$", "-test.v", "-test.count=1")
+	cmd.Env = append(os.Environ(), ownMounts+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	if os.Getuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
+	}
+	out, err := cmd.CombinedOutput()
+	if errors.Is(err, syscall.EPERM) {
+		t.Fatal("this test mounts a small disk: it needs root, or a kernel that gives users namespaces of their own")
+	}
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Logf("%s", out)
+	return false
+}
+
+// mount makes a small disk.
+func mount(t *testing.T, bytes int) string {
+	t.Helper()
+	dir := t.TempDir()
+	// Without this, mounts would be seen outside.
+	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", bytes)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	return dir
+}
+
+// fillUp takes the last byte of a disk.
+func fillUp(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path) //nolint:gosec // G304: the test's own file
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for err == nil {
+		_, err = f.Write(make([]byte, page))
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+}
+
+// kept is what a test knows to be durable.
+type kept struct {
+	mu      sync.Mutex
+	records map[string]bool
+}
+
+// fill appends from several goroutines until there is an error, and returns it.
+func (k *kept) fill(d *Disk, round int) (err error) {
+	var wg sync.WaitGroup
+	for p := range 8 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				data := fmt.Sprintf("%d %d %d %s", round, p, i, strings.Repeat("x", 500))
+				failed := d.Append(q1, spool.Record{Arrival: arrivalTime, Data: []byte(data)})
+				k.mu.Lock()
+				if failed != nil {
+					err = failed
+					k.mu.Unlock()
+					return
+				}
+				k.records[data] = true
+				k.mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return err
+}
+
+// check wants that nothing is missing that is durable.
+func (k *kept) check(t *testing.T, when string, d *Disk) {
+	t.Helper()
+	found := map[string]bool{}
+	entries, err := d.Records(q1, 0, 1<<30)
+	if err != nil {
+		t.Fatalf("%s: %v", when, err)
+	}
+	for _, e := range entries {
+		found[string(e.Data)] = true
+	}
+	missing := 0
+	for data := range k.records {
+		if !found[data] {
+			missing++
+		}
+	}
+	if missing > 0 {
+		t.Fatalf("%s: %d of %d durable records are missing", when, missing, len(k.records))
+	}
+}
+
+// A disk is filled to the last byte, by the spool and by somebody else, again
+// and again. Append says so, what was durable stays, deliveries and deletions
+// are noted, and the spool goes on by itself.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	if !withMounts(t) {
+		return
+	}
+	small := mount(t, 3<<20)
+	var ev events
+	cfg := Config{Dir: filepath.Join(small, "spool"), MaxSize: 8 << 20, OnEvent: ev.add} // segments of 1 MiB
+	d := open(t, cfg)
+	filler := filepath.Join(small, "filler")
+	k := &kept{records: map[string]bool{}}
+	for round := range 4 {
+		if err := k.fill(d, round); !errors.Is(err, spool.ErrUnavailable) || !errors.Is(err, syscall.ENOSPC) {
+			t.Fatalf("Append on a full disk: %v", err)
+		}
+		fillUp(t, filler)
+		for range 5 {
+			if err := d.Append(q1, spool.Record{Data: make([]byte, 5000)}); !errors.Is(err, spool.ErrUnavailable) {
+				t.Fatalf("Append on a full disk: %v", err)
+			}
+		}
+		if len(k.records) < 100 {
+			t.Fatalf("only %d records before the disk was full", len(k.records))
+		}
+		k.check(t, "full", d)
+		if round == 1 { // it starts on a full disk, too
+			shut(t, d)
+			d = open(t, cfg)
+			k.check(t, "opened on the full disk", d)
+		}
+		// Some of each of the older segments is delivered, and half of the
+		// rest: that gives space back, although there is none for anything else.
+		depth, err := d.Depth(q1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		use := diskUse(t, d.cfg.Dir)
+		all := takeAll(t, "full", d)
+		for _, e := range all[:len(all)/2] {
+			d.Queue(q1).Ack(e)
+			delete(k.records, string(e.Data))
+		}
+		for _, e := range all[len(all)/2:] {
+			d.Queue(q1).Later(e, 0)
+		}
+		eventually(t, "space comes back", func() bool { return diskUse(t, d.cfg.Dir) < use })
+		eventually(t, "the rest is counted", func() bool {
+			now, err := d.Depth(q1)
+			return err == nil && now.Records == depth.Records-len(all)/2
+		})
+		if round%2 == 0 {
+			if err := os.Remove(filler); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "records can be appended", func() bool { return d.Append(q1, spool.Record{Data: []byte("x")}) == nil })
+		_ = os.Remove(filler)
+		k.check(t, "recovered", d)
+	}
+	if failed, recovered := len(ev.of(Failed)), len(ev.of(Recovered)); failed < 4 || recovered < 3 {
+		t.Errorf("%d failures and %d recoveries were reported, want one of each per round", failed, recovered)
+	}
+	for _, kind := range []EventKind{SetAside, Damaged, Unreadable} {
+		if n := len(ev.of(kind)); n > 0 {
+			t.Errorf("a full disk looks like damage: %d times %s", n, kind)
+		}
+	}
+	shut(t, d)
+	d = open(t, cfg)
+	k.check(t, "opened again", d)
+}
+
+// On a full disk, dead letters can be made and dropped, in one file or many.
+func TestDeadLettersOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	if !withMounts(t) {
+		return
+	}
+	small := mount(t, 3<<20)
+	d := open(t, Config{Dir: filepath.Join(small, "spool"), MaxSize: 8 << 20})
+	k := &kept{records: map[string]bool{}}
+	_ = k.fill(d, 0)
+	fillUp(t, filepath.Join(small, "filler"))
+	var ids []spool.ID
+	for i, e := range takeAll(t, "full", d) {
+		if i%10 != 0 {
+			d.Queue(q1).Ack(e)
+			continue
+		}
+		// A file may have no page to spare: then there is an error, and the
+		// record is where it was.
+		switch err := d.Queue(q1).Bury(e, 413, "too large"); {
+		case err == nil:
+			ids = append(ids, e.ID)
+		case errors.Is(err, syscall.ENOSPC):
+			d.Queue(q1).Ack(e)
+		default:
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d dead letters", len(ids))
+	if len(ids) < 50 {
+		t.Errorf("%d dead letters could be made", len(ids))
+	}
+	eventually(t, "the acks are counted", func() bool {
+		depth, err := d.Depth(q1)
+		return err == nil && depth.Records == 0 && depth.Dead == len(ids)
+	})
+	if n, err := d.Drop(q1, ids...); err != nil || n != len(ids) {
+		t.Fatalf("Drop on a full disk: %d of %d, %v", n, len(ids), err)
+	}
+	eventually(t, "all space comes back", func() bool { return diskUse(t, d.cfg.Dir) < 3<<19 })
+	add(t, d, "new")
+}
+
+// A disk becomes read-only, as Linux does it after an error: Append says so,
+// all that is there can be read, and when the disk is back the spool is, too.
+func TestReadOnlyDisk(t *testing.T) {
+	t.Parallel()
+	if !withMounts(t) {
+		return
+	}
+	small := mount(t, 16<<20)
+	cfg := Config{Dir: filepath.Join(small, "spool")}
+	d := open(t, cfg)
+	for i := range 50 {
+		add(t, d, fmt.Sprint(i))
+	}
+	remount := func(flags uintptr) error { return syscall.Mount("", small, "", syscall.MS_REMOUNT|flags, "") }
+	if err := remount(syscall.MS_RDONLY); !errors.Is(err, syscall.EBUSY) {
+		t.Fatalf("files are open for writing, but: %v", err)
+	}
+	shut(t, d)
+	if err := remount(syscall.MS_RDONLY); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(cfg); !errors.Is(err, syscall.EROFS) {
+		t.Fatalf("Open on a read-only disk: %v", err)
+	}
+	if err := remount(0); err != nil {
+		t.Fatal(err)
+	}
+	d = open(t, cfg)
+	add(t, d, "new")
+	if got := takeAll(t, "writable again", d); len(got) != 51 {
+		t.Errorf("%d records come, want 51", len(got))
+	}
+}
