@@ -232,7 +232,7 @@ func runAndKill(t testing.TB, role, dir string, first int, after time.Duration) 
 	in := bufio.NewReader(out)
 	for {
 		line, err := in.ReadString('\n')
-		if err == io.EOF { //nolint:errorlint // ReadString does not wrap it
+		if err == io.EOF {
 			break // what it had not finished saying does not count
 		}
 		if err != nil {

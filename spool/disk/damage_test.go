@@ -51,9 +51,8 @@ func makeSpecimen(t *testing.T, records, size int) *specimen {
 		switch {
 		case i%8 == 3:
 			q.Ack(e)
-		case i%2 == 0:
+		case i%4 == 0:
 			x.live[e.ID] = string(e.Data)
-			q.Later(e, 0)
 		default:
 			x.dead[e.ID] = string(e.Data)
 			if err := q.Bury(e, 400, "a reason"); err != nil {
@@ -194,7 +193,7 @@ func TestFileCut(t *testing.T) {
 		if !o.setAside {
 			t.Fatalf("%s: the file was not set aside", what)
 		}
-		if step := 61; size%page < 3 || size%page > page-3 {
+		if step := 83; size%page < 3 || size%page > page-3 {
 			size--
 		} else {
 			size -= min(step, size%page-2)
@@ -206,7 +205,7 @@ func TestFileCut(t *testing.T) {
 // that record, which is a dead letter then, and any other nothing.
 func TestFlippedBits(t *testing.T) {
 	t.Parallel()
-	x := makeSpecimen(t, 260, 60)
+	x := makeSpecimen(t, 180, 60)
 	lost, aside, harmless := 0, 0, 0
 	for at := 0; at < len(x.content); {
 		what := fmt.Sprintf("bit %d of byte %d flipped", at%8, at)
@@ -225,14 +224,14 @@ func TestFlippedBits(t *testing.T) {
 		default:
 			harmless++
 		}
-		if at%page < 40 {
+		if at%page < 32 {
 			at++
 		} else {
-			at += 67
+			at += 127
 		}
 	}
 	t.Logf("%d flips cost a record, %d the file, %d nothing", lost, aside, harmless)
-	if lost < 100 || aside < 100 {
+	if lost < 30 || aside < 100 {
 		t.Errorf("%d flips cost a record, %d the file: the damage was not where the records are", lost, aside)
 	}
 }
@@ -240,10 +239,10 @@ func TestFlippedBits(t *testing.T) {
 // Pages are lost, misplaced or overwritten, several at a time.
 func TestDamagedPages(t *testing.T) {
 	t.Parallel()
-	x := makeSpecimen(t, 260, 60)
+	x := makeSpecimen(t, 180, 60)
 	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // the same in each run
 	pages := len(x.content) / page
-	for i := range 250 {
+	for i := range 150 {
 		content := bytes.Clone(x.content)
 		for range 1 + random.IntN(3) {
 			to, from := random.IntN(pages), random.IntN(pages)
@@ -272,7 +271,7 @@ func TestDamagedPages(t *testing.T) {
 // process dies: at the start, and when a file is opened again.
 func TestLoopOfPages(t *testing.T) {
 	t.Parallel()
-	x := makeSpecimen(t, 260, 60)
+	x := makeSpecimen(t, 180, 60)
 	loops := 0
 	for id := 2; id < len(x.content)/page; id++ {
 		if flagsOf(x.content[id*page:]) != branchFlag {
@@ -281,7 +280,7 @@ func TestLoopOfPages(t *testing.T) {
 		content := bytes.Clone(x.content)
 		branch := content[id*page : (id+1)*page]
 		for i := range countOf(branch) {
-			branch[pageHeader+i*elementHeader+8] = byte(id) //nolint:gosec // G115: a small file
+			branch[pageHeader+i*elementHeader+8] = byte(id)
 		}
 		what := fmt.Sprintf("page %d leads to itself", id)
 		o := x.with(t, what, content)
@@ -296,7 +295,7 @@ func TestLoopOfPages(t *testing.T) {
 }
 
 func TestFileIsCheckedWhenItIsOpenedAgain(t *testing.T) {
-	x := makeSpecimen(t, 260, 60)
+	x := makeSpecimen(t, 180, 60)
 	if err := os.WriteFile(x.path, x.content, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +310,7 @@ func TestFileIsCheckedWhenItIsOpenedAgain(t *testing.T) {
 	for id := 2; id < len(content)/page; id++ {
 		if branch := content[id*page:]; flagsOf(branch) == branchFlag {
 			for i := range countOf(branch) {
-				branch[pageHeader+i*elementHeader+8] = byte(id) //nolint:gosec // G115: a small file
+				branch[pageHeader+i*elementHeader+8] = byte(id)
 			}
 		}
 	}
@@ -343,7 +342,7 @@ func TestFileDamagedWhileOpen(t *testing.T) {
 		"emptied": func(path string) error { return os.Truncate(path, 0) },
 		"cut":     func(path string) error { return os.Truncate(path, 5*page) },
 		"zeroed": func(path string) error {
-			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			f, err := os.OpenFile(path, os.O_RDWR, 0) //nolint:gosec // G304: the test's own file
 			if err != nil {
 				return err
 			}
@@ -353,6 +352,7 @@ func TestFileDamagedWhileOpen(t *testing.T) {
 		},
 	} {
 		t.Run(what, func(t *testing.T) {
+			t.Parallel()
 			d := open(t, Config{Dir: memoryDir(t), MaxSize: minMaxSize})
 			for i := range 200 {
 				add(t, d, fmt.Sprintf("record %d %s", i, strings.Repeat("x", 300)))
@@ -403,12 +403,12 @@ func TestTornCommit(t *testing.T) {
 	add(t, d, "record 12") // and the acks
 	durable["record 12"] = true
 	path := segmentFiles(t, dir)[0]
-	before, err := os.ReadFile(path)
+	before, err := os.ReadFile(path) //nolint:gosec // G304: the test's own file
 	if err != nil {
 		t.Fatal(err)
 	}
 	add(t, d, "torn")
-	after, err := os.ReadFile(path)
+	after, err := os.ReadFile(path) //nolint:gosec // G304: the test's own file
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -429,7 +429,7 @@ func TestTornCommit(t *testing.T) {
 	check := func(what string) {
 		states++
 		_ = os.Remove(leftPath + damagedSuffix)
-		if err := os.WriteFile(leftPath, torn, 0o600); err != nil {
+		if err := os.WriteFile(leftPath, torn, 0o600); err != nil { //nolint:gosec // G703: the test's own file
 			t.Fatal(err)
 		}
 		var ev events

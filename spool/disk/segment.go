@@ -23,6 +23,7 @@ import (
 
 const (
 	segmentSuffix = ".db"
+	saltSize      = 8 // bytes
 
 	// What may be behind segmentSuffix: a file that is not finished, one with
 	// what was rescued from a damaged one, and the damaged one.
@@ -89,21 +90,19 @@ func segmentName(first spool.ID, salt []byte) string {
 
 // parseSegmentName is segmentName the other way round.
 func parseSegmentName(name string) (first spool.ID, salt []byte, ok bool) {
-	name, ok = strings.CutSuffix(name, segmentSuffix)
-	if !ok || len(name) != 16+1+16 || name[16] != '-' {
-		return 0, nil, false
-	}
-	n, err := strconv.ParseUint(name[:16], 16, 64)
+	id, rest, _ := strings.Cut(name, "-")
+	n, err := strconv.ParseUint(id, 16, 64)
 	if err != nil {
 		return 0, nil, false
 	}
-	salt, err = hex.DecodeString(name[17:])
-	return spool.ID(n), salt, err == nil
+	salt, err = hex.DecodeString(strings.TrimSuffix(rest, segmentSuffix))
+	first = spool.ID(n)
+	return first, salt, err == nil && len(salt) == saltSize && segmentName(first, salt) == name
 }
 
 // createSegment makes a new file. After an error there is none.
 func createSegment(dir string, first spool.ID, key []byte, space space) (*segment, error) {
-	salt := make([]byte, 8)
+	salt := make([]byte, saltSize)
 	_, _ = rand.Read(salt) // never fails
 	c, err := newCoder(key, salt)
 	if err != nil {

@@ -160,10 +160,7 @@ func TestUnreadableFile(t *testing.T) {
 		if err := hide(); err != nil {
 			t.Fatal(err)
 		}
-		var got []string
-		for _, e := range take(t, d, 2) {
-			got = append(got, string(e.Data))
-		}
+		got := data(take(t, d, 2))
 		if strings.Join(got, " ") != "0 2" {
 			t.Errorf("%s: %v come", what, got)
 		}
@@ -219,7 +216,7 @@ func TestUnfinishedFiles(t *testing.T) {
 			}
 		}
 		for suffix, content := range files {
-			if err := os.WriteFile(path+suffix, content, 0o600); err != nil { //nolint:gosec // G703: the test's own file
+			if err := os.WriteFile(path+suffix, content, 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
