@@ -195,14 +195,12 @@ func open(t testing.TB, servers []*node, change func(*Config)) *Log {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	if err := l.unready(); err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(said.String())
 		}
 	})
+	until(t, "the cluster can be used", func() bool { return l.unready() == nil })
 	return l
 }
 

@@ -83,14 +83,12 @@ type Config struct {
 }
 
 const (
-	publishers    = 2                     // connections that Append spreads over
 	resend        = time.Second           // how long a publish waits for its acknowledgement before it goes out again
 	pause         = 50 * time.Millisecond // between attempts that failed at once
+	patience      = 2 * time.Second       // for a server, where asking again or giving up does no harm
 	duplicates    = time.Minute           // how long the servers know a message that was published again
 	buried        = time.Hour             // the same, for dead letters
-	ackWait       = 30 * time.Second      // how long a record stays with a gateway that is not heard of
 	maxAckPending = 20_000                // records with all gateways together, those that Later has put back included
-	patience      = 2 * time.Second       // how long Close waits for the cluster
 	keepRecords   = 30 * 24 * time.Hour
 
 	// What a message needs: the longest body and a head as long as Caddy takes,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/td-postback/gateway/spool"
@@ -30,22 +31,34 @@ func (q *queue) Take(ctx context.Context, n int) ([]spool.Entry, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(q.ctx, cancel)() //nolint:contextcheck // ends with the Log, too
-	for {
+	for began := time.Now(); ; {
 		entries, err := q.take(ctx, n)
-		if err != nil {
-			q.forget()
-			switch {
-			case q.ctx.Err() != nil:
-				return nil, spool.ErrClosed
-			case ctx.Err() != nil:
-				return nil, ctx.Err()
-			}
+		switch {
+		case len(entries) > 0:
+			return entries, nil
+		case q.ctx.Err() != nil:
+			return nil, spool.ErrClosed
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case err == nil:
+			began = time.Now()
+			continue
+		}
+		q.forget()
+		if !passing(err) || time.Since(began) > patience {
 			return nil, unavailable(err)
 		}
-		if len(entries) > 0 {
-			return entries, nil
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
 		}
 	}
+}
+
+// passing says whether an error is usual for a moment: the consumer was just
+// made, or another server begins to lead it.
+func passing(err error) bool {
+	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrConsumerLeadershipChanged) || errors.Is(err, jetstream.ErrServerShutdown)
 }
 
 // take gives out what is there, or else the next record to come.
