@@ -50,11 +50,12 @@ func TestMain(m *testing.M) {
 // node is a nats-server process, which can be killed and started again.
 type node struct {
 	addr   string
+	user   string // and password, as before the host in a URL
 	config string // the path of its configuration
 	cmd    *exec.Cmd
 }
 
-func (n *node) url() string { return "nats://" + n.addr }
+func (n *node) url() string { return "nats://" + n.user + n.addr }
 
 // start starts the process and waits until it takes connections.
 func (n *node) start(t testing.TB) {
@@ -153,8 +154,13 @@ var shared []*node
 func cluster(t testing.TB) []*node {
 	t.Helper()
 	if shared == nil {
-		shared = nodes(t, scratch, 3, "max_payload: 4MB")
+		// The permissions are those of docs/spool-nats.md.
+		shared = nodes(t, scratch, 3, `max_payload: 4MB
+			authorization { users: [{ user: spool, password: secret, permissions: {
+				publish: ["*.records.*", "*.letters.*", "$JS.API.>", "$JS.ACK.>"], subscribe: ["_INBOX.>"]
+			}}]}`)
 		for _, n := range shared {
+			n.user = "spool:secret@"
 			n.start(t)
 		}
 	}

@@ -78,6 +78,24 @@ func TestTakeWaits(t *testing.T) {
 	}
 }
 
+// What an operator deletes by mistake is made again.
+func TestConsumerDeleted(t *testing.T) {
+	l := open(t, cluster(t), nil)
+	q := l.Queue(testQueue)
+	add(t, l, testQueue, "a", "b")
+	held := take(t, q, 1)
+	if err := l.records.DeleteConsumer(t.Context(), tokenOf(testQueue)); err != nil {
+		t.Fatal(err)
+	}
+	q.Ack(held[0])
+	for got := map[string]bool{}; len(got) < 2; {
+		e := take(t, q, 1)[0]
+		got[string(e.Data)] = true
+		q.Ack(e)
+	}
+	depth(t, l, testQueue, 0, 0)
+}
+
 func TestTakeEnds(t *testing.T) {
 	l := open(t, cluster(t), nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -470,7 +488,7 @@ func TestAcknowledgementLost(t *testing.T) {
 			go relay(client, server, `{"stream":"`+nameOf(t)+`_records"`, &cuts)
 		}
 	}()
-	l := open(t, []*node{{addr: listener.Addr().String()}}, nil)
+	l := open(t, []*node{{addr: listener.Addr().String(), user: cluster(t)[0].user}}, nil)
 	add(t, l, testQueue, "a")
 	if cuts.Load() == 0 {
 		t.Error("no acknowledgement was lost")
