@@ -262,14 +262,14 @@ type spoolState struct {
 }
 
 // records is how many are to be delivered, of all queues.
-func (s *spoolState) records() (n int) {
+func (s spoolState) records() (n int) {
 	for _, q := range s.Queues {
 		n += q.Records
 	}
 	return n
 }
 
-func (s *spoolState) dead() (n int) {
+func (s spoolState) dead() (n int) {
 	for _, q := range s.Queues {
 		n += q.Dead
 	}

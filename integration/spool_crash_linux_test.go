@@ -1,0 +1,318 @@
+package integration
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// underRace reports whether all is several times as slow.
+func underRace() bool { return slices.Contains(buildFlags, "-race") }
+
+// traffic is callers that send records with IDs, each over a connection of its
+// own for as long as that lasts.
+type traffic struct {
+	stop func()
+
+	mu      sync.Mutex
+	changed *sync.Cond
+	acked   []string // records whose callers were told 200
+	refused int      // records whose callers were told 503
+	cut     int      // records whose callers were told nothing
+}
+
+// startTraffic has n callers send until they have sent limit records together,
+// or are stopped.
+func startTraffic(t testing.TB, addr string, n, limit int, pad string) *traffic {
+	c := &traffic{}
+	c.changed = sync.NewCond(&c.mu)
+	stopping := make(chan struct{})
+	var all sync.WaitGroup
+	var next atomic.Int64
+	c.stop = sync.OnceFunc(func() { close(stopping); all.Wait() })
+	t.Cleanup(c.stop)
+	for range n {
+		all.Go(func() {
+			call := caller{addr: addr}
+			defer call.close()
+			for !t.Failed() {
+				select {
+				case <-stopping:
+					return
+				default:
+				}
+				id := int(next.Add(1))
+				if id > limit {
+					return
+				}
+				c.note(t, strconv.Itoa(id), call.send(`{"id":"`+strconv.Itoa(id)+`","text":"`+spoolText+pad+`"}`))
+			}
+		})
+	}
+	return c
+}
+
+// note remembers what a caller was told: a status, or nothing.
+func (c *traffic) note(t testing.TB, id string, status int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch status {
+	case http.StatusOK:
+		c.acked = append(c.acked, id)
+	case http.StatusServiceUnavailable:
+		c.refused++
+	case 0:
+		c.cut++
+	default:
+		t.Errorf("record %s: got %d", id, status)
+	}
+	c.changed.Broadcast()
+}
+
+// await waits until n more callers were told 200.
+func (c *traffic) await(t testing.TB, n int) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	timer := time.AfterFunc(patience, func() { c.mu.Lock(); c.changed.Broadcast(); c.mu.Unlock() })
+	defer timer.Stop()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for want := len(c.acked) + n; len(c.acked) < want; c.changed.Wait() {
+		if time.Now().After(deadline) || t.Failed() {
+			t.Fatalf("%d of %d records were taken, %d refused, %d cut", len(c.acked), want, c.refused, c.cut)
+		}
+	}
+}
+
+// caller sends records over a connection that it keeps.
+type caller struct {
+	addr string
+	conn net.Conn
+	br   *bufio.Reader
+}
+
+// send sends a record and returns the status of the answer, or 0 without one.
+func (c *caller) send(body string) (status int) {
+	defer func() {
+		if status != http.StatusOK {
+			c.close()
+		}
+	}()
+	if c.conn == nil {
+		conn, err := net.Dial("tcp", c.addr)
+		if err != nil {
+			return 0
+		}
+		c.conn, c.br = conn, bufio.NewReader(conn)
+	}
+	_ = c.conn.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(c.conn, post(spoolTarget, asJSON, body)); err != nil {
+		return 0
+	}
+	resp, err := http.ReadResponse(c.br, nil)
+	if err != nil {
+		return 0
+	}
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode == http.StatusOK && string(answer) != "{}" {
+		return 0
+	}
+	if resp.Close {
+		c.close()
+	}
+	return resp.StatusCode
+}
+
+func (c *caller) close() {
+	if c.conn != nil {
+		_ = c.conn.Close()
+		c.conn = nil
+	}
+}
+
+// kill ends a process as a power cut would.
+func kill(p *process) {
+	_ = p.cmd.Process.Kill()
+	<-p.exited
+}
+
+// TestSpoolSurvivesKill kills the gateway again and again while callers send,
+// with a v2 that is up, down, and now this and now that. In the end v2 has each
+// record whose caller was told 200. Twice it has only what was on its way when
+// the gateway was killed, or had arrived so shortly before that this was not
+// noted: a commit takes that long.
+func TestSpoolSurvivesKill(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"on_failure", "always"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			surviveKills(t, mode)
+		})
+	}
+}
+
+func surviveKills(t *testing.T, mode string) {
+	kills, each := 20, 200
+	if underRace() {
+		kills, each = 6, 100
+	}
+	const justBefore = time.Second
+	v2 := newFickle(t)
+	addr, socket := outsideSocket(t)
+	g := &spooling{admin: freeAddr(t), dir: t.TempDir() + "/spool"}
+	config := fmt.Sprintf("{\n%s\n}\nhttp:// {\n bind fd/3\n%s\n}\n", handoverGlobals(g.admin),
+		spoolBlock(v2.url(), g.dir, "max_conns 64", "mode "+mode+"\n drain_rate 100000"))
+	callers := startTraffic(t, addr, 8, 1<<30, "")
+	var killed []time.Time
+	for n := range kills {
+		p := startOn(t, config, socket)
+		saysNoSecret(t, p)
+		flapping := flap(v2, n%3)
+		callers.await(t, each)
+		killed = append(killed, time.Now())
+		kill(p)
+		flapping()
+	}
+	v2.comeBack()
+	p := startOn(t, config, socket)
+	saysNoSecret(t, p)
+	callers.await(t, each)
+	callers.stop()
+	v2.await(t, callers.acked...)
+	g.awaitEmpty(t)
+	if callers.refused > 0 {
+		t.Errorf("%d callers were told 503", callers.refused)
+	}
+
+	arrived := map[string][]time.Time{}
+	for _, r := range v2.all() {
+		arrived[r.id] = append(arrived[r.id], r.at)
+	}
+	again := make([]int, kills)
+	for id, times := range arrived {
+		for n := 1; n < len(times); n++ {
+			why := slices.IndexFunc(killed, func(k time.Time) bool {
+				return times[n].After(k) && times[n-1].After(k.Add(-justBefore)) && times[n-1].Before(k.Add(justBefore))
+			})
+			if why < 0 {
+				t.Errorf("record %s came twice, and the gateway was not killed just after the first time", id)
+				continue
+			}
+			again[why]++
+		}
+	}
+	t.Logf("%d records acknowledged, %d callers cut, %d at v2; twice, by kill: %v", len(callers.acked), callers.cut, len(arrived), again)
+}
+
+// flap has v2 be up, down, or now this and now that.
+func flap(v2 *fickle, how int) (stop func()) {
+	switch how {
+	case 0:
+		v2.comeBack()
+	case 1:
+		v2.goAway(closes)
+	default:
+		stopping := make(chan struct{})
+		var flapping sync.WaitGroup
+		flapping.Go(func() {
+			ticker := time.NewTicker(20 * time.Millisecond)
+			defer ticker.Stop()
+			for up := true; ; up = !up {
+				if up {
+					v2.comeBack()
+				} else {
+					v2.goAway(answers("503", ""))
+				}
+				select {
+				case <-stopping:
+					return
+				case <-ticker.C:
+				}
+			}
+		})
+		return func() { close(stopping); flapping.Wait() }
+	}
+	return func() {}
+}
+
+// TestSpoolBacklog kills a gateway that keeps many records, starts it again,
+// and has it deliver them. SPOOL_RECORDS is how many; only 100,000 and more say
+// something of speed and memory.
+func TestSpoolBacklog(t *testing.T) {
+	total := 20_000
+	if underRace() {
+		total = 3_000
+	}
+	if value := os.Getenv("SPOOL_RECORDS"); value != "" {
+		var err error
+		if total, err = strconv.Atoi(value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	full := total >= 100_000
+	v2 := newFickle(t)
+	v2.goAway(closes)
+	addr, socket := outsideSocket(t)
+	g := &spooling{admin: freeAddr(t), dir: t.TempDir() + "/spool"}
+	config := fmt.Sprintf("{\n%s\n}\nhttp:// {\n bind fd/3\n%s\n}\n", handoverGlobals(g.admin),
+		spoolBlock(v2.url(), g.dir, "", "drain_rate 100000"))
+
+	p := startOn(t, config, socket)
+	from := time.Now()
+	callers := startTraffic(t, addr, 64, total, fmt.Sprintf("%0150d", 0))
+	callers.awaitAll(t, total)
+	t.Logf("%d records kept at %.0f/s, %d MiB of memory", total, float64(total)/time.Since(from).Seconds(), peakMiB(t, p.cmd.Process.Pid))
+	kill(p)
+
+	from = time.Now()
+	p = startOn(t, config, socket)
+	saysNoSecret(t, p)
+	isTaken(t, raw(t, addr, post(spoolTarget, asJSON, withID("first"))))
+	ready := time.Since(from)
+	if ready > 3*time.Second {
+		t.Errorf("ready after %v", ready)
+	}
+	if n := g.state(t).records(); n != total+1 {
+		t.Errorf("%d records are kept", n)
+	}
+	v2.comeBack()
+	v2.awaitUntil(t, func() bool { return len(v2.taken) > 0 }, func() string { return "nothing is delivered" })
+	from = time.Now()
+	for end := time.Now().Add(patience + time.Duration(total)*time.Millisecond/5); g.state(t).records() > 0 && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	rate := float64(total) / time.Since(from).Seconds()
+	v2.await(t, append(callers.acked, "first")...)
+	peak := peakMiB(t, p.cmd.Process.Pid)
+	t.Logf("ready after %v, delivered at %.0f/s, %d MiB of memory, %d deliveries of %d records", ready.Round(time.Millisecond), rate, peak, len(v2.all()), total+1)
+	if full && (rate < 10_000 || peak > 250) {
+		t.Error("too slow, or too much memory")
+	}
+	if n := len(v2.all()); n != total+1 {
+		t.Errorf("v2 has taken %d records", n)
+	}
+}
+
+// awaitAll waits until so many callers were told 200, however long that takes,
+// as long as it goes on.
+func (c *traffic) awaitAll(t testing.TB, n int) {
+	t.Helper()
+	for done := 0; done < n; {
+		step := min(1000, n-done)
+		c.mu.Lock()
+		done = len(c.acked)
+		c.mu.Unlock()
+		if left := n - done; left > 0 {
+			c.await(t, min(step, left))
+		}
+	}
+}
