@@ -197,7 +197,7 @@ func surviveKills(t *testing.T, mode string) {
 	for _, r := range v2.all() {
 		arrived[r.id] = append(arrived[r.id], r.at)
 	}
-	again := make([]int, kills)
+	again, longest := make([]int, kills), time.Duration(0)
 	for id, times := range arrived {
 		for n := 1; n < len(times); n++ {
 			why := slices.IndexFunc(killed, func(k time.Time) bool {
@@ -208,9 +208,10 @@ func surviveKills(t *testing.T, mode string) {
 				continue
 			}
 			again[why]++
+			longest = max(longest, killed[why].Sub(times[n-1]))
 		}
 	}
-	t.Logf("%d records acknowledged, %d callers cut, %d at v2; twice, by kill: %v", len(callers.acked), callers.cut, len(arrived), again)
+	t.Logf("%d records acknowledged, %d callers cut, %d at v2; twice, by kill: %v, up to %v before it", len(callers.acked), callers.cut, len(arrived), again, longest)
 }
 
 // flap has v2 be up, down, or now this and now that.
