@@ -212,7 +212,7 @@ func TestSpoolStopsUnderLoad(t *testing.T) {
 	callers := startTraffic(t, g.addr, 8, 3000, "")
 	callers.await(t, 3000)
 	v2.comeBack()
-	v2.awaitUntil(t, func() bool { return len(v2.taken) > 50 }, func() string { return "nothing is delivered" })
+	v2.awaitUntil(t, func() bool { return len(v2.taken) > 50 }, func() string { return fmt.Sprintf("%d delivered, %+v", len(v2.taken), g.state(t)) })
 	g.stop()
 	before := len(v2.all())
 	again := serveSpoolSite(t, g.dir, spoolBlock(v2.url(), g.dir, "", "drain_rate 100000"))
