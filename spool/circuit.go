@@ -36,7 +36,7 @@ type Circuit struct {
 	pause   time.Duration
 	next    time.Time     // when the next try may be made
 	probing bool          // a try is on its way
-	changed chan struct{} // closed when the circuit closes
+	changed chan struct{} // closed when the circuit closes, or next has changed
 }
 
 // IsOpen reports whether v2 is taken to be down.
@@ -82,14 +82,21 @@ func (c *Circuit) Wait(ctx context.Context) error {
 
 // Success tells that v2 has answered a request.
 func (c *Circuit) Success() {
-	if c.failures.Load() == 0 {
+	if c.failures.Load() == 0 && !c.open.Load() {
 		return // nearly always
 	}
 	c.failures.Store(0)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.probing = false
-	if c.open.Swap(false) && c.changed != nil {
+	if c.open.Swap(false) {
+		c.wake()
+	}
+}
+
+// wake has those look again who wait. c.mu is held.
+func (c *Circuit) wake() {
+	if c.changed != nil {
 		close(c.changed)
 		c.changed = nil
 	}
@@ -120,6 +127,7 @@ func (c *Circuit) Failure(retryAfter time.Duration) {
 	}
 	c.probing = false
 	c.next = now.Add(max(jitter(c.pause), retryAfter))
+	c.wake() // they may be waiting for the end of the lease
 }
 
 // jitter spreads what many do after the same pause: between half of it and one
