@@ -1,0 +1,336 @@
+package integration
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// letter is a record as the admin API lists it.
+type letter struct {
+	ID                        uint64
+	Status, Bytes             int
+	Reason, Path, Account     string
+	Queue, Spool, Query, Body string
+	Arrival                   time.Time
+	Died                      *time.Time
+	Header                    http.Header
+}
+
+// spoolCommand runs td-spool against a gateway. Nothing that it writes may hold
+// a key.
+func spoolCommand(t *testing.T, admin string, args ...string) (output string, code int) {
+	t.Helper()
+	output, code = run(t, append([]string{"td-spool", "--address", admin}, args...)...)
+	if strings.Contains(output, spoolSecret) {
+		t.Errorf("%q shows the key: %s", args, output)
+	}
+	return output, code
+}
+
+// prints checks that a td-spool command succeeds and prints these texts.
+func prints(t *testing.T, admin string, args []string, texts ...string) string {
+	t.Helper()
+	output, code := spoolCommand(t, admin, args...)
+	if code != 0 {
+		t.Errorf("%q: exit %d: %s", args, code, output)
+	}
+	for _, text := range texts {
+		if !strings.Contains(output, text) {
+			t.Errorf("%q: %q is not in %s", args, text, output)
+		}
+	}
+	return output
+}
+
+// fails checks that a td-spool command fails with these texts.
+func fails(t *testing.T, admin string, args []string, texts ...string) {
+	t.Helper()
+	output, code := spoolCommand(t, admin, args...)
+	if code == 0 {
+		t.Errorf("%q: exit 0: %s", args, output)
+	}
+	for _, text := range texts {
+		if !strings.Contains(strings.ReplaceAll(output, `\`, ""), text) {
+			t.Errorf("%q: %q is not in %s", args, text, output)
+		}
+	}
+}
+
+// TestSpoolCommand is an operator who looks at the spool while v2 is down, and
+// at the dead letters after.
+func TestSpoolCommand(t *testing.T) {
+	t.Parallel()
+	v2 := newFickle(t)
+	v2.goAway(answers("503", "Retry-After: 3600\r\n"))
+	g := serveSpool(t, v2.url(), "", "")
+	prints(t, g.admin, []string{"status"}, g.dir+": ok, ", "10 GiB")
+	for n, request := range []string{
+		post(event+"?a=b&td_write_key="+spoolKey, asJSON+"X-Own: 1\r\n", withID("0")),
+		post(event, asJSON+"Authorization: TD1 "+spoolKey+"\r\nX-TD-Write-Key: "+spoolKey+"\r\n", withID("1")),
+		post(event, asJSON+"Authorization: TD1 "+spoolKey+"\r\n", withID("2")),
+		get(spoolTarget+"&id=3", ""),
+	} {
+		isTaken(t, raw(t, g.addr, request))
+		if n := g.state(t).records() - n; n != 1 {
+			t.Fatalf("%d more records", n)
+		}
+	}
+
+	prints(t, g.admin, []string{"status"}, g.dir+": degraded, ", "QUEUE", "RECORDS", "OLDEST", v2.url(), "down")
+	list := prints(t, g.admin, []string{"list"}, "ID", "ARRIVAL", "ACCOUNT", event, "1234/…")
+	if strings.Count(list, event) != 4 || strings.Count(list, "1234/…") != 4 || strings.Contains(list, spoolText) {
+		t.Errorf("listed: %s", list)
+	}
+	if list := prints(t, g.admin, []string{"list", "--dead"}); strings.Contains(list, event) {
+		t.Errorf("dead: %s", list)
+	}
+	var kept []letter
+	if status := askAdmin(t, http.MethodGet, g.admin, "spool/records", &kept); status != 200 || len(kept) != 4 {
+		t.Fatalf("got %d %+v", status, kept)
+	}
+	if rest := prints(t, g.admin, []string{"list", "--after", fmt.Sprint(kept[1].ID), "--limit", "1"}, fmt.Sprint(kept[2].ID)); strings.Count(rest, event) != 1 {
+		t.Errorf("one behind the second: %s", rest)
+	}
+	shown := prints(t, g.admin, []string{"show", fmt.Sprint(kept[0].ID)}, `"query": "a=b"`, `"X-Own"`, `\"id\":\"0\"`, spoolText, "td_record_time", `"account": "1234/…"`)
+	if strings.Contains(shown, "Write-Key") {
+		t.Errorf("shown: %s", shown)
+	}
+	for _, one := range kept {
+		prints(t, g.admin, []string{"show", fmt.Sprint(one.ID)}, `"account": "1234/…"`)
+	}
+
+	// Nobody waits for an hour: the gateway is started again. Now v2 refuses all.
+	v2.goAway(answers("403", ""))
+	g.stop()
+	g = serveSpoolSite(t, g.dir, spoolBlock(v2.url(), g.dir, "", ""))
+	g.awaitState(t, func(s *spoolState) bool { return s.dead() == 4 && s.records() == 0 })
+	dead := prints(t, g.admin, []string{"list", "--dead"}, "403", "refused")
+	if strings.Count(dead, "refused") != 4 {
+		t.Errorf("dead: %s", dead)
+	}
+	var letters []letter
+	if status := askAdmin(t, http.MethodGet, g.admin, "spool/records?dead=true", &letters); status != 200 || len(letters) != 4 {
+		t.Fatalf("got %d %+v", status, letters)
+	}
+	byID := map[string]string{}
+	for _, l := range letters {
+		id := strconv.FormatUint(l.ID, 10)
+		var whole letter
+		if status := askAdmin(t, http.MethodGet, g.admin, "spool/record?dead=true&id="+id, &whole); status != 200 || whole.Status != 403 || whole.Reason != "refused" || whole.Died == nil {
+			t.Errorf("got %d %+v", status, whole)
+		}
+		byID[idOf(whole.Body)] = id
+	}
+	prints(t, g.admin, []string{"show", "--dead", byID["1"]}, `"reason": "refused"`, `"status": 403`, `\"id\":\"1\"`)
+
+	v2.comeBack()
+	prints(t, g.admin, []string{"replay", byID["0"], byID["1"]}, "2 dead letters to be delivered again")
+	v2.await(t, "0", "1")
+	g.awaitState(t, func(s *spoolState) bool { return s.dead() == 2 && s.records() == 0 })
+	if got := v2.find("1"); len(got) != 1 || len(got[0].field("Authorization")) != 1 || !addedTime.MatchString(got[0].body) {
+		t.Errorf("v2 has taken %+v", got)
+	}
+	prints(t, g.admin, []string{"drop", byID["2"]}, "1 dead letters deleted")
+	prints(t, g.admin, []string{"replay", byID["2"]}, "0 dead letters")
+	prints(t, g.admin, []string{"replay", "--all"}, "1 dead letters to be delivered again")
+	v2.await(t, "3")
+	g.awaitState(t, func(s *spoolState) bool { return s.dead() == 0 && s.records() == 0 })
+	prints(t, g.admin, []string{"drop", "--all"}, "0 dead letters deleted")
+	if len(v2.find("2")) > 0 {
+		t.Error("v2 has taken a record that was dropped")
+	}
+
+	fails(t, g.admin, []string{"show", "17"}, "id 17", "there is no such record")
+	fails(t, g.admin, []string{"show", "--dead", byID["2"]}, "there is no such record")
+	fails(t, g.admin, []string{"show", "x"}, `id "x": must be a number`)
+	fails(t, g.admin, []string{"show"}, "accepts 1 arg")
+	fails(t, g.admin, []string{"replay"}, "give one or more id, or all=true")
+	fails(t, g.admin, []string{"drop", "--all", "17"}, "give one or more id, or all=true")
+	fails(t, g.admin, []string{"list", "--queue", "other"}, `queue "other"`, v2.url())
+	fails(t, g.admin, []string{"list", "--spool", "other"}, `spool "other"`)
+	fails(t, freeAddr(t), []string{"status"}, "connection refused")
+	for path, method := range map[string]string{"spool/replay?all=true": http.MethodGet, "spool/drop?all=true": http.MethodGet, "spool": http.MethodPost, "health": http.MethodPost} {
+		if status := askAdmin(t, method, g.admin, path, nil); status != http.StatusMethodNotAllowed {
+			t.Errorf("%s %s: got %d", method, path, status)
+		}
+	}
+}
+
+// TestSpoolCommandWithoutSpool asks a gateway that has none.
+func TestSpoolCommandWithoutSpool(t *testing.T) {
+	t.Parallel()
+	admin := freeAddr(t)
+	_, port, _ := net.SplitHostPort(freeAddr(t))
+	serveCaddyfile(t, "", spoolCaddyfile(admin, port, "td_postback us01"))
+	prints(t, admin, []string{"status"}, "The gateway has no spool.")
+	fails(t, admin, []string{"list"}, "spool")
+	if status := askAdmin(t, http.MethodGet, admin, "health", nil); status != 200 {
+		t.Errorf("health: got %d", status)
+	}
+}
+
+// TestSpoolQueues asks a gateway that keeps records for two hosts of v2.
+func TestSpoolQueues(t *testing.T) {
+	t.Parallel()
+	one, two := newFickle(t), newFickle(t)
+	one.goAway(answers("503", "Retry-After: 3600\r\n"))
+	two.goAway(answers("400", ""))
+	dir := t.TempDir() + "/spool"
+	g := serveSpoolSite(t, dir, "handle_path /one/* {\n"+spoolBlock(one.url(), dir, "", "")+"\n}\nhandle {\n"+spoolBlock(two.url(), dir, "", "mode always")+"\n}")
+	isTaken(t, raw(t, g.addr, post("/one"+spoolTarget, asJSON, withID("1"))))
+	isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, withID("2"))))
+	g.awaitState(t, func(s *spoolState) bool { return s.dead() == 1 && s.records() == 1 })
+	prints(t, g.admin, []string{"status"}, one.url(), two.url())
+	fails(t, g.admin, []string{"list"}, `queue ""`, one.url(), two.url())
+	prints(t, g.admin, []string{"list", "--queue", one.url()}, event)
+	prints(t, g.admin, []string{"list", "--dead", "--queue", two.url()}, event, "refused")
+	prints(t, g.admin, []string{"drop", "--all", "--queue", two.url()}, "1 dead letters deleted")
+	if s := g.state(t); s.dead() != 0 || s.records() != 1 {
+		t.Errorf("got %+v", s)
+	}
+}
+
+// spoolMetrics are the spool's metrics, but for times and sizes, without its
+// name and the queue's.
+func (g *spooling) spoolMetrics(t *testing.T) (counts, sizes map[string]float64) {
+	t.Helper()
+	counts, sizes = map[string]float64{}, map[string]float64{}
+	label := regexp.MustCompile(`,?(spool|queue)="[^"]*"`)
+	for name, value := range scrape(t, g.admin) {
+		name, isSpool := strings.CutPrefix(label.ReplaceAllString(name, ""), "spool_")
+		switch {
+		case !isSpool:
+		case strings.Contains(name, "bytes") || strings.Contains(name, "seconds"):
+			sizes[name] = value
+		default:
+			counts[name] = value
+		}
+	}
+	return counts, sizes
+}
+
+// awaitMetrics waits until the spool's metrics are these.
+func (g *spooling) awaitMetrics(t *testing.T, want map[string]float64) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		got, _ := g.spoolMetrics(t)
+		if maps.Equal(got, want) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("got %v\nwant %v", got, want)
+		}
+	}
+}
+
+// TestSpoolMetrics reads the metrics after a sequence that leaves nothing to
+// chance.
+func TestSpoolMetrics(t *testing.T) {
+	t.Parallel()
+	v2 := newFickle(t)
+	v2.goAway(answers("503", "Retry-After: 3\r\n"))
+	g := serveSpool(t, v2.url(), "", "max_size 100MiB")
+	for _, request := range []string{
+		post(spoolTarget, asJSON, withID("0")),
+		post(spoolTarget, asJSON, withID("1")),
+		post(spoolTarget, asJSON, `{"id":"2","time":1}`),
+		post(spoolTarget, asJSON, `["id"]`),
+		get(spoolTarget+"&id=3", ""),
+	} {
+		isTaken(t, raw(t, g.addr, request))
+	}
+	want := map[string]float64{
+		`records_total{time="added"}`: 3, `records_total{time="own"}`: 1, `records_total{time="no_object"}`: 1,
+		"records{}": 5, "upstream_down{}": 1,
+	}
+	g.awaitMetrics(t, want)
+	_, sizes := g.spoolMetrics(t)
+	if sizes["limit_bytes{}"] != 100<<20 || sizes["bytes{}"] <= 0 || sizes["bytes{}"] > 10<<20 || sizes["oldest_age_seconds{}"] <= 0 ||
+		sizes["commit_seconds_count"] < 1 || sizes["commit_seconds_count"] > 5 || sizes["commit_seconds_sum"] <= 0 {
+		t.Errorf("got %v", sizes)
+	}
+	all := awaitIdle(t, g.admin)
+	if n := all[requests("post", "param", "spooled")] + all[requests("get", "param", "spooled")]; n != 5 {
+		t.Errorf("%v requests were spooled: %v", n, all)
+	}
+
+	v2.comeBack()
+	v2.await(t, "0", "1", "2", "3")
+	delete(want, "records{}")
+	delete(want, "upstream_down{}")
+	want[`deliveries_total{fate="delivered"}`] = 5
+	g.awaitMetrics(t, want)
+	if _, sizes := g.spoolMetrics(t); sizes["oldest_age_seconds{}"] != 0 {
+		t.Errorf("got %v", sizes)
+	}
+
+	// One that fails twice, and may be there already: once with the caller, and
+	// once from the spool. Then it is refused.
+	var tries atomic.Int32
+	v2.goAway(func(conn net.Conn) bool {
+		if tries.Add(1) <= 2 {
+			return answers("500", "")(conn)
+		}
+		return answers("400", "")(conn)
+	})
+	isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, withID("4"))))
+	want[`records_total{time="added"}`]++
+	want[`deliveries_total{fate="retried"}`] = 1
+	want["duplicates_possible_total"] = 2
+	want[`deliveries_total{fate="refused"}`] = 1
+	want["dead_letters{}"] = 1
+	g.awaitMetrics(t, want)
+	if tries.Load() != 3 {
+		t.Errorf("v2 was tried %d times", tries.Load())
+	}
+
+	// Counters go on through a reload, and gauges stay.
+	if status, problem := reload(t, g.admin, strings.Replace(g.caddyfile, "max_size", "drain_rate 7\n max_size", 1)); status != 200 {
+		t.Fatal(status, problem)
+	}
+	g.awaitMetrics(t, want)
+	prints(t, g.admin, []string{"drop", "--all"}, "1 dead letters deleted")
+	delete(want, "dead_letters{}")
+	g.awaitMetrics(t, want)
+
+	// A gateway that gives records up at once.
+	v2.goAway(answers("503", "Retry-After: 3600\r\n"))
+	for n := range 3 {
+		isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, withID("old"+strconv.Itoa(n)))))
+	}
+	g.stop()
+	v2.comeBack()
+	g = serveSpoolSite(t, g.dir, spoolBlock(v2.url(), g.dir, "", "max_age 1ms"))
+	g.awaitMetrics(t, map[string]float64{`deliveries_total{fate="too_old"}`: 3, "dead_letters{}": 3})
+	if dead := prints(t, g.admin, []string{"list", "--dead"}); strings.Count(dead, "too_old") != 3 {
+		t.Errorf("dead: %s", dead)
+	}
+	if len(v2.find("old0")) > 0 {
+		t.Error("v2 has got a record that is too old")
+	}
+}
+
+// TestSpoolInLogs looks at what an operator reads of a record that is kept.
+func TestSpoolInLogs(t *testing.T) {
+	t.Parallel()
+	v2 := newFickle(t)
+	v2.goAway(answers("502", ""))
+	dir := t.TempDir() + "/spool"
+	g := serveSpoolSite(t, dir, "log {\n format filter {\n request>uri td_key\n }\n}\n"+spoolBlock(v2.url(), dir, "", ""))
+	isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, withID("a"))))
+	g.await(t, `"msg":"handled request"`, 1)
+	g.await(t, `"surface":"post","key":"param","account":"1234/…","result":"spooled","upstream_status":502`, 1)
+	g.await(t, `"msg":"record kept for later"`, 1)
+	g.await(t, `"advice"`, 1)
+	v2.comeBack()
+	v2.await(t, "a")
+	g.awaitEmpty(t)
+}
