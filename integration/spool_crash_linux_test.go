@@ -30,6 +30,9 @@ type traffic struct {
 	cut     int      // records whose callers were told nothing
 }
 
+// lastID is the ID of the last record of all traffic: each has its own.
+var lastID atomic.Int64
+
 // startTraffic has n callers send until they have sent limit records together,
 // or are stopped.
 func startTraffic(t testing.TB, addr string, n, limit int, pad string) *traffic {
@@ -50,11 +53,11 @@ func startTraffic(t testing.TB, addr string, n, limit int, pad string) *traffic 
 					return
 				default:
 				}
-				id := int(next.Add(1))
-				if id > limit {
+				if int(next.Add(1)) > limit {
 					return
 				}
-				c.note(t, strconv.Itoa(id), call.send(`{"id":"`+strconv.Itoa(id)+`","text":"`+spoolText+pad+`"}`))
+				id := strconv.FormatInt(lastID.Add(1), 10)
+				c.note(t, id, call.send(`{"id":"`+id+`","text":"`+spoolText+pad+`"}`))
 			}
 		})
 	}
