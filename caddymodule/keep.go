@@ -40,12 +40,13 @@ func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, 
 	if err != errOverloaded { //nolint:errorlint // that says nothing of v2
 		way.queue.Failure(result.RetryAfter)
 	}
-	h.warnOfKept(&result, way)
-	if result.Ambiguous {
-		spoolDuplicates.Inc()
-	}
 	if err := h.keep(answer, r, out, way, o); err != nil {
 		h.refuseUnkept(w, r, err, way, o)
+		return
+	}
+	warnOfKept(h.logger, &result, way.host)
+	if result.Ambiguous {
+		spoolDuplicates.Inc()
 	}
 }
 

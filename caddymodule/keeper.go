@@ -31,9 +31,8 @@ type keeper struct {
 	ctx   context.Context //nolint:containedctx // the keeper's own life, which no call ends
 	ended sync.WaitGroup
 
-	log    atomic.Pointer[spool.Log] // nil while it cannot be opened
-	failed atomic.Bool               // the disk refuses records
-	full   atomic.Bool               // there was no room for the last record
+	log  atomic.Pointer[spool.Log] // nil while it cannot be opened
+	full atomic.Bool               // there was no room for the last record
 
 	mu     sync.Mutex
 	queues map[string]*spoolQueue
@@ -46,6 +45,7 @@ type spoolQueue struct {
 	name      string
 	keeper    *keeper
 	upstream  atomic.Pointer[upstream]
+	failed    atomic.Bool                     // the Log refuses its records
 	deliverer atomic.Pointer[spool.Deliverer] // nil while the Log cannot be opened
 }
 
@@ -271,18 +271,35 @@ func (q *spoolQueue) keep(r spool.Record, live bool) error {
 		}
 	}
 	err := log.Append(q.name, r)
-	q.keeper.note(err)
+	if failed := errors.Is(err, spool.ErrUnavailable); failed != q.failed.Load() {
+		q.failed.Store(failed)
+	}
+	if full := errors.Is(err, spool.ErrFull); full != q.keeper.full.Load() {
+		q.keeper.full.Store(full)
+	}
 	return err
 }
 
-// note notes whether the Log takes records.
-func (k *keeper) note(err error) {
-	full, failed := errors.Is(err, spool.ErrFull), errors.Is(err, spool.ErrUnavailable)
-	if full != k.full.Load() {
-		k.full.Store(full)
+// available reports whether the Log takes records, as far as is known.
+func (k *keeper) available() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, q := range k.queues {
+		if q.failed.Load() {
+			return false
+		}
 	}
-	if failed != k.failed.Load() && !full {
-		k.failed.Store(failed)
+	return true
+}
+
+// recovered notes that the Log takes records again: those of a queue, or all.
+func (k *keeper) recovered(queue string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for name, q := range k.queues {
+		if queue == "" || name == queue {
+			q.failed.Store(false)
+		}
 	}
 }
 
@@ -311,8 +328,8 @@ func (k *keeper) report(e disk.Event) {
 	if e.Err != nil {
 		fields = append(fields, zap.Error(e.Err))
 	}
-	k.failed.Store(e.Kind == disk.Failed || k.failed.Load() && e.Kind != disk.Recovered)
 	if e.Kind == disk.Recovered {
+		k.recovered(e.Queue)
 		caddy.Log().Named(handlerID).Info(string(e.Kind), fields...)
 		return
 	}
@@ -324,7 +341,7 @@ func (k *keeper) report(e disk.Event) {
 func (k *keeper) reportCluster(what string, err error) {
 	logger := caddy.Log().Named(handlerID)
 	if err == nil {
-		k.failed.Store(false)
+		k.recovered("")
 		logger.Info(what, zap.String("spool", k.place))
 		return
 	}

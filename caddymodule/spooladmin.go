@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -65,12 +66,12 @@ func (k *keeper) status() spoolStatus {
 	if log == nil {
 		return status
 	}
-	status.Available = !k.failed.Load()
+	status.Available = k.available()
 	status.Bytes, status.MaxBytes = log.Size()
 	status.Full = k.full.Load() && status.nearlyFull()
 	for _, name := range log.Queues() {
-		depth, err := log.Depth(name)
-		status.Available = status.Available && err == nil
+		depth, err := log.Depth(name) // what can be known of it, if a file cannot be read
+		status.Available = status.Available && !errors.Is(err, spool.ErrUnavailable)
 		q := queueStatus{Name: name, Records: depth.Records, Dead: depth.Dead}
 		if !depth.Oldest.IsZero() {
 			q.Oldest = &depth.Oldest

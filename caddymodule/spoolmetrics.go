@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/td-postback/gateway/spool"
@@ -52,7 +53,11 @@ var spoolFates = func() map[spool.Fate]prometheus.Counter {
 // settled counts what became of a record.
 func (q *spoolQueue) settled(fate spool.Fate, r spool.Result) {
 	spoolFates[fate].Inc()
-	if fate == spool.Retried && r.Ambiguous {
+	if fate != spool.Retried {
+		return
+	}
+	warnOfKept(caddy.Log().Named(handlerID), &r, q.name)
+	if r.Ambiguous {
 		spoolDuplicates.Inc()
 	}
 }
@@ -69,6 +74,8 @@ var (
 		"Age of the oldest record to be delivered; 0 without one.", "spool", "queue")
 	spoolDown = newSpoolGauge("spool_upstream_down",
 		"1 while v2 is taken to be down, and only tried now and then.", "spool", "queue")
+	spoolAvailable = newSpoolGauge("spool_available",
+		"0 while the disk or the cluster refuses records.", "spool")
 	spoolBytes = newSpoolGauge("spool_bytes",
 		"What the records take.", "spool")
 	spoolLimit = newSpoolGauge("spool_limit_bytes",
@@ -81,7 +88,7 @@ func newSpoolGauge(name, help string, labels ...string) *prometheus.Desc {
 
 // Describe sends the gauges' descriptions.
 func (spoolGauges) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{spoolDepth, spoolDead, spoolOldest, spoolDown, spoolBytes, spoolLimit} {
+	for _, desc := range []*prometheus.Desc{spoolDepth, spoolDead, spoolOldest, spoolDown, spoolAvailable, spoolBytes, spoolLimit} {
 		descs <- desc
 	}
 }
@@ -93,6 +100,11 @@ func (spoolGauges) Collect(metrics chan<- prometheus.Metric) {
 	}
 	for _, k := range openKeepers() {
 		status := k.status()
+		available := 0.0
+		if status.Available {
+			available = 1
+		}
+		gauge(spoolAvailable, available, k.place)
 		gauge(spoolBytes, float64(status.Bytes), k.place)
 		gauge(spoolLimit, float64(status.MaxBytes), k.place)
 		for _, q := range status.Queues {

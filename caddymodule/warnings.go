@@ -105,10 +105,10 @@ func (h *Handler) warnOfAnswer(status int, way *route) {
 	}
 }
 
-// warnOfKept tells of a record that v2 did not take and that goes to the spool.
-func (h *Handler) warnOfKept(result *spool.Result, way *route) {
-	if c := kept.check(h.logger); c != nil {
-		c.Write(zap.Int("status", result.Status), zap.String("upstream", way.host), zap.Error(result.Err),
+// warnOfKept tells of a record that v2 did not take and that is in the spool.
+func warnOfKept(logger *zap.Logger, result *spool.Result, host string) {
+	if c := kept.check(logger); c != nil {
+		c.Write(zap.Int("status", result.Status), zap.String("upstream", host), zap.Error(result.Err),
 			zap.String("advice", "check v2's status and the way there; the records are delivered when it takes them again"))
 	}
 }
@@ -116,7 +116,10 @@ func (h *Handler) warnOfKept(result *spool.Result, way *route) {
 // warnOfUnkept tells of a record for which the spool has no room.
 func (h *Handler) warnOfUnkept(refused *refusal, err error, way *route) {
 	advice := "see to the spool's disk or cluster; the callers have got 503"
-	if refused == errSpoolFull {
+	switch refused {
+	case errOverloaded:
+		advice = "a record that is kept counts twice in max_buffered: raise it and with it GOMEMLIMIT; the callers have got 503"
+	case errSpoolFull:
 		advice = "v2 has been away for too long for max_size: raise it, or drop dead letters with td-spool; the callers have got 503"
 	}
 	if c := notKept.check(h.logger); c != nil {
