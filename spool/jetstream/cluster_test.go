@@ -3,10 +3,7 @@ package jetstream
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -15,20 +12,14 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/td-postback/gateway/spool"
+	"github.com/td-postback/gateway/spool/jetstream/natstest"
 )
 
 // wait is how long a test waits for something that must happen.
 const wait = time.Minute
 
 // natsServer builds the real server, in the version of .ci/tools.
-var natsServer = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(scratch, "nats-server")
-	output, err := exec.Command("go", "build", "-C", "../../.ci/tools", "-mod=readonly", "-o", path, "github.com/nats-io/nats-server/v2").CombinedOutput()
-	if err != nil {
-		err = fmt.Errorf("building nats-server: %w\n%s", err, output)
-	}
-	return path, err
-})
+var natsServer = sync.OnceValues(func() (string, error) { return natstest.Build(scratch, "../../.ci/tools") })
 
 // scratch is for what outlives a test.
 var scratch string
@@ -41,51 +32,14 @@ func TestMain(m *testing.M) {
 	scratch = dir
 	status := m.Run()
 	for _, n := range shared {
-		n.kill()
+		n.Kill()
 	}
 	_ = os.RemoveAll(dir)
 	os.Exit(status)
 }
 
 // node is a nats-server process, which can be killed and started again.
-type node struct {
-	addr   string
-	user   string // and password, as before the host in a URL
-	config string // the path of its configuration
-	cmd    *exec.Cmd
-}
-
-func (n *node) url() string { return "nats://" + n.user + n.addr }
-
-// start starts the process and waits until it takes connections.
-func (n *node) start(t testing.TB) {
-	t.Helper()
-	server, err := natsServer()
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.cmd = exec.Command(server, "-c", n.config)
-	if err := n.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	until(t, "nats-server takes connections", func() bool {
-		conn, err := net.Dial("tcp", n.addr)
-		if err != nil {
-			return false
-		}
-		_ = conn.Close()
-		return true
-	})
-}
-
-// kill ends the process as a crash would.
-func (n *node) kill() {
-	if n.cmd != nil {
-		_ = n.cmd.Process.Kill()
-		_ = n.cmd.Wait()
-		n.cmd = nil
-	}
-}
+type node = natstest.Node
 
 // until waits for a condition that nothing announces.
 func until(t testing.TB, what string, holds func() bool) {
@@ -98,52 +52,22 @@ func until(t testing.TB, what string, holds func() bool) {
 	}
 }
 
-// freeAddrs are loopback addresses that nobody listens on.
-func freeAddrs(t testing.TB, n int) (addrs []string) {
-	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		addrs = append(addrs, l.Addr().String())
-	}
-	return addrs
-}
-
-// nodes configures servers, one or a cluster. more is added to each of the
-// configurations.
+// nodes configures servers, one or a cluster.
 func nodes(t testing.TB, dir string, n int, more string) []*node {
 	t.Helper()
-	addrs := freeAddrs(t, 2*n)
-	routes := make([]string, n)
-	for i, addr := range addrs[n:] {
-		routes[i] = "nats://" + addr
+	server, err := natsServer()
+	if err != nil {
+		t.Fatal(err)
 	}
-	all := make([]*node, n)
-	for i := range n {
-		name := fmt.Sprintf("n%d", i+1)
-		config := fmt.Sprintf("listen: %s\nserver_name: %s\njetstream {\n store_dir: %q\n sync_interval: always\n max_file_store: 16GB\n}\n%s\n",
-			addrs[i], name, filepath.Join(dir, name), more)
-		if n > 1 {
-			config += fmt.Sprintf("cluster {\n name: test\n listen: %s\n routes: [%s]\n}\n", addrs[n+i], strings.Join(routes, ", "))
-		}
-		path := filepath.Join(dir, name+".conf")
-		if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		all[i] = &node{addr: addrs[i], config: path}
-	}
-	return all
+	return natstest.Nodes(t, server, dir, n, more)
 }
 
 // single is a server of its own for a test.
 func single(t testing.TB, more string) *node {
 	t.Helper()
 	n := nodes(t, t.TempDir(), 1, more)[0]
-	t.Cleanup(n.kill)
-	n.start(t)
+	t.Cleanup(n.Kill)
+	n.Start(t)
 	return n
 }
 
@@ -160,8 +84,8 @@ func cluster(t testing.TB) []*node {
 				publish: ["*.records.*", "*.letters.*", "$JS.API.>", "$JS.ACK.>"], subscribe: ["_INBOX.>"]
 			}}]}`)
 		for _, n := range shared {
-			n.user = "spool:secret@"
-			n.start(t)
+			n.User = "spool:secret@"
+			n.Start(t)
 		}
 	}
 	return shared
@@ -191,7 +115,7 @@ func open(t testing.TB, servers []*node, change func(*Config)) *Log {
 	var said events
 	config := Config{Name: nameOf(t), MaxSize: 64 << 20, OnEvent: said.add, Timeout: wait}
 	for _, n := range servers {
-		config.URLs = append(config.URLs, n.url())
+		config.URLs = append(config.URLs, n.URL())
 	}
 	if change != nil {
 		change(&config)
@@ -256,7 +180,7 @@ func texts(entries []spool.Entry) string {
 // direct is a connection beside the package's, to do what an operator would.
 func direct(t testing.TB, n *node) *nats.Conn {
 	t.Helper()
-	conn, err := nats.Connect(n.url())
+	conn, err := nats.Connect(n.URL())
 	if err != nil {
 		t.Fatal(err)
 	}

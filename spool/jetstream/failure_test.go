@@ -120,11 +120,11 @@ func TestServerDies(t *testing.T) {
 	}
 	book.awaitKept(t, 500)
 	victim := leader(t, gateways[0])
-	victim.kill()
+	victim.Kill()
 	killed := time.Now()
 	book.awaitKept(t, 500)
 	down := time.Since(killed)
-	victim.start(t)
+	victim.Start(t)
 	book.awaitKept(t, 500)
 	close(stop)
 	producers.Wait()
@@ -155,7 +155,7 @@ func TestMajorityLost(t *testing.T) {
 	held := take(t, q, 1)[0]
 	victims := cluster(t)[:2]
 	for _, n := range victims {
-		n.kill()
+		n.Kill()
 	}
 	var failures sync.WaitGroup
 	var unavailable atomic.Int64
@@ -184,7 +184,7 @@ func TestMajorityLost(t *testing.T) {
 		t.Errorf("Take: %v", err)
 	}
 	for _, n := range victims {
-		n.start(t)
+		n.Start(t)
 	}
 	until(t, "a record is kept again", func() bool {
 		return l.Append(testQueue, spool.Record{Arrival: arrival, Data: []byte("after")}) == nil

@@ -317,7 +317,7 @@ func TestEncryption(t *testing.T) {
 		func(c *Config) { c.Key = key[:31] },
 		func(c *Config) { c.Key = append(slices.Clone(key), 1) },
 	} {
-		config := Config{URLs: []string{cluster(t)[0].url()}}
+		config := Config{URLs: []string{cluster(t)[0].URL()}}
 		wrong(&config)
 		if _, err := Open(t.Context(), config); err == nil {
 			t.Error("a key of a wrong length was taken")
@@ -365,11 +365,11 @@ func TestOpenRefuses(t *testing.T) {
 		"another scheme":   {Config{URLs: []string{"nats://host", "http://u:" + secret + "@host"}}, "NATS server 2: not a URL"},
 		"name":             {Config{URLs: []string{"nats://host"}, Name: "a.b"}, `the name "a.b"`},
 		"negative":         {Config{URLs: []string{"nats://host"}, MaxSize: -1}, "negative"},
-		"max_payload":      {Config{URLs: []string{"nats://spool:" + secret + "@" + small.addr}, Timeout: wait}, "max_payload is 1048576 bytes, and a record takes up to 2100736: set max_payload: 4MB"},
-		"wrong password":   {Config{URLs: []string{"nats://spool:x" + secret + "@" + small.addr}, Timeout: wait}, "Authorization Violation"},
-		"no password":      {Config{URLs: []string{small.url()}, Timeout: wait}, "Authorization Violation"},
-		"no such creds":    {Config{URLs: []string{small.url()}, Credentials: "/nonexistent", Timeout: wait}, "/nonexistent"},
-		"another's stream": {Config{URLs: []string{cluster(t)[0].url()}, Name: nameOf(t), Timeout: wait}, "there is a stream TestOpenRefuses_records"},
+		"max_payload":      {Config{URLs: []string{"nats://spool:" + secret + "@" + small.Addr}, Timeout: wait}, "max_payload is 1048576 bytes, and a record takes up to 2100736: set max_payload: 4MB"},
+		"wrong password":   {Config{URLs: []string{"nats://spool:x" + secret + "@" + small.Addr}, Timeout: wait}, "Authorization Violation"},
+		"no password":      {Config{URLs: []string{small.URL()}, Timeout: wait}, "Authorization Violation"},
+		"no such creds":    {Config{URLs: []string{small.URL()}, Credentials: "/nonexistent", Timeout: wait}, "/nonexistent"},
+		"another's stream": {Config{URLs: []string{cluster(t)[0].URL()}, Name: nameOf(t), Timeout: wait}, "there is a stream TestOpenRefuses_records"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if strings.HasPrefix(name, "another's") {
@@ -398,11 +398,11 @@ func TestOpenRefuses(t *testing.T) {
 // long when it goes.
 func TestServersComeAndGo(t *testing.T) {
 	n := nodes(t, t.TempDir(), 1, "max_payload: 4MB")[0]
-	t.Cleanup(n.kill)
+	t.Cleanup(n.Kill)
 	var said events
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	l, err := Open(ctx, Config{URLs: []string{n.url()}, Replicas: 1, MaxSize: 1 << 20, Timeout: wait, OnEvent: said.add})
+	l, err := Open(ctx, Config{URLs: []string{n.URL()}, Replicas: 1, MaxSize: 1 << 20, Timeout: wait, OnEvent: said.add})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -421,7 +421,7 @@ func TestServersComeAndGo(t *testing.T) {
 		}
 	}
 	unavailable()
-	n.start(t)
+	n.Start(t)
 	until(t, "a record is kept", func() bool {
 		return l.Append(testQueue, spool.Record{Arrival: arrival, Data: []byte("a")}) == nil
 	})
@@ -432,7 +432,7 @@ func TestServersComeAndGo(t *testing.T) {
 		t.Errorf("queues: %q", got)
 	}
 	used, limit := l.Size()
-	n.kill()
+	n.Kill()
 	until(t, "the loss is noticed", func() bool { return strings.Contains(said.String(), "lost a connection to NATS") })
 	unavailable()
 	if got := l.Queues(); !slices.Equal(got, []string{testQueue}) {
@@ -442,7 +442,7 @@ func TestServersComeAndGo(t *testing.T) {
 		t.Errorf("size, from memory: %d of %d, was %d of %d", u, m, used, limit)
 	}
 	// What was with the gateway is still there.
-	n.start(t)
+	n.Start(t)
 	depth(t, l, testQueue, 1, 0)
 	for _, want := range []string{"NATS cannot be used yet", "NATS can be used: <nil>", "connected to NATS again: <nil>"} {
 		if !strings.Contains(said.String(), want) {
@@ -477,7 +477,7 @@ func TestAcknowledgementLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	server := cluster(t)[0].addr
+	server := cluster(t)[0].Addr
 	var cuts atomic.Int64
 	go func() {
 		for {
@@ -488,7 +488,7 @@ func TestAcknowledgementLost(t *testing.T) {
 			go relay(client, server, `{"stream":"`+nameOf(t)+`_records"`, &cuts)
 		}
 	}()
-	l := open(t, []*node{{addr: listener.Addr().String(), user: cluster(t)[0].user}}, nil)
+	l := open(t, []*node{{Addr: listener.Addr().String(), User: cluster(t)[0].User}}, nil)
 	add(t, l, testQueue, "a")
 	if cuts.Load() == 0 {
 		t.Error("no acknowledgement was lost")
