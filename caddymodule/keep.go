@@ -29,6 +29,7 @@ func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, 
 		}
 		// A spool that takes nothing must not stop what v2 takes.
 	}
+	sent := time.Now()
 	err := way.forward(answer, r, out, &o.delivery)
 	if err == nil {
 		way.queue.Success()
@@ -37,8 +38,10 @@ func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, 
 		return
 	}
 	result := o.delivery.result(err)
-	if err != errOverloaded { //nolint:errorlint // that says nothing of v2
-		way.queue.Failure(result.RetryAfter)
+	if err == errOverloaded { //nolint:errorlint // nothing wraps it
+		way.queue.Forgo() // that says nothing of v2
+	} else {
+		way.queue.Failure(sent, result.RetryAfter)
 	}
 	if err := h.keep(answer, r, out, way, o); err != nil {
 		h.refuseUnkept(w, r, err, way, o)

@@ -173,7 +173,8 @@ func (d *Deliverer) dispatch(ctx context.Context, e Entry) error {
 		if old {
 			d.bury(e, Result{}, TooOld)
 		} else {
-			d.settle(e, d.how.Send(e.Data))
+			sent := time.Now()
+			d.settle(e, sent, d.how.Send(e.Data))
 		}
 	})
 	return nil
@@ -198,10 +199,10 @@ func (d *Deliverer) isOld(e Entry) bool {
 }
 
 // settle decides by v2's answer what becomes of a record.
-func (d *Deliverer) settle(e Entry, r Result) {
+func (d *Deliverer) settle(e Entry, sent time.Time, r Result) {
 	switch {
 	case r.NotTaken():
-		d.Failure(r.RetryAfter)
+		d.Failure(sent, r.RetryAfter)
 		d.queue.Later(e, d.retryPause(e, r))
 		d.tell(Retried, r)
 	case r.Status < http.StatusMultipleChoices:
