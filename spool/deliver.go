@@ -19,13 +19,20 @@ const (
 	// takeAtOnce is how many records are taken from the queue at a time.
 	takeAtOnce = 128
 
-	// The pause until a record is tried again that v2 did not take while it
-	// took others: doubled each time.
-	minRetry = time.Second
-	maxRetry = 5 * time.Minute
+	// maxLive bounds how many records may pass the limiter at once, because
+	// they or others arrived only now.
+	maxLive = 10_000
 
-	// logPause is the pause after the Log could not be read.
-	logPause = time.Second
+	// The pause until a record is tried again: doubled each time. While v2 is
+	// down, too: so the tries go on to other records, and some dozens in a row
+	// that v2 never takes do not keep the circuit open.
+	minRetry = time.Second
+	maxRetry = 15 * time.Minute
+
+	// logPause is the pause after the Log could not be read, tellPause the one
+	// between two of its errors that are told.
+	logPause  = time.Second
+	tellPause = 10 * time.Second
 
 	// lastWait is how long Run waits at the end for the records on their way.
 	lastWait = 5 * time.Second
@@ -65,21 +72,22 @@ type Delivery struct {
 	// Send sends a record to v2. It is called from many goroutines.
 	Send func(data []byte) Result
 
-	// InFlight is how many records may be on their way at a time.
+	// InFlight is how many records may be on their way at a time; at least 1.
 	InFlight int
 
 	// Rate is how many records a second may be delivered beyond those that
-	// arrive: what leaves room for live traffic when v2 is back.
+	// arrive: what leaves room for live traffic when v2 is back. At least 1.
 	Rate int
 
 	// MaxAge is when a record becomes a dead letter: v2 ignores the time of an
-	// old one.
+	// old one. More than 0.
 	MaxAge time.Duration
 
 	// OnFate is told what became of a record; nil for nobody.
 	OnFate func(fate Fate, r Result)
 
-	// OnError is told of errors of the Log; nil for nobody.
+	// OnError is told of errors of the Log, at most one in ten seconds; nil for
+	// nobody.
 	OnError func(error)
 }
 
@@ -93,10 +101,12 @@ type Deliverer struct {
 	how     Delivery
 	limiter *rate.Limiter
 	maxAge  atomic.Int64
-	live    atomic.Int64 // records that arrived while v2 was up, and may pass the limiter
+	live    chan struct{} // one for each record that arrived while v2 was up: so many may pass the limiter
 	room    *semaphore.Weighted
-	cost    int64 // of a small record in room
+	cost    int64   // of a small record in it
+	taken   []Entry // by Run, and not sent yet
 	running sync.WaitGroup
+	told    atomic.Int64 // when OnError was, in UNIX nanoseconds
 }
 
 // NewDeliverer makes a Deliverer. Run starts it. The circuit is that of all who
@@ -105,6 +115,7 @@ func NewDeliverer(queue Queue, circuit *Circuit, how Delivery) *Deliverer {
 	d := &Deliverer{
 		Circuit: circuit, queue: queue, how: how,
 		limiter: rate.NewLimiter(0, 0),
+		live:    make(chan struct{}, maxLive),
 		room:    semaphore.NewWeighted(maxHeld),
 		cost:    maxHeld / int64(how.InFlight),
 	}
@@ -122,28 +133,27 @@ func (d *Deliverer) SetLimits(records int, maxAge time.Duration) {
 // Arrived tells that a record was appended only now: if v2 is up, it is live
 // traffic, and not limited by Rate.
 func (d *Deliverer) Arrived() {
-	if !d.IsOpen() {
-		d.live.Add(1)
+	if d.IsOpen() {
+		return
+	}
+	select {
+	case d.live <- struct{}{}:
+	default:
 	}
 }
 
-// Run delivers until ctx ends.
+// Run delivers until ctx ends or the Log is closed. It returns some seconds
+// later at most: what is still on its way then comes again, unless v2 has
+// answered before the Log is closed.
 func (d *Deliverer) Run(ctx context.Context) {
-	for ctx.Err() == nil {
-		entries, err := d.queue.Take(ctx, takeAtOnce)
-		if errors.Is(err, ErrClosed) {
-			break
-		}
-		if err != nil && ctx.Err() == nil {
-			d.failed(err)
-			sleep(ctx, logPause)
-		}
-		for _, e := range entries {
-			if d.dispatch(ctx, e) != nil {
-				break
-			}
+	for ctx.Err() == nil && d.take(ctx) {
+		for len(d.taken) > 0 && ctx.Err() == nil {
+			e := d.taken[0]
+			d.taken = d.taken[1:]
+			d.dispatch(ctx, e)
 		}
 	}
+	d.giveBack()
 	done := make(chan struct{})
 	go func() {
 		d.running.Wait()
@@ -151,21 +161,53 @@ func (d *Deliverer) Run(ctx context.Context) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(lastWait): // what is still on its way comes again
+	case <-time.After(lastWait):
 	}
 }
 
-// dispatch sends a record off when it may go. It fails if ctx ends before.
-func (d *Deliverer) dispatch(ctx context.Context, e Entry) error {
-	cost := min(max(int64(len(e.Data)), d.cost), maxHeld)
-	if err := d.room.Acquire(ctx, cost); err != nil {
-		return err
+// take waits for records. It reports whether there may be more.
+func (d *Deliverer) take(ctx context.Context) bool {
+	n := takeAtOnce
+	if d.IsOpen() {
+		n = 1 // enough for a try
 	}
-	old := d.isOld(e)
+	var err error
+	d.taken, err = d.queue.Take(ctx, n)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrClosed) {
+		d.failed(err)
+		sleep(ctx, logPause)
+	}
+	return !errors.Is(err, ErrClosed)
+}
+
+// giveBack puts back what is not to be sent soon: another gateway that shares
+// the Log may deliver it.
+func (d *Deliverer) giveBack() {
+	for _, e := range d.taken {
+		d.queue.Later(e, 0)
+	}
+	d.taken = nil
+}
+
+// dispatch sends a record off when it may go, or puts it back if ctx ends
+// before.
+func (d *Deliverer) dispatch(ctx context.Context, e Entry) {
+	cost := min(max(int64(len(e.Data)), d.cost), maxHeld)
+	if d.room.Acquire(ctx, cost) != nil {
+		d.queue.Later(e, 0)
+		return
+	}
+	now := time.Now()
+	old := d.isOld(e, now)
 	if !old {
-		if err := d.turn(ctx); err != nil {
+		if d.turn(ctx) != nil {
 			d.room.Release(cost)
-			return err
+			d.queue.Later(e, 0)
+			return
+		}
+		now = time.Now()
+		if old = d.isOld(e, now); old { // by waiting
+			d.Forgo()
 		}
 	}
 	d.running.Go(func() {
@@ -173,29 +215,51 @@ func (d *Deliverer) dispatch(ctx context.Context, e Entry) error {
 		if old {
 			d.bury(e, Result{}, TooOld)
 		} else {
-			sent := time.Now()
-			d.settle(e, sent, d.how.Send(e.Data))
+			d.settle(e, now, d.how.Send(e.Data))
 		}
 	})
-	return nil
 }
 
-// turn waits until v2 may be sent a record.
+func (d *Deliverer) isOld(e Entry, now time.Time) bool {
+	return now.Sub(e.Arrival) > time.Duration(d.maxAge.Load())
+}
+
+// turn waits until v2 may be sent a record. While v2 is down, one that waits is
+// enough.
 func (d *Deliverer) turn(ctx context.Context) error {
-	if d.live.Load() > 0 {
-		d.live.Add(-1)
-	} else if err := d.limiter.Wait(ctx); err != nil {
+	if err := d.pace(ctx); err != nil || !d.IsOpen() {
 		return err
 	}
-	if !d.IsOpen() {
-		return nil
+	for len(d.live) > 0 { // what arrived before is drained with the rest
+		<-d.live
 	}
-	d.live.Store(0) // what arrives while v2 is down is drained with the rest
+	d.giveBack()
 	return d.Wait(ctx)
 }
 
-func (d *Deliverer) isOld(e Entry) bool {
-	return time.Since(e.Arrival) > time.Duration(d.maxAge.Load())
+// pace waits until a live record has arrived that was not counted yet, or Rate
+// lets one more go.
+func (d *Deliverer) pace(ctx context.Context) error {
+	select {
+	case <-d.live:
+		return nil
+	default:
+	}
+	if d.limiter.Allow() {
+		return nil
+	}
+	reserved := d.limiter.Reserve()
+	timer := time.NewTimer(reserved.Delay())
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-d.live:
+		reserved.Cancel()
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // settle decides by v2's answer what becomes of a record.
@@ -203,7 +267,7 @@ func (d *Deliverer) settle(e Entry, sent time.Time, r Result) {
 	switch {
 	case r.NotTaken():
 		d.Failure(sent, r.RetryAfter)
-		d.queue.Later(e, d.retryPause(e, r))
+		d.queue.Later(e, max(retryPause(e.Tries), min(r.RetryAfter, maxRetryAfter)))
 		d.tell(Retried, r)
 	case r.Status < http.StatusMultipleChoices:
 		d.Success()
@@ -215,22 +279,16 @@ func (d *Deliverer) settle(e Entry, sent time.Time, r Result) {
 	}
 }
 
-// retryPause is how long a record waits that v2 has not taken. When v2 is down,
-// that says nothing about the record, which is to keep its place as far as
-// possible; but each try is made with another record, so that one that v2
-// never takes cannot keep the circuit open.
-func (d *Deliverer) retryPause(e Entry, r Result) time.Duration {
-	if d.IsOpen() {
-		return jitter(minRetry)
-	}
-	return max(jitter(min(minRetry<<min(e.Tries, 20), maxRetry)), min(r.RetryAfter, maxRetryAfter))
+// retryPause is how long a record waits after so many tries.
+func retryPause(tries int) time.Duration {
+	return jitter(min(minRetry<<min(tries, 20), maxRetry))
 }
 
 // bury makes a dead letter of a record, or puts it back if that fails.
 func (d *Deliverer) bury(e Entry, r Result, why Fate) {
 	if err := d.queue.Bury(e, r.Status, string(why)); err != nil {
 		d.failed(err)
-		d.queue.Later(e, jitter(minRetry))
+		d.queue.Later(e, retryPause(e.Tries))
 		return
 	}
 	d.tell(why, r)
@@ -242,8 +300,10 @@ func (d *Deliverer) tell(fate Fate, r Result) {
 	}
 }
 
+// failed tells of an error of the Log, unless one was told just before.
 func (d *Deliverer) failed(err error) {
-	if d.how.OnError != nil {
+	now, told := time.Now().UnixNano(), d.told.Load()
+	if d.how.OnError != nil && now-told >= int64(tellPause) && d.told.CompareAndSwap(told, now) {
 		d.how.OnError(err)
 	}
 }

@@ -36,8 +36,9 @@ type Entry struct {
 // Queue gives out records in the order in which they were appended. Each is
 // given out once, until one of Ack, Later and Bury says what became of it.
 type Queue interface {
-	// Take waits for records and gives out at least one, at most n. It fails
-	// when ctx ends or when the Log cannot be read now: try again later.
+	// Take waits for records and gives out at least one, at most n, and few MiB
+	// if they are large. It fails when ctx ends or when the Log cannot be read
+	// now: try again later.
 	Take(ctx context.Context, n int) ([]Entry, error)
 
 	// Ack says that v2 has taken a record. It does not wait until that is
@@ -98,7 +99,8 @@ type Log interface {
 	Replay(queue string, ids ...ID) (int, error)
 	Drop(queue string, ids ...ID) (int, error)
 
-	// Close ends Append and Take, and notes what was acked.
+	// Close ends Append and Take, and notes what was acked. What becomes of a
+	// record later is not noted: it comes again.
 	Close() error
 }
 
