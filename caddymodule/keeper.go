@@ -265,17 +265,15 @@ func (q *spoolQueue) keep(r spool.Record, live bool) error {
 	if log == nil {
 		return spool.ErrUnavailable
 	}
-	if live {
-		if d := q.deliverer.Load(); d != nil {
-			d.Arrived()
-		}
-	}
 	err := log.Append(q.name, r)
 	if failed := errors.Is(err, spool.ErrUnavailable); failed != q.failed.Load() {
 		q.failed.Store(failed)
 	}
 	if full := errors.Is(err, spool.ErrFull); full != q.keeper.full.Load() {
 		q.keeper.full.Store(full)
+	}
+	if d := q.deliverer.Load(); live && err == nil && d != nil {
+		d.Arrived()
 	}
 	return err
 }
