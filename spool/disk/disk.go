@@ -38,7 +38,7 @@ type Config struct {
 	Key []byte
 
 	// OnEvent is told what an operator should know; nil for nobody. It is
-	// called from several goroutines and must be quick.
+	// called from several goroutines, must be quick, and must not use the Log.
 	OnEvent func(Event)
 
 	// OnCommit is told after each commit of records how many shared it, and how

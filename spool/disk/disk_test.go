@@ -752,8 +752,10 @@ func TestIdleLogDoesNothing(t *testing.T) {
 	}
 	before := cpu()
 	time.Sleep(2 * time.Second)
-	if used := cpu() - before; used > 200*time.Millisecond {
-		t.Errorf("50 idle queues took %v in 2 s", used)
+	used := cpu() - before
+	t.Logf("50 idle queues took %v in 2 s", used)
+	if used > 200*time.Millisecond {
+		t.Error("that is not idle")
 	}
 }
 
