@@ -97,7 +97,7 @@ func (q *queue) order(o *order) error {
 // run is the only goroutine that writes to the queue's files.
 func (q *queue) run() {
 	defer close(q.stopped)
-	tidied := time.Now()
+	var tidied time.Time // at once: what a killed process has left may need no space
 	timer := time.NewTimer(0)
 	for {
 		t := q.todo()

@@ -12,14 +12,14 @@ import (
 // dead letters.
 
 // settledFile is how long nothing has changed in a segment before it is made
-// smaller.
+// smaller, unless space is short.
 const settledFile = 10 * time.Second
 
 // isSparse reports whether a segment takes much more space than what is in it.
 // q.mu is held.
 func (q *queue) isSparse(s *segment) bool {
 	return s != q.active && s.loaded && !s.orphan && !s.damaged && len(s.acked) == 0 &&
-		time.Since(s.changed) > settledFile && s.counted > 4*s.state.bytes+q.disk.smallFile()
+		(time.Since(s.changed) > settledFile || q.disk.nearlyFull.Load()) && s.counted > 4*s.state.bytes+q.disk.smallFile()
 }
 
 // compact makes the file of a segment smaller. If that fails, it is tried again

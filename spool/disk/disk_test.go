@@ -488,9 +488,10 @@ func TestManyProducersOneTaker(t *testing.T) {
 // expectUsed wants that what is counted is what the files take.
 func expectUsed(t testing.TB, d *Disk) {
 	t.Helper()
-	if used, _ := d.Size(); used != diskUse(t, d.cfg.Dir) {
-		t.Errorf("%d bytes are used, but the files take %d", used, diskUse(t, d.cfg.Dir))
-	}
+	eventually(t, "what is counted as used is what the files take", func() bool {
+		used, _ := d.Size()
+		return used == diskUse(t, d.cfg.Dir)
+	})
 }
 
 func TestFullSpoolRefuses(t *testing.T) {

@@ -124,7 +124,7 @@ func (q *queue) loadSegment(s *segment) error {
 	defer q.mu.Unlock()
 	s.loaded, s.state, s.last = true, found.state, spool.ID(found.last)
 	q.disk.resize(found.size - s.counted)
-	s.counted, s.changed = found.size, time.Now()
+	s.counted = found.size
 	return nil
 }
 

@@ -225,9 +225,10 @@ func TestUnfinishedFiles(t *testing.T) {
 			t.Errorf("%s: %d records come", what, len(all))
 		}
 		for _, suffix := range []string{newSuffix, rescuedSuffix} {
-			if _, err := os.Stat(path + suffix); !isGone(err) {
-				t.Errorf("%s: %s is still there", what, suffix)
-			}
+			eventually(t, what+": "+suffix+" is gone", func() bool {
+				_, err := os.Stat(path + suffix)
+				return isGone(err)
+			})
 		}
 		shut(t, d)
 	}
