@@ -44,8 +44,8 @@ func TestSpoolNotesDeliveries(t *testing.T) {
 	v2.mu.Unlock()
 	killed := time.Now()
 	kill(p)
-	live.stop()
 	startOn(t, config, socket)
+	live.stop()
 	v2.await(t, callers.acked...)
 	again := 0
 	first := map[string]time.Time{}
