@@ -218,12 +218,17 @@ func (k *keeper) adopt() {
 	if len(k.blocks) == 0 {
 		return
 	}
+	last := k.blocks[len(k.blocks)-1].handler.Spool
 	if log := k.opened(); log != nil {
 		for _, name := range log.Queues() {
 			k.queue(name)
 		}
+		if _, limit := log.Size(); limit != last.MaxSize {
+			if err := log.SetLimit(last.MaxSize); err != nil {
+				k.report(disk.Event{Kind: disk.Unreadable, Err: fmt.Errorf("max_size %d: %w", last.MaxSize, err)})
+			}
+		}
 	}
-	last := k.blocks[len(k.blocks)-1].handler.Spool
 	for _, q := range k.queues {
 		if up := k.upstreamFor(q.name); up != nil {
 			q.upstream.Store(up)

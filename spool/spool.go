@@ -89,6 +89,9 @@ type Log interface {
 	// Size is how many bytes the records take, and how many they may.
 	Size() (used, limit int64)
 
+	// SetLimit changes how many bytes the records may take.
+	SetLimit(bytes int64) error
+
 	// Records returns up to limit records of a queue that are to be delivered,
 	// and Letters up to limit dead letters, beginning behind an ID.
 	Records(queue string, after ID, limit int) ([]Entry, error)

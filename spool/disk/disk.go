@@ -91,6 +91,7 @@ type Disk struct {
 	lock        *bolt.DB
 	used        atomic.Int64 // by files
 	reserved    atomic.Int64 // for records that are not on disk yet
+	maxSize     atomic.Int64 // as in Config, or by SetLimit
 	nearlyFull  atomic.Bool
 
 	mu     sync.Mutex
@@ -119,6 +120,7 @@ func Open(cfg Config) (*Disk, error) {
 		return nil, err
 	}
 	d := &Disk{cfg: cfg, lock: lock, queues: map[string]*queue{}, segmentSize: min(maxSegmentSize, cfg.MaxSize/8)}
+	d.maxSize.Store(cfg.MaxSize)
 	if err := d.load(); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
@@ -228,13 +230,24 @@ func (d *Disk) Queues() []string {
 }
 
 // Size is how many bytes the files take, and how many they may.
-func (d *Disk) Size() (used, limit int64) { return d.used.Load(), d.cfg.MaxSize }
+func (d *Disk) Size() (used, limit int64) { return d.used.Load(), d.maxSize.Load() }
+
+// SetLimit changes how many bytes the files may take together. What is there
+// stays, also if it takes more.
+func (d *Disk) SetLimit(bytes int64) error {
+	if bytes < minMaxSize {
+		return fmt.Errorf("max_size %d: must be at least %d bytes", bytes, minMaxSize)
+	}
+	d.maxSize.Store(bytes)
+	d.resize(0)
+	return nil
+}
 
 // reserve takes room for a record until it is on disk, if there is some. bbolt's
 // pages take some more than the records.
 func (d *Disk) reserve(bytes int64) bool {
 	all := d.reserved.Add(bytes)
-	if d.used.Load()+all+all/4+d.growth() > d.cfg.MaxSize {
+	if d.used.Load()+all+all/4+d.growth() > d.maxSize.Load() {
 		d.reserved.Add(-bytes)
 		return false
 	}
@@ -256,11 +269,11 @@ func (d *Disk) growth() int64 { return min(maxGrowth, d.segmentSize/4) }
 func (d *Disk) resize(by int64) {
 	used := d.used.Add(by)
 	switch {
-	case used > d.cfg.MaxSize/10*8:
+	case used > d.maxSize.Load()/10*8:
 		if !d.nearlyFull.Swap(true) {
 			d.report(Event{Kind: NearlyFull})
 		}
-	case used < d.cfg.MaxSize/10*7:
+	case used < d.maxSize.Load()/10*7:
 		d.nearlyFull.Store(false)
 	}
 }

@@ -548,6 +548,41 @@ func TestFullSpoolRefuses(t *testing.T) {
 	}
 }
 
+func TestSetLimit(t *testing.T) {
+	t.Parallel()
+	d := open(t, Config{Dir: memoryDir(t), MaxSize: 1 << 20})
+	record := spool.Record{Arrival: arrivalTime, Data: make([]byte, 10_000)}
+	fill := func() (err error) {
+		for range 1000 {
+			if err = d.Append(q1, record); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := fill(); !errors.Is(err, spool.ErrFull) {
+		t.Fatalf("10 MB in 1 MiB: %v", err)
+	}
+	if err := d.SetLimit(64 << 20); err != nil {
+		t.Fatal(err)
+	}
+	if err := fill(); err != nil {
+		t.Errorf("with a larger limit: %v", err)
+	}
+	if err := d.SetLimit(2 << 20); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Append(q1, record); !errors.Is(err, spool.ErrFull) {
+		t.Errorf("with a smaller limit: %v", err)
+	}
+	if used, limit := d.Size(); limit != 2<<20 || used < 10_000_000 {
+		t.Errorf("Size gives %d of %d", used, limit)
+	}
+	if err := d.SetLimit(minMaxSize - 1); err == nil {
+		t.Error("a limit that is too small was taken")
+	}
+}
+
 // Many queues that were drained leave room for another.
 func TestDrainedQueuesLeaveRoom(t *testing.T) {
 	t.Parallel()

@@ -134,6 +134,27 @@ func (l *Log) Size() (used, limit int64) {
 	return l.used, l.limit
 }
 
+// SetLimit changes how many bytes the records may take, and how many the dead
+// letters.
+func (l *Log) SetLimit(bytes int64) error {
+	return l.ask(func(ctx context.Context) error {
+		for _, stream := range []jetstream.Stream{l.records, l.letters} {
+			info, err := stream.Info(ctx)
+			if err != nil {
+				return err
+			}
+			info.Config.MaxBytes = bytes
+			if _, err := l.control.js.UpdateStream(ctx, info.Config); err != nil {
+				return err
+			}
+		}
+		l.mu.Lock()
+		l.measured = time.Time{}
+		l.mu.Unlock()
+		return nil
+	})
+}
+
 // messages calls yield for up to limit messages of a subject, behind an ID. Each
 // costs a question of its own.
 func (l *Log) messages(stream *jetstream.Stream, subject string, after spool.ID, limit int, yield func(*jetstream.RawStreamMsg)) error {

@@ -241,6 +241,21 @@ func TestFull(t *testing.T) {
 			t.Errorf("after max_size has grown: %v", err)
 		}
 	}
+	if err := bigger.SetLimit(100_000); err != nil {
+		t.Fatal(err)
+	}
+	if err := bigger.Append(testQueue, record); !errors.Is(err, spool.ErrFull) {
+		t.Errorf("after max_size has shrunk: %v", err)
+	}
+	if _, limit := bigger.Size(); limit != 100_000 {
+		t.Errorf("the limit is %d", limit)
+	}
+	if err := bigger.SetLimit(300_000); err != nil {
+		t.Fatal(err)
+	}
+	if err := bigger.Append(testQueue, record); err != nil {
+		t.Errorf("after max_size has grown by SetLimit: %v", err)
+	}
 }
 
 // The longest record, with the longest head.

@@ -26,6 +26,10 @@ func (l *Log) Queue(name string) spool.Queue { return &queue{l, name} }
 // fails when they do not for twice as long.
 const heartbeat = 2 * time.Second
 
+// maxTaken is how many records are given out at a time: they may have 2 MiB
+// each.
+const maxTaken = 16
+
 // Take waits for records.
 func (q *queue) Take(ctx context.Context, n int) ([]spool.Entry, error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -73,7 +77,7 @@ func (q *queue) take(ctx context.Context, n int) ([]spool.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	batch, err := consumer.FetchNoWait(n)
+	batch, err := consumer.FetchNoWait(min(n, maxTaken))
 	if err != nil {
 		return nil, err
 	}
