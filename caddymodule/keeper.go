@@ -354,11 +354,12 @@ func (k *keeper) reportCluster(what string, err error) {
 
 // spoolAdvice is what an operator can do.
 var spoolAdvice = map[disk.EventKind]string{
-	disk.NearlyFull: "see why v2 does not take records, or give the spool a larger max_size; when it is full, callers get 503",
-	disk.Failed:     "free space on the disk, or see to its errors; until then callers whose records v2 does not take get 503",
-	disk.Unreadable: "see to the disk or the cluster; the records are delivered when they can be read",
-	disk.Damaged:    "check the disk; td-spool list --dead shows what is left of the record",
-	disk.SetAside:   "check the disk; keep the file if you miss records, and delete it otherwise",
+	disk.NearlyFull:  "see why v2 does not take records, or give the spool a larger max_size; when it is full, callers get 503",
+	disk.Failed:      "free space on the disk, or see to its errors; until then callers whose records v2 does not take get 503",
+	disk.Undeletable: "see to the rights and the disk; delete the file when the gateway is stopped, or its records may be delivered again",
+	disk.Unreadable:  "see to the disk or the cluster; the records are delivered when they can be read",
+	disk.Damaged:     "check the disk; td-spool list --dead shows what is left of the record",
+	disk.SetAside:    "check the disk; keep the file if you miss records, and delete it otherwise",
 }
 
 // Interface guard

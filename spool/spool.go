@@ -29,7 +29,7 @@ type ID uint64
 type Entry struct {
 	ID
 	Record
-	Tries  int // how often it was taken before, as far as is known
+	Tries  int // how often it was tried before, as far as is known
 	Handle any // what the Log needs to find it again; nil for Disk
 }
 
@@ -45,7 +45,8 @@ type Queue interface {
 	// durable.
 	Ack(Entry)
 
-	// Later puts a record back, to be taken again after a while.
+	// Later puts a record back, to be taken again after a while; after 0, it
+	// was not tried.
 	Later(Entry, time.Duration)
 
 	// Bury makes a record a dead letter: v2 answered with status, or 0, and

@@ -4,6 +4,8 @@ import (
 	"container/heap"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -357,7 +359,7 @@ func (q *queue) removeEmpty(s *segment, active bool) bool {
 	}
 	s.retire()
 	if err := removeFile(s.path); err != nil {
-		q.disk.report(Event{Kind: Failed, Queue: q.name, File: s.path, Err: err})
+		q.disk.report(Event{Kind: Undeletable, Queue: q.name, File: s.path, Err: err})
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -461,8 +463,34 @@ func (q *queue) salvage(s *segment) {
 	notify(q.arrived)
 }
 
+// probe finds out whether the disk takes records again that it has refused: as
+// long as v2 takes all, no record would show it.
+func (q *queue) probe() {
+	err := makeDir(q.dir)
+	if err == nil {
+		err = tryWrite(filepath.Join(q.dir, "probe"), q.disk.growth())
+	}
+	if err == nil {
+		q.failed = false
+		q.disk.report(Event{Kind: Recovered, Queue: q.name})
+	}
+}
+
+// tryWrite writes so many bytes into a file, and deletes it.
+func tryWrite(path string, bytes int64) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600) //nolint:gosec // G304: the spool's own
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(make([]byte, bytes))
+	return errors.Join(err, f.Sync(), f.Close(), os.Remove(path))
+}
+
 // tidy closes files that are not in use, and gives space back.
 func (q *queue) tidy() {
+	if q.failed {
+		q.probe()
+	}
 	q.mu.Lock()
 	var idle []*segment
 	var sparse *segment // one at a time: records wait meanwhile

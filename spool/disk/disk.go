@@ -60,12 +60,13 @@ type EventKind string
 
 // The kinds of events.
 const (
-	NearlyFull EventKind = "the spool is nearly full"               // more than 80 %; again after it has been below 70 %
-	Failed     EventKind = "the spool's disk refuses records"       // once, until Recovered
-	Recovered  EventKind = "the spool's disk takes records again"   // after Failed
-	Unreadable EventKind = "a file of the spool cannot be read now" // it is tried again
-	Damaged    EventKind = "a record in the spool is damaged"       // it is a dead letter now
-	SetAside   EventKind = "a file of the spool is damaged"         // it was renamed; so many of its records are delivered, maybe again
+	NearlyFull  EventKind = "the spool is nearly full"               // more than 80 %; again after it has been below 70 %
+	Failed      EventKind = "the spool's disk refuses records"       // once, until Recovered
+	Recovered   EventKind = "the spool's disk takes records again"   // after Failed
+	Undeletable EventKind = "a file of the spool cannot be deleted"  // nothing in it is needed
+	Unreadable  EventKind = "a file of the spool cannot be read now" // it is tried again
+	Damaged     EventKind = "a record in the spool is damaged"       // it is a dead letter now
+	SetAside    EventKind = "a file of the spool is damaged"         // it was renamed; so many of its records are delivered, maybe again
 )
 
 // ErrLocked: another process, or another Log of this one, has the directory.

@@ -389,7 +389,10 @@ func (q *queue) Ack(e spool.Entry) {
 
 // Later puts a record back.
 func (q *queue) Later(e spool.Entry, after time.Duration) {
-	q.putBack([]later{{id: e.ID, due: time.Now().Add(after), tries: e.Tries + 1}})
+	if after > 0 {
+		e.Tries++ // at once: it was not tried
+	}
+	q.putBack([]later{{id: e.ID, due: time.Now().Add(after), tries: e.Tries}})
 }
 
 func (q *queue) putBack(back []later) {

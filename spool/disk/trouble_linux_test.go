@@ -116,11 +116,13 @@ func TestActiveFileIsDeleted(t *testing.T) {
 	}
 }
 
-// The directory cannot be written: Append says so, and goes on by itself.
+// The directory cannot be written: Append says so, and the spool finds out by
+// itself when it can.
 func TestDirectoryCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	d := open(t, Config{Dir: dir})
+	var ev events
+	d := open(t, Config{Dir: dir, OnEvent: ev.add})
 	path := d.queue(q1).dir
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -130,8 +132,15 @@ func TestDirectoryCannotBeWritten(t *testing.T) {
 			t.Errorf("Append gives %v", err)
 		}
 	}
+	if len(ev.of(Failed)) != 1 || len(ev.of(Recovered)) != 0 {
+		t.Errorf("%d failures and %d recoveries were reported", len(ev.of(Failed)), len(ev.of(Recovered)))
+	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
+	}
+	eventually(t, "the disk is known to take records", func() bool { return len(ev.of(Recovered)) == 1 })
+	if files, err := os.ReadDir(path); err != nil || len(files) > 0 {
+		t.Errorf("the look at the disk leaves %v, %v", files, err)
 	}
 	add(t, d, "a")
 }
