@@ -175,7 +175,7 @@ func surviveKills(t *testing.T, mode string) {
 	config := fmt.Sprintf("{\n%s\n}\nhttp:// {\n bind fd/3\n%s\n}\n", handoverGlobals(g.admin),
 		spoolBlock(v2.url(), g.dir, "max_conns 64", "mode "+mode+"\n drain_rate 100000"))
 	callers := startTraffic(t, addr, 8, 1<<30, "")
-	var killed []time.Time
+	killed := make([]time.Time, 0, kills)
 	for n := range kills {
 		p := startOn(t, config, socket)
 		saysNoSecret(t, p)

@@ -191,7 +191,7 @@ func TestSpoolDeliversTheSame(t *testing.T) {
 		late[s.line] = s
 	}
 	for n, tc := range keptCases {
-		t.Run(tc.name, func(t *testing.T) { tc.checkLate(t, first[n], late[first[n].line], from[n], to[n]) })
+		t.Run(tc.name, func(t *testing.T) { t.Parallel(); tc.checkLate(t, first[n], late[first[n].line], from[n], to[n]) })
 	}
 	g.awaitEmpty(t)
 	for len(u.requests) > 0 {
@@ -218,9 +218,13 @@ func TestSpoolFailures(t *testing.T) {
 		{"garbage", func(conn net.Conn) bool { return send(conn, false, "200 OK\r\n\r\n{}") }},
 		{"half an answer", func(conn net.Conn) bool { return send(conn, false, ok[:len(ok)-1]) }},
 		{"half a head", func(conn net.Conn) bool { return send(conn, false, ok[:20]) }},
-	}
-	for _, status := range []string{"408", "429", "500", "502", "503", "504", "599"} {
-		failures = append(failures, failure{status, answers(status, "X-Own: 1\r\n")})
+		{"408", answers("408", "X-Own: 1\r\n")},
+		{"429", answers("429", "X-Own: 1\r\n")},
+		{"500", answers("500", "X-Own: 1\r\n")},
+		{"502", answers("502", "X-Own: 1\r\n")},
+		{"503", answers("503", "X-Own: 1\r\n")},
+		{"504", answers("504", "X-Own: 1\r\n")},
+		{"599", answers("599", "X-Own: 1\r\n")},
 	}
 	dir := t.TempDir() + "/spool"
 	v2s := make([]*fickle, len(failures))
@@ -312,7 +316,6 @@ func TestSpoolOverHTTP2(t *testing.T) {
 // TestSpoolPassesAnswers compares v2's answers through a gateway with a spool
 // with those through one without, and looks that none of these records is kept.
 func TestSpoolPassesAnswers(t *testing.T) {
-	t.Parallel()
 	u := record(t, func(conn net.Conn, _ int, s seen) bool {
 		_, status, _ := strings.Cut(s.line, "/db/s")
 		return send(conn, true, "HTTP/1.1 "+status[:3]+" X\r\nX-Own: "+status[:3]+"\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Type: text/x\r\nLocation: /x\r\nRetry-After: 9\r\n"+
@@ -409,16 +412,15 @@ func TestSpoolCircuit(t *testing.T) {
 			v2 := newFickle(t)
 			v2.goAway(away)
 			g := serveSpool(t, v2.url(), "response_timeout 500ms", "")
-			var ids []string
-			var slow int
-			for n := range 200 {
+			ids, slow := make([]string, 200), 0
+			for n := range ids {
 				id := strconv.Itoa(n)
 				from := time.Now()
 				isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, withID(id))))
 				if time.Since(from) > 100*time.Millisecond {
 					slow++
 				}
-				ids = append(ids, id)
+				ids[n] = id
 			}
 			tries := v2.conns.Load()
 			t.Logf("%d tries and %d slow answers for 200 records", tries, slow)
