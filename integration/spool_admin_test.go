@@ -104,7 +104,9 @@ func TestSpoolCommand(t *testing.T) {
 		t.Errorf("shown: %s", shown)
 	}
 	for _, one := range kept {
-		prints(t, g.admin, []string{"show", fmt.Sprint(one.ID)}, `"account": "1234/…"`)
+		if status := askAdmin(t, http.MethodGet, g.admin, "spool/record?id="+fmt.Sprint(one.ID), &one); status != 200 || one.Account != "1234/…" || one.Body == "" {
+			t.Errorf("got %d %+v", status, one)
+		}
 	}
 
 	// Nobody waits for an hour: the gateway is started again. Now v2 refuses all.
@@ -143,18 +145,13 @@ func TestSpoolCommand(t *testing.T) {
 	prints(t, g.admin, []string{"replay", "--all"}, "1 dead letters to be delivered again")
 	v2.await(t, "3")
 	g.awaitState(t, func(s *spoolState) bool { return s.dead() == 0 && s.records() == 0 })
-	prints(t, g.admin, []string{"drop", "--all"}, "0 dead letters deleted")
 	if len(v2.find("2")) > 0 {
 		t.Error("v2 has taken a record that was dropped")
 	}
 
 	fails(t, g.admin, []string{"show", "17"}, "id 17", "there is no such record")
-	fails(t, g.admin, []string{"show", "--dead", byID["2"]}, "there is no such record")
 	fails(t, g.admin, []string{"show", "x"}, `id "x": must be a number`)
-	fails(t, g.admin, []string{"show"}, "accepts 1 arg")
 	fails(t, g.admin, []string{"replay"}, "give one or more id, or all=true")
-	fails(t, g.admin, []string{"drop", "--all", "17"}, "give one or more id, or all=true")
-	fails(t, g.admin, []string{"list", "--queue", "other"}, `queue "other"`, v2.url())
 	fails(t, g.admin, []string{"list", "--spool", "other"}, `spool "other"`)
 	fails(t, freeAddr(t), []string{"status"}, "connection refused")
 	for path, method := range map[string]string{"spool/replay?all=true": http.MethodGet, "spool/drop?all=true": http.MethodGet, "spool": http.MethodPost, "health": http.MethodPost} {
@@ -249,7 +246,7 @@ func TestSpoolMetrics(t *testing.T) {
 	}
 	want := map[string]float64{
 		`records_total{time="added"}`: 3, `records_total{time="own"}`: 1, `records_total{time="no_object"}`: 1,
-		"records{}": 5, "upstream_down{}": 1,
+		"records{}": 5, "upstream_down{}": 1, "available{}": 1,
 	}
 	g.awaitMetrics(t, want)
 	_, sizes := g.spoolMetrics(t)
@@ -309,7 +306,7 @@ func TestSpoolMetrics(t *testing.T) {
 	g.stop()
 	v2.comeBack()
 	g = serveSpoolSite(t, g.dir, spoolBlock(v2.url(), g.dir, "", "max_age 1ms"))
-	g.awaitMetrics(t, map[string]float64{`deliveries_total{fate="too_old"}`: 3, "dead_letters{}": 3})
+	g.awaitMetrics(t, map[string]float64{`deliveries_total{fate="too_old"}`: 3, "dead_letters{}": 3, "available{}": 1})
 	if dead := prints(t, g.admin, []string{"list", "--dead"}); strings.Count(dead, "too_old") != 3 {
 		t.Errorf("dead: %s", dead)
 	}

@@ -206,11 +206,12 @@ func TestSpoolRemoved(t *testing.T) {
 // is on its way is waited for, so nothing comes twice.
 func TestSpoolStopsUnderLoad(t *testing.T) {
 	t.Parallel()
+	const total = 1000
 	v2 := newFickle(t)
 	v2.goAway(closes)
 	g := serveSpool(t, v2.url(), "max_conns 32", "drain_rate 100000")
-	callers := startTraffic(t, g.addr, 8, 3000, "")
-	callers.await(t, 3000)
+	callers := startTraffic(t, g.addr, 8, total, "")
+	callers.await(t, total)
 	v2.comeBack()
 	v2.awaitUntil(t, func() bool { return len(v2.taken) > 50 }, func() string { return fmt.Sprintf("%d delivered, %+v", len(v2.taken), g.state(t)) })
 	g.stop()
@@ -218,7 +219,7 @@ func TestSpoolStopsUnderLoad(t *testing.T) {
 	again := serveSpoolSite(t, g.dir, spoolBlock(v2.url(), g.dir, "", "drain_rate 100000"))
 	v2.await(t, callers.acked...)
 	again.awaitEmpty(t)
-	if n := len(v2.all()); n != 3000 {
+	if n := len(v2.all()); n != total {
 		t.Errorf("v2 has taken %d records, %d of them before the gateway was stopped", n, before)
 	}
 	t.Logf("%d records were delivered before the gateway was stopped", before)
