@@ -140,6 +140,11 @@ func (k *keeper) queue(name string) *spoolQueue {
 	return q
 }
 
+// maxDeliveries is how many records of a v2 host are on their way at a time, if
+// max_conns is not less. It is for a region 200 ms away and 2,500 records a
+// second; more would cost memory that a near one has no use for.
+const maxDeliveries = 512
+
 // start begins to deliver a queue. k.mu is held.
 func (k *keeper) start(q *spoolQueue) {
 	inFlight, rate, age := defaultMaxConns, defaultDrainRate, defaultSpoolAge
@@ -149,7 +154,7 @@ func (k *keeper) start(q *spoolQueue) {
 	}
 	d := spool.NewDeliverer(k.opened().Queue(q.name), &q.Circuit, spool.Delivery{
 		Send:     q.send,
-		InFlight: inFlight,
+		InFlight: min(inFlight, maxDeliveries),
 		Rate:     rate,
 		MaxAge:   age,
 		OnFate:   q.settled,

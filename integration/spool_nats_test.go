@@ -18,7 +18,7 @@ func TestSpoolOnNATS(t *testing.T) {
 		t.Fatal(err)
 	}
 	nodes := natstest.Nodes(t, server, dir, 3, "max_payload: 4MB")
-	var urls []string
+	urls := make([]string, 0, len(nodes))
 	for _, n := range nodes {
 		t.Cleanup(n.Kill)
 		n.Start(t)
