@@ -336,9 +336,10 @@ type link struct {
 	conn *nats.Conn
 	js   jetstream.JetStream
 
-	// Whether it is connected. conn knows too, but lets nobody ask while it
-	// dials.
-	up atomic.Bool
+	// Whether it is connected, and the server's max_payload. conn knows both, but
+	// lets nobody ask while it dials, and few while it writes.
+	up    atomic.Bool
+	limit atomic.Int64
 
 	mu  sync.Mutex
 	err error // why it is not
@@ -365,9 +366,9 @@ func (l *Log) dial(buffer int) (*link, error) {
 		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(),
 		nats.ReconnectWait(5 * pause), nats.ReconnectJitter(5*pause, 5*pause),
 		nats.ReconnectBufSize(buffer),
-		nats.ConnectHandler(func(*nats.Conn) { k.up.Store(true) }),
-		nats.ReconnectHandler(func(*nats.Conn) {
-			k.up.Store(true)
+		nats.ConnectHandler(k.connected),
+		nats.ReconnectHandler(func(conn *nats.Conn) {
+			k.connected(conn)
 			l.config.OnEvent("connected to NATS again", nil)
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
@@ -393,6 +394,12 @@ func (l *Log) dial(buffer int) (*link, error) {
 	return k, err
 }
 
+// connected notes that the connection is there.
+func (k *link) connected(conn *nats.Conn) {
+	k.limit.Store(conn.MaxPayload())
+	k.up.Store(true)
+}
+
 // down notes that the connection is lost, and why.
 func (k *link) down(err error) {
 	k.up.Store(false)
@@ -414,7 +421,7 @@ func (k *link) usable() error {
 		}
 		return k.err
 	}
-	if limit := k.conn.MaxPayload(); limit < maxMessage {
+	if limit := k.limit.Load(); limit < maxMessage {
 		return fmt.Errorf("%w: their max_payload is %d bytes, and a record takes up to %d: set max_payload: 4MB in their configuration", errMisfit, limit, maxMessage)
 	}
 	return nil

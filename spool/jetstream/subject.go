@@ -1,7 +1,6 @@
 package jetstream
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 )
@@ -19,12 +18,13 @@ func tokenOf(queue string) string {
 	if queue == "" {
 		return "_"
 	}
+	const digits = "0123456789ABCDEF"
 	var b strings.Builder
 	for i := range len(queue) {
 		if c := queue[i]; plain(c) {
 			b.WriteByte(c)
 		} else {
-			fmt.Fprintf(&b, "_%02X", c)
+			b.Write([]byte{'_', digits[c>>4], digits[c&15]})
 		}
 	}
 	return b.String()
