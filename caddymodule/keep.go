@@ -18,7 +18,8 @@ import (
 // it now or need not be asked: when it is down, only records that are kept are
 // sent to try it, since no caller waits for them.
 func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, out *v2Request, way *route, o *outcome) {
-	if h.Spool.Mode == spoolAlways || way.queue.IsOpen() {
+	trying := way.queue.IsOpen()
+	if h.Spool.Mode == spoolAlways || trying {
 		err := h.keep(answer, r, out, way, o)
 		if err == nil {
 			return
@@ -38,10 +39,11 @@ func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, 
 		return
 	}
 	result := o.delivery.result(err)
-	if err == errOverloaded { //nolint:errorlint // nothing wraps it
-		way.queue.Forgo() // that says nothing of v2
-	} else {
+	switch {
+	case err != errOverloaded: //nolint:errorlint // nothing wraps it
 		way.queue.Failure(sent, result.RetryAfter)
+	case trying: // that says nothing of v2
+		way.queue.Forgo()
 	}
 	if err := h.keep(answer, r, out, way, o); err != nil {
 		h.refuseUnkept(w, r, err, way, o)
@@ -56,7 +58,7 @@ func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, 
 // keep makes a record durable and answers the caller as v2 would. After an
 // error nothing has been answered.
 func (h *Handler) keep(answer http.ResponseWriter, r *http.Request, out *v2Request, way *route, o *outcome) error {
-	size := int64(out.length()) + keptHead
+	size := keptCopies*int64(out.length()) + keptHead
 	if !h.bodies.reserve(size) {
 		h.warnOfMemoryLimit(errOverloaded)
 		return errOverloaded
@@ -76,6 +78,10 @@ func (h *Handler) keep(answer http.ResponseWriter, r *http.Request, out *v2Reque
 	taken(answer, r)
 	return nil
 }
+
+// keptCopies is how many copies of a body there are until it is durable: one
+// with its time, one in the request, one in the commit.
+const keptCopies = 3
 
 // keptHead is about what the head of a kept request and its record time take.
 const keptHead = 2 << 10
@@ -105,6 +111,7 @@ func (k *keptRequest) put() {
 func (k *keptRequest) compose(out *v2Request, arrival time.Time) (timed recordTime) {
 	later := *out
 	later.body, later.more = out.body, nil
+	later.forwarded.earlyData = false // by the time of delivery, the handshake is long complete
 	if len(out.more) > 0 {
 		later.body = slices.Concat(append([][]byte{out.body}, out.more...)...)
 	}

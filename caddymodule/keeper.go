@@ -16,6 +16,7 @@ import (
 
 	"github.com/td-postback/gateway/spool"
 	"github.com/td-postback/gateway/spool/disk"
+	"github.com/td-postback/gateway/spool/jetstream"
 )
 
 // keepers has the keeper of each spool, by its place. They outlive
@@ -26,13 +27,15 @@ var keepers = caddy.NewUsagePool()
 // one Deliverer for each v2 host.
 type keeper struct {
 	place string
-	key   [sha256.Size]byte // of the key; all zero without one
+	fixed [sha256.Size]byte // of the options that only a restart changes
+	nats  bool              // the Log is a cluster, not a disk
 	stop  context.CancelFunc
 	ctx   context.Context //nolint:containedctx // the keeper's own life, which no call ends
 	ended sync.WaitGroup
 
 	log  atomic.Pointer[spool.Log] // nil while it cannot be opened
 	full atomic.Bool               // there was no room for the last record
+	said sync.Map                  // what a cluster has said, with when that was logged
 
 	mu     sync.Mutex
 	queues map[string]*spoolQueue
@@ -60,17 +63,15 @@ type block struct {
 
 // openKeeper makes a keeper and opens its Log. If the disk is in trouble, that
 // is tried again later: what v2 takes directly is still forwarded.
-func openKeeper(place string, key []byte, open func(*keeper) (spool.Log, error)) (*keeper, error) {
-	k := &keeper{place: place, queues: map[string]*spoolQueue{}}
-	if key != nil {
-		k.key = sha256.Sum256(key)
-	}
+func openKeeper(place string, s *Spool, key []byte) (*keeper, error) {
+	k := &keeper{place: place, fixed: s.fixed(key), nats: len(s.NATS) > 0, queues: map[string]*spoolQueue{}}
+	open := s.open(key)
 	k.ctx, k.stop = context.WithCancel(context.Background())
 	log, err := open(k)
 	switch {
 	case err == nil:
 		k.use(log)
-	case errors.Is(err, disk.ErrLocked), errors.Is(err, disk.ErrKey):
+	case errors.Is(err, disk.ErrLocked), errors.Is(err, disk.ErrKey), errors.Is(err, jetstream.ErrMisfit):
 		k.stop()
 		return nil, fmt.Errorf("spool: %w", err)
 	default:
@@ -80,30 +81,28 @@ func openKeeper(place string, key []byte, open func(*keeper) (spool.Log, error))
 	return k, nil
 }
 
-// hasKey reports whether a key is the one that the Log was opened with.
-func (k *keeper) hasKey(key []byte) bool {
-	if key == nil {
-		return k.key == [sha256.Size]byte{}
-	}
-	return k.key == sha256.Sum256(key)
-}
-
 // reopenPause is how often a Log that could not be opened is tried again.
 const reopenPause = 5 * time.Second
 
 func (k *keeper) openLater(open func(*keeper) (spool.Log, error)) {
 	ticker := time.NewTicker(reopenPause)
 	defer ticker.Stop()
+	var told string
 	for {
 		select {
 		case <-k.ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		if log, err := open(k); err == nil {
+		log, err := open(k)
+		if err == nil {
 			k.report(disk.Event{Kind: disk.Recovered})
 			k.use(log)
 			return
+		}
+		if err.Error() != told {
+			told = err.Error()
+			k.report(disk.Event{Kind: disk.Failed, Err: err})
 		}
 	}
 }
@@ -147,21 +146,26 @@ const maxDeliveries = 512
 
 // start begins to deliver a queue. k.mu is held.
 func (k *keeper) start(q *spoolQueue) {
-	inFlight, rate, age := defaultMaxConns, defaultDrainRate, defaultSpoolAge
+	inFlight, rate, age := maxDeliveries, defaultDrainRate, defaultSpoolAge
 	if len(k.blocks) > 0 {
-		h := k.blocks[len(k.blocks)-1].handler
-		inFlight, rate, age = h.MaxConns, h.Spool.DrainRate, time.Duration(h.Spool.MaxAge)
+		inFlight, rate, age = k.blocks[len(k.blocks)-1].limits()
 	}
 	d := spool.NewDeliverer(k.opened().Queue(q.name), &q.Circuit, spool.Delivery{
 		Send:     q.send,
-		InFlight: min(inFlight, maxDeliveries),
+		InFlight: inFlight,
 		Rate:     rate,
 		MaxAge:   age,
 		OnFate:   q.settled,
-		OnError:  func(err error) { k.report(disk.Event{Kind: disk.Unreadable, Queue: q.name, Err: err}) },
+		OnError:  func(err error) { k.reportUnreadable(q.name, err) },
 	})
 	q.deliverer.Store(d)
 	k.ended.Go(func() { d.Run(k.ctx) })
+}
+
+// limits are those of the block's options.
+func (b *block) limits() (inFlight, rate int, age time.Duration) {
+	s := b.handler.Spool
+	return min(b.handler.MaxConns, maxDeliveries), s.DrainRate, time.Duration(s.MaxAge)
 }
 
 // send sends a record to v2.
@@ -223,14 +227,14 @@ func (k *keeper) adopt() {
 	if len(k.blocks) == 0 {
 		return
 	}
-	last := k.blocks[len(k.blocks)-1].handler.Spool
+	last := k.blocks[len(k.blocks)-1]
 	if log := k.opened(); log != nil {
 		for _, name := range log.Queues() {
 			k.queue(name)
 		}
-		if _, limit := log.Size(); limit != last.MaxSize {
-			if err := log.SetLimit(last.MaxSize); err != nil {
-				k.report(disk.Event{Kind: disk.Unreadable, Err: fmt.Errorf("max_size %d: %w", last.MaxSize, err)})
+		if _, limit := log.Size(); limit != last.handler.Spool.MaxSize {
+			if err := log.SetLimit(last.handler.Spool.MaxSize); err != nil {
+				k.reportUnreadable("", fmt.Errorf("max_size: %w", err))
 			}
 		}
 	}
@@ -239,7 +243,7 @@ func (k *keeper) adopt() {
 			q.upstream.Store(up)
 		}
 		if d := q.deliverer.Load(); d != nil {
-			d.SetLimits(last.DrainRate, time.Duration(last.MaxAge))
+			d.SetLimits(last.limits())
 		}
 	}
 }
@@ -350,11 +354,32 @@ func (k *keeper) reportCluster(what string, err error) {
 	logger := caddy.Log().Named(handlerID)
 	if err == nil {
 		k.recovered("")
+		go k.adoptAgain()
 		logger.Info(what, zap.String("spool", k.place))
+		return
+	}
+	last, _ := k.said.LoadOrStore(what, new(warning))
+	if !last.(*warning).due() { //nolint:forcetypeassert // there is nothing else in it
 		return
 	}
 	logger.Warn(what, zap.String("spool", k.place), zap.Error(err),
 		zap.String("advice", "see to the cluster: docs/spool-nats.md; until then callers whose records v2 does not take may get 503"))
+}
+
+// reportUnreadable tells the operator that the Log did not answer.
+func (k *keeper) reportUnreadable(queue string, err error) {
+	if k.nats {
+		k.reportCluster("the spool's cluster does not answer", err)
+		return
+	}
+	k.report(disk.Event{Kind: disk.Unreadable, Queue: queue, Err: err})
+}
+
+// adoptAgain looks for queues that could not be seen before.
+func (k *keeper) adoptAgain() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.adopt()
 }
 
 // spoolAdvice is what an operator can do.

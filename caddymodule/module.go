@@ -198,14 +198,14 @@ func (h *Handler) provisionSpool(ctx caddy.Context) error {
 		return nil
 	}
 	value, _, err := keepers.LoadOrNew(place, func() (caddy.Destructor, error) {
-		return openKeeper(place, key, h.Spool.open(key))
+		return openKeeper(place, h.Spool, key)
 	})
 	if err != nil {
 		return err
 	}
 	h.keeper = value.(*keeper) //nolint:forcetypeassert // it has nothing else
-	if !h.keeper.hasKey(key) {
-		return fmt.Errorf("spool key_file %q: the spool is open with another key: restart the gateway to change it", h.Spool.KeyFile)
+	if h.keeper.fixed != h.Spool.fixed(key) {
+		return fmt.Errorf("spool %s: key_file, and what stands before a host in nats, cannot change while the spool is open: restart the gateway", place)
 	}
 	return h.keeper.attach(h, ctx.Done())
 }
@@ -385,6 +385,7 @@ func (h *Handler) newDelivery(target *url.URL) (*upstream, error) {
 	}
 	cfg := h.upstreamConfig(target, trust)
 	cfg.handover = nil
+	cfg.maxConns = maxDeliveries // which are counted before they need one
 	return newUpstream(cfg)
 }
 

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -89,8 +90,8 @@ func (s *Spool) validate() error {
 	}
 	for _, server := range s.NATS {
 		u, err := url.Parse(server)
-		if err != nil || (u.Scheme != "nats" && u.Scheme != "tls") || u.Host == "" {
-			return fmt.Errorf("spool nats %q: must be nats:// or tls://, a host and maybe a port", redactUser(server))
+		if err != nil || (u.Scheme != "nats" && u.Scheme != "tls") || u.Host == "" || strings.Contains(server, ",") {
+			return fmt.Errorf("spool nats %q: must be nats:// or tls://, a host and maybe a port, without a comma", redactUser(server))
 		}
 	}
 	if s.MaxSize < 1<<20 {
@@ -120,6 +121,12 @@ func (s *Spool) place() (string, error) {
 		hosts[i] = u.Host
 	}
 	return "nats " + strings.Join(hosts, ","), nil
+}
+
+// fixed sums up the options that cannot change while the spool is open, but for
+// its place.
+func (s *Spool) fixed(key []byte) [sha256.Size]byte {
+	return sha256.Sum256(append([]byte(strings.Join(s.NATS, ",")+" "), key...))
 }
 
 // key reads the key file. Errors do not quote it.

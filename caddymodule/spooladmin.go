@@ -66,12 +66,15 @@ func (k *keeper) status() spoolStatus {
 	if log == nil {
 		return status
 	}
-	status.Available = k.available()
 	status.Bytes, status.MaxBytes = log.Size()
 	status.Full = k.full.Load() && status.nearlyFull()
+	reachable := true
 	for _, name := range log.Queues() {
 		depth, err := log.Depth(name) // what can be known of it, if a file cannot be read
-		status.Available = status.Available && !errors.Is(err, spool.ErrUnavailable)
+		reachable = reachable && !errors.Is(err, spool.ErrUnavailable)
+		if k.nats && err == nil { // it has a leader, so it takes records too
+			k.recovered(name)
+		}
 		q := queueStatus{Name: name, Records: depth.Records, Dead: depth.Dead}
 		if !depth.Oldest.IsZero() {
 			q.Oldest = &depth.Oldest
@@ -83,6 +86,7 @@ func (k *keeper) status() spoolStatus {
 		k.mu.Unlock()
 		status.Queues = append(status.Queues, q)
 	}
+	status.Available = reachable && k.available()
 	return status
 }
 
@@ -324,28 +328,34 @@ func changeLetters(w http.ResponseWriter, r *http.Request, change func(spool.Log
 	if all == (len(s.ids) > 0) {
 		return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: fmt.Errorf("give one or more id, or all=true")}
 	}
-	total := 0
-	for {
+	total, began := 0, time.Now()
+	for more := true; more; {
 		if all {
-			letters, err := s.log.Letters(s.queue, s.after, maxListed)
-			if err != nil {
+			if more, err = s.nextLetters(began); err != nil {
 				return err
-			}
-			s.ids = s.ids[:0]
-			for _, l := range letters {
-				s.ids = append(s.ids, l.ID)
-				s.after = l.ID
 			}
 		}
 		n, err := change(s.log, s.queue, s.ids...)
 		total += n
-		if err != nil {
+		if err = errors.Join(err, r.Context().Err()); err != nil {
 			return err
 		}
-		if !all || len(s.ids) < maxListed {
-			return writeJSON(w, http.StatusOK, map[string]int{"letters": total})
+		more = more && all
+	}
+	return writeJSON(w, http.StatusOK, map[string]int{"letters": total})
+}
+
+// nextLetters selects some more dead letters, but none that died since: those
+// may have been replayed before. It reports whether there may be more.
+func (s *selected) nextLetters(began time.Time) (more bool, err error) {
+	letters, err := s.log.Letters(s.queue, s.after, maxListed)
+	s.ids = s.ids[:0]
+	for _, l := range letters {
+		if s.after = l.ID; !l.Died.After(began) {
+			s.ids = append(s.ids, l.ID)
 		}
 	}
+	return len(s.ids) > 0, err
 }
 
 func writeJSON(w http.ResponseWriter, status int, value any) error {

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -56,7 +57,7 @@ func (q *spoolQueue) settled(fate spool.Fate, r spool.Result) {
 	if fate != spool.Retried {
 		return
 	}
-	warnOfKept(caddy.Log().Named(handlerID), &r, q.name)
+	warnOfKept(caddy.Log().Named(handlerID), &r, strings.TrimPrefix(strings.TrimPrefix(q.name, "https://"), "http://"))
 	if r.Ambiguous {
 		spoolDuplicates.Inc()
 	}

@@ -32,10 +32,15 @@ var (
 	notKept         = warning{message: "record neither delivered nor kept"}
 )
 
-// check returns an entry to write, if the last one is a minute ago.
-func (w *warning) check(logger *zap.Logger) *zapcore.CheckedEntry {
+// due reports whether the last warning is a minute ago, and notes this one.
+func (w *warning) due() bool {
 	now, last := time.Now().Unix(), w.last.Load()
-	if now-last < warningPause || !w.last.CompareAndSwap(last, now) {
+	return now-last >= warningPause && w.last.CompareAndSwap(last, now)
+}
+
+// check returns an entry to write, if it is due.
+func (w *warning) check(logger *zap.Logger) *zapcore.CheckedEntry {
+	if !w.due() {
 		return nil
 	}
 	return logger.Check(zap.WarnLevel, w.message)

@@ -103,8 +103,9 @@ type Deliverer struct {
 	maxAge  atomic.Int64
 	live    chan struct{} // one for each record that arrived while v2 was up: so many may pass the limiter
 	room    *semaphore.Weighted
-	cost    int64   // of a small record in it
-	taken   []Entry // by Run, and not sent yet
+	cost    atomic.Int64 // of a small record in it
+	taken   []Entry      // by Run, and not sent yet
+	untried bool         // the last try was with a record that was not tried before, if there was one
 	running sync.WaitGroup
 	told    atomic.Int64 // when OnError was, in UNIX nanoseconds
 }
@@ -117,14 +118,14 @@ func NewDeliverer(queue Queue, circuit *Circuit, how Delivery) *Deliverer {
 		limiter: rate.NewLimiter(0, 0),
 		live:    make(chan struct{}, maxLive),
 		room:    semaphore.NewWeighted(maxHeld),
-		cost:    maxHeld / int64(how.InFlight),
 	}
-	d.SetLimits(how.Rate, how.MaxAge)
+	d.SetLimits(how.InFlight, how.Rate, how.MaxAge)
 	return d
 }
 
-// SetLimits changes Rate and MaxAge.
-func (d *Deliverer) SetLimits(records int, maxAge time.Duration) {
+// SetLimits changes InFlight, Rate and MaxAge.
+func (d *Deliverer) SetLimits(inFlight, records int, maxAge time.Duration) {
+	d.cost.Store(maxHeld / int64(inFlight))
 	d.limiter.SetLimit(rate.Limit(records))
 	d.limiter.SetBurst(max(1, records/10))
 	d.maxAge.Store(int64(maxAge))
@@ -167,12 +168,17 @@ func (d *Deliverer) Run(ctx context.Context) {
 
 // take waits for records. It reports whether there may be more.
 func (d *Deliverer) take(ctx context.Context) bool {
-	n := takeAtOnce
-	if d.IsOpen() {
-		n = 1 // enough for a try
-	}
 	var err error
-	d.taken, err = d.queue.Take(ctx, n)
+	switch {
+	case !d.IsOpen():
+		d.taken, err = d.queue.Take(ctx, takeAtOnce)
+	case d.untried: // the next try is with one that was tried, in its turn
+		d.untried = false
+		d.taken, err = d.queue.Take(ctx, 1)
+	default:
+		d.untried = true
+		d.taken, err = d.queue.TakeUntried(ctx)
+	}
 	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrClosed) {
 		d.failed(err)
 		sleep(ctx, logPause)
@@ -192,7 +198,7 @@ func (d *Deliverer) giveBack() {
 // dispatch sends a record off when it may go, or puts it back if ctx ends
 // before.
 func (d *Deliverer) dispatch(ctx context.Context, e Entry) {
-	cost := min(max(int64(len(e.Data)), d.cost), maxHeld)
+	cost := min(max(int64(len(e.Data)), d.cost.Load()), maxHeld)
 	if d.room.Acquire(ctx, cost) != nil {
 		d.queue.Later(e, 0)
 		return
@@ -266,7 +272,11 @@ func (d *Deliverer) pace(ctx context.Context) error {
 func (d *Deliverer) settle(e Entry, sent time.Time, r Result) {
 	switch {
 	case r.NotTaken():
-		d.Failure(sent, r.RetryAfter)
+		// That a record fails again which failed while v2 took others says
+		// nothing of v2: many of them must not make it look down.
+		if e.Tries == 0 || r.RetryAfter > 0 || d.IsOpen() {
+			d.Failure(sent, r.RetryAfter)
+		}
 		d.queue.Later(e, max(retryPause(e.Tries), min(r.RetryAfter, maxRetryAfter)))
 		d.tell(Retried, r)
 	case r.Status < http.StatusMultipleChoices:

@@ -425,20 +425,49 @@ func TestPoisonedRecordAlone(t *testing.T) {
 }
 
 func TestManyPoisonedRecords(t *testing.T) {
+	t.Parallel()
+	for _, many := range []int{30, 100, 200} {
+		t.Run(strconv.Itoa(many), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := run(t, spool.Delivery{InFlight: 1}) // which does not go on to others meanwhile
+				w.server.set(poison, 0)
+				for range many {
+					w.queue.append("poison")
+				}
+				time.Sleep(time.Hour)
+				for range 10 {
+					w.queue.append("good")
+					time.Sleep(time.Hour) // most go within seconds
+					synctest.Wait()
+					if w.queue.count(acked) != len(w.queue.records)-many {
+						t.Fatal("the record behind them was not delivered in an hour")
+					}
+				}
+			})
+		})
+	}
+}
+
+// A tenth of all records is refused with 500, for hours: the others arrive.
+func TestPoisonedTable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := run(t, spool.Delivery{InFlight: 1}) // which does not go on to others meanwhile
+		w := run(t, spool.Delivery{InFlight: 16, Rate: 100})
 		w.server.set(poison, 0)
-		for range 30 {
-			w.queue.append("poison")
-		}
-		time.Sleep(time.Hour)
-		for range 10 {
-			w.queue.append("good")
-			time.Sleep(time.Hour) // most go within minutes
-			synctest.Wait()
-			if w.queue.count(acked) != len(w.queue.records)-30 {
-				t.Fatal("the record behind them was not delivered in an hour")
+		good := 0
+		for i := range 20_000 {
+			if i%10 < 1 || i%1000 < 50 { // and now and then many in a row
+				w.queue.append("poison")
+			} else {
+				w.queue.append("good")
+				good++
 			}
+			time.Sleep(500 * time.Millisecond)
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if n := w.queue.count(acked); n != good {
+			t.Errorf("%d of %d good records were delivered", n, good)
 		}
 	})
 }
@@ -760,7 +789,7 @@ func TestTooOldWhenItsTurnComes(t *testing.T) {
 func TestBuryFails(t *testing.T) {
 	for name, prepare := range map[string]func(*worker){
 		"refused": func(w *worker) { w.server.always(spool.Result{Status: 400}) },
-		"too old": func(w *worker) { w.SetLimits(1, -1) },
+		"too old": func(w *worker) { w.SetLimits(1, 1, -1) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -904,12 +933,12 @@ func TestSetLimits(t *testing.T) {
 		if n := w.queue.count(acked); n < 9 || n > 11 {
 			t.Errorf("%d records in ten seconds, want 10", n)
 		}
-		w.SetLimits(100, 6*day)
+		w.SetLimits(1000, 100, 6*day)
 		time.Sleep(5 * time.Second)
 		if n := w.queue.count(acked); n < 400 || n > 521 {
 			t.Errorf("%d records after five seconds more, want about 500", n)
 		}
-		w.SetLimits(1, time.Second)
+		w.SetLimits(1000, 1, time.Second)
 		time.Sleep(time.Second)
 		w.expect(t, map[state]int{acked: w.queue.count(acked), dead: 1000 - w.queue.count(acked)})
 	})

@@ -17,8 +17,9 @@ type memory struct {
 	mu      sync.Mutex
 	records []kept // by their ID
 	counts  [dead + 1]int
-	next    int // the first of them that was never given out
-	later   []spool.ID
+	next    int        // the first of them that was never given out
+	later   []spool.ID // not due yet, by when they are
+	due     []spool.ID // by their age
 	arrived chan struct{}
 	takes   int
 	takeErr error
@@ -73,8 +74,16 @@ func (m *memory) notify() {
 }
 
 func (m *memory) Take(ctx context.Context, n int) ([]spool.Entry, error) {
+	return m.takeOf(ctx, n, false)
+}
+
+func (m *memory) TakeUntried(ctx context.Context) ([]spool.Entry, error) {
+	return m.takeOf(ctx, 1, true)
+}
+
+func (m *memory) takeOf(ctx context.Context, n int, untried bool) ([]spool.Entry, error) {
 	for {
-		entries, wait, err := m.take(n)
+		entries, wait, err := m.take(n, untried)
 		if len(entries) > 0 || err != nil {
 			return entries, err
 		}
@@ -91,7 +100,7 @@ func (m *memory) Take(ctx context.Context, n int) ([]spool.Entry, error) {
 }
 
 // take gives out what was put back and is due, or else what is new.
-func (m *memory) take(n int) (entries []spool.Entry, wait time.Duration, err error) {
+func (m *memory) take(n int, untried bool) (entries []spool.Entry, wait time.Duration, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.takes++
@@ -99,9 +108,14 @@ func (m *memory) take(n int) (entries []spool.Entry, wait time.Duration, err err
 		return nil, 0, m.takeErr
 	}
 	now := time.Now()
-	for len(m.later) > 0 && len(entries) < n && !m.records[m.later[0]].due.After(now) {
-		entries = append(entries, m.giveOut(m.later[0]))
+	for len(m.later) > 0 && !m.records[m.later[0]].due.After(now) {
+		at, _ := slices.BinarySearch(m.due, m.later[0])
+		m.due = slices.Insert(m.due, at, m.later[0])
 		m.later = m.later[1:]
+	}
+	for !(untried && m.next < len(m.records)) && len(m.due) > 0 && len(entries) < n {
+		entries = append(entries, m.giveOut(m.due[0]))
+		m.due = m.due[1:]
 	}
 	if len(entries) > 0 {
 		return entries, 0, nil

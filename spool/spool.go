@@ -29,8 +29,7 @@ type ID uint64
 type Entry struct {
 	ID
 	Record
-	Tries  int // how often it was tried before, as far as is known
-	Handle any // what the Log needs to find it again; nil for Disk
+	Tries int // how often it was tried before, as far as is known
 }
 
 // Queue gives out records in the order in which they were appended. Each is
@@ -40,6 +39,11 @@ type Queue interface {
 	// if they are large. It fails when ctx ends or when the Log cannot be read
 	// now: try again later.
 	Take(ctx context.Context, n int) ([]Entry, error)
+
+	// TakeUntried is Take for one record, to try whether v2 is up: if possible
+	// one that was not tried before, since one that was may be refused for
+	// itself.
+	TakeUntried(ctx context.Context) ([]Entry, error)
 
 	// Ack says that v2 has taken a record. It does not wait until that is
 	// durable.
@@ -72,6 +76,9 @@ type Depth struct {
 	Oldest  time.Time // arrival of the oldest record to be delivered; zero without one
 }
 
+// MaxListed is about how many bytes of data Records and Letters return.
+const MaxListed = 8 << 20
+
 // Log keeps queues. Its methods may be called concurrently.
 type Log interface {
 	// Append returns when a record is durable. ErrFull and ErrUnavailable say
@@ -94,7 +101,8 @@ type Log interface {
 	SetLimit(bytes int64) error
 
 	// Records returns up to limit records of a queue that are to be delivered,
-	// and Letters up to limit dead letters, beginning behind an ID.
+	// and Letters up to limit dead letters, beginning behind an ID. They return
+	// fewer if those have more than MaxListed bytes.
 	Records(queue string, after ID, limit int) ([]Entry, error)
 	Letters(queue string, after ID, limit int) ([]Letter, error)
 

@@ -286,7 +286,7 @@ func (q *queue) revive(s *segment, ids []spool.ID) {
 
 // writable returns the segment that takes records.
 func (q *queue) writable() (*segment, error) {
-	if s := q.active; s != nil && s.counted < q.disk.segmentSize {
+	if s := q.active; s != nil && s.counted < q.disk.segmentSize() {
 		return s, nil
 	}
 	if err := makeDir(q.dir); err != nil {

@@ -87,13 +87,12 @@ const (
 
 // Disk is a spool.Log in a directory.
 type Disk struct {
-	cfg         Config
-	segmentSize int64
-	lock        *bolt.DB
-	used        atomic.Int64 // by files
-	reserved    atomic.Int64 // for records that are not on disk yet
-	maxSize     atomic.Int64 // as in Config, or by SetLimit
-	nearlyFull  atomic.Bool
+	cfg        Config
+	lock       *bolt.DB
+	used       atomic.Int64 // by files
+	reserved   atomic.Int64 // for records that are not on disk yet
+	maxSize    atomic.Int64 // as in Config, or by SetLimit
+	nearlyFull atomic.Bool
 
 	mu     sync.Mutex
 	queues map[string]*queue
@@ -120,7 +119,7 @@ func Open(cfg Config) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Disk{cfg: cfg, lock: lock, queues: map[string]*queue{}, segmentSize: min(maxSegmentSize, cfg.MaxSize/8)}
+	d := &Disk{cfg: cfg, lock: lock, queues: map[string]*queue{}}
 	d.maxSize.Store(cfg.MaxSize)
 	if err := d.load(); err != nil {
 		return nil, errors.Join(err, lock.Close())
@@ -131,15 +130,21 @@ func Open(cfg Config) (*Disk, error) {
 	return d, nil
 }
 
-// makeDir makes a directory, and the name of it durable.
+// makeDir makes a directory, with those above it, and their names durable.
 func makeDir(dir string) error {
 	if _, err := os.Stat(dir); err == nil {
 		return nil
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	above := filepath.Dir(dir)
+	if above != dir {
+		if err := makeDir(above); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
+	return syncDir(above)
 }
 
 // lockDir makes this Log the only one in the directory. bbolt locks a file
@@ -257,14 +262,17 @@ func (d *Disk) reserve(bytes int64) bool {
 
 // space is what a segment gets.
 func (d *Disk) space() space {
-	return space{mapped: int(2 * d.segmentSize), growth: int(d.growth())}
+	return space{mapped: int(2 * d.segmentSize()), growth: int(d.growth())}
 }
 
 // smallFile is how large a file is, in bytes, that is too small to gain from
 // making it smaller.
-func (d *Disk) smallFile() int64 { return min(256<<10, d.segmentSize/2) }
+func (d *Disk) smallFile() int64 { return min(256<<10, d.segmentSize()/2) }
 
-func (d *Disk) growth() int64 { return min(maxGrowth, d.segmentSize/4) }
+// segmentSize is when a file is full, in bytes.
+func (d *Disk) segmentSize() int64 { return min(maxSegmentSize, d.maxSize.Load()/8) }
+
+func (d *Disk) growth() int64 { return min(maxGrowth, d.segmentSize()/4) }
 
 // resize counts what files take.
 func (d *Disk) resize(by int64) {

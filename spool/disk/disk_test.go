@@ -92,10 +92,10 @@ func takeAll(t testing.TB, what string, d *Disk) (all []spool.Entry) {
 	t.Helper()
 	q := d.queue(q1)
 	for end := time.Now().Add(30 * time.Second); ; {
-		entries, _ := q.take(100)
+		entries, _ := q.take(100, false)
 		all = append(all, entries...)
 		q.mu.Lock()
-		settled := len(entries) == 0 && len(q.later) == 0
+		settled := len(entries) == 0 && len(q.later.laters)+len(q.due.laters) == 0
 		for _, s := range q.segments {
 			if s.damaged || !s.read && (s != q.active || s.cursor < s.last) {
 				settled = false

@@ -79,14 +79,15 @@ func (d *Disk) known(name string) *queue {
 
 // Records returns records that are to be delivered.
 func (d *Disk) Records(name string, after spool.ID, limit int) (entries []spool.Entry, err error) {
-	q := d.known(name)
+	q, size := d.known(name), 0
 	err = q.eachSegment(after, func(s *segment) (more bool, err error) {
 		more = true
 		err = s.each(after, func(id spool.ID, value []byte) bool {
 			if q.isAcked(s, id) {
 				return true
 			}
-			if more = len(entries) < limit; more {
+			if more = len(entries) < limit && size < spool.MaxListed; more {
+				size += len(value)
 				_, r, _ := s.coder.decode(value)
 				entries = append(entries, spool.Entry{ID: id, Record: r})
 			}
@@ -105,10 +106,12 @@ func (q *queue) isAcked(s *segment, id spool.ID) bool {
 
 // Letters returns dead letters.
 func (d *Disk) Letters(name string, after spool.ID, limit int) (letters []spool.Letter, err error) {
+	size := 0
 	err = d.known(name).eachSegment(after, func(s *segment) (more bool, err error) {
 		more = true
 		err = s.eachDead(after, func(id spool.ID, value, mark []byte) bool {
-			if more = len(letters) < limit; more {
+			if more = len(letters) < limit && size < spool.MaxListed; more {
+				size += len(value)
 				_, r, _ := s.coder.decode(value)
 				death, _ := decodeDeath(mark)
 				letters = append(letters, spool.Letter{

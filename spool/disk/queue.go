@@ -29,6 +29,7 @@ type queue struct {
 	active   *segment   // the last of them, if it takes records
 	next     spool.ID   // of the next record
 	later    laterHeap
+	due      dueHeap
 	waiting  []*batch // records to be committed
 	orders   []*order // about records that are there
 	closed   bool
@@ -92,6 +93,10 @@ func (q *queue) finish(files []os.DirEntry) (left []os.DirEntry, err error) {
 	changed := false
 	for _, f := range files {
 		path := filepath.Join(q.dir, f.Name())
+		name, _, _ := strings.Cut(f.Name(), segmentSuffix+".")
+		if _, _, ours := parseSegmentName(name + segmentSuffix); !ours {
+			continue // nobody's but the operator's
+		}
 		if to, ok := strings.CutSuffix(path, rescuedSuffix); ok {
 			if _, err := os.Lstat(to); isGone(err) {
 				if err := rename(path, to); err != nil {
@@ -148,13 +153,22 @@ func (q *queue) blame(s *segment, err error) {
 // Take waits for records and gives out at least one, at most n. Only one
 // goroutine at a time may call it.
 func (q *queue) Take(ctx context.Context, n int) ([]spool.Entry, error) {
+	return q.takeOf(ctx, n, false)
+}
+
+// TakeUntried is Take for one record, if possible one that was never given out.
+func (q *queue) TakeUntried(ctx context.Context) ([]spool.Entry, error) {
+	return q.takeOf(ctx, 1, true)
+}
+
+func (q *queue) takeOf(ctx context.Context, n int, untried bool) ([]spool.Entry, error) {
 	for {
 		select {
 		case <-q.stopped:
 			return nil, spool.ErrClosed
 		default:
 		}
-		entries, wait := q.take(n)
+		entries, wait := q.take(n, untried)
 		if len(entries) > 0 {
 			return entries, nil
 		}
@@ -181,19 +195,25 @@ func (q *queue) await(ctx context.Context, wait time.Duration) error {
 
 // take gives out what is there, or says how long there will be nothing, unless
 // something arrives.
-func (q *queue) take(n int) (entries []spool.Entry, wait time.Duration) {
+func (q *queue) take(n int, untried bool) (entries []spool.Entry, wait time.Duration) {
 	now := time.Now()
 	q.mu.Lock()
+	var unread *segment
+	if untried {
+		unread, _ = q.unread(now, 0)
+	}
+	for len(q.later.laters) > 0 && !q.later.laters[0].due.After(now) {
+		heap.Push(&q.due, heap.Pop(&q.later))
+	}
 	var again []later
-	for len(q.later) > 0 && len(again) < n && !q.later[0].due.After(now) {
-		again = append(again, heap.Pop(&q.later).(later)) //nolint:forcetypeassert // it holds nothing else
+	for unread == nil && len(q.due.laters) > 0 && len(again) < n {
+		again = append(again, heap.Pop(&q.due).(later)) //nolint:forcetypeassert // it holds nothing else
 	}
 	wait = time.Minute
-	if len(q.later) > 0 {
-		wait = q.later[0].due.Sub(now)
+	if len(q.later.laters) > 0 {
+		wait = q.later.laters[0].due.Sub(now)
 	}
-	var unread *segment
-	if len(again) == 0 {
+	if unread == nil && len(again) == 0 {
 		unread, wait = q.unread(now, wait)
 	}
 	q.mu.Unlock()
@@ -411,17 +431,23 @@ type later struct {
 	tries int
 }
 
-// laterHeap has the records that are due first at its beginning, the older one
-// of two that are due.
-type laterHeap []later
+// laterHeap is the records that were put back and are not due, those that are
+// due first at its beginning; dueHeap those that are due, by their age.
+type (
+	laterHeap struct{ laters }
+	dueHeap   struct{ laters }
+)
 
-func (h laterHeap) Len() int { return len(h) }
-func (h laterHeap) Less(i, j int) bool {
-	return h[i].due.Before(h[j].due) || h[i].due.Equal(h[j].due) && h[i].id < h[j].id
-}
-func (h laterHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
-func (h *laterHeap) Push(x any)   { *h = append(*h, x.(later)) } //nolint:forcetypeassert // by putBack alone
-func (h *laterHeap) Pop() any {
+func (h laterHeap) Less(i, j int) bool { return h.laters[i].due.Before(h.laters[j].due) }
+func (h dueHeap) Less(i, j int) bool   { return h.laters[i].id < h.laters[j].id }
+
+// laters is what both have in common for container/heap.
+type laters []later
+
+func (h laters) Len() int      { return len(h) }
+func (h laters) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *laters) Push(x any)   { *h = append(*h, x.(later)) } //nolint:forcetypeassert // nothing else is pushed
+func (h *laters) Pop() any {
 	last := (*h)[len(*h)-1]
 	*h = (*h)[:len(*h)-1]
 	return last

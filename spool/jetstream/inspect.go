@@ -158,7 +158,7 @@ func (l *Log) SetLimit(bytes int64) error {
 // messages calls yield for up to limit messages of a subject, behind an ID. Each
 // costs a question of its own.
 func (l *Log) messages(stream *jetstream.Stream, subject string, after spool.ID, limit int, yield func(*jetstream.RawStreamMsg)) error {
-	for range limit {
+	for size := 0; limit > 0 && size < spool.MaxListed; limit-- {
 		var found *jetstream.RawStreamMsg
 		err := l.ask(func(ctx context.Context) (err error) {
 			found, err = (*stream).GetMsg(ctx, uint64(after)+1, jetstream.WithGetMsgSubject(subject))
@@ -171,6 +171,7 @@ func (l *Log) messages(stream *jetstream.Stream, subject string, after spool.ID,
 			return err
 		}
 		after = spool.ID(found.Sequence)
+		size += len(found.Data)
 		yield(found)
 	}
 	return nil

@@ -46,9 +46,6 @@ type Config struct {
 	// before the host.
 	URLs []string
 
-	// Credentials is the path of a NATS credentials file. Default: none.
-	Credentials string
-
 	// Name begins the names of the streams and subjects: letters, digits, "_"
 	// and "-". Default: td_postback.
 	Name string
@@ -96,8 +93,8 @@ const (
 	maxMessage = 1_048_064 + 1<<20 + 4096
 )
 
-// errMisfit: the cluster is there, but cannot serve as it is configured.
-var errMisfit = errors.New("the NATS servers do not fit")
+// ErrMisfit: the cluster is there, but cannot serve as it is configured.
+var ErrMisfit = errors.New("the NATS servers do not fit")
 
 // Log is a spool in a cluster of NATS JetStream. Open makes one.
 type Log struct {
@@ -220,7 +217,7 @@ func (l *Log) prepare(opened <-chan struct{}, misfit chan<- error) {
 		l.mu.Lock()
 		l.trouble = err
 		l.mu.Unlock()
-		if errors.Is(err, errMisfit) {
+		if errors.Is(err, ErrMisfit) {
 			select {
 			case misfit <- err:
 			case <-opened:
@@ -279,7 +276,7 @@ func (l *Log) ensure(ctx context.Context, want jetstream.StreamConfig) (jetstrea
 	}
 	have := stream.CachedInfo().Config
 	if have.Retention != want.Retention || have.Storage != want.Storage || have.Discard != want.Discard || !slices.Equal(have.Subjects, want.Subjects) {
-		return nil, fmt.Errorf("%w: there is a stream %s with other subjects, or not with %s retention, file storage and discard policy new", errMisfit, want.Name, strings.ToLower(want.Retention.String()))
+		return nil, fmt.Errorf("%w: there is a stream %s with other subjects, or not with %s retention, file storage and discard policy new", ErrMisfit, want.Name, strings.ToLower(want.Retention.String()))
 	}
 	if have.MaxBytes == want.MaxBytes && have.MaxAge == want.MaxAge && have.Duplicates == want.Duplicates {
 		return stream, nil
@@ -380,9 +377,6 @@ func (l *Log) dial(buffer int) (*link, error) {
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { k.down(err) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { l.config.OnEvent("NATS says", err) }),
 	}
-	if l.config.Credentials != "" {
-		options = append(options, nats.UserCredentials(l.config.Credentials))
-	}
 	var err error
 	if k.conn, err = nats.Connect(strings.Join(l.config.URLs, ","), options...); err != nil {
 		return nil, err
@@ -417,12 +411,12 @@ func (k *link) usable() error {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		if errors.Is(k.err, nats.ErrAuthorization) || errors.Is(k.err, nats.ErrAuthExpired) {
-			return errors.Join(errMisfit, k.err)
+			return errors.Join(ErrMisfit, k.err)
 		}
 		return k.err
 	}
 	if limit := k.limit.Load(); limit < maxMessage {
-		return fmt.Errorf("%w: their max_payload is %d bytes, and a record takes up to %d: set max_payload: 4MB in their configuration", errMisfit, limit, maxMessage)
+		return fmt.Errorf("%w: their max_payload is %d bytes, and a record takes up to %d: set max_payload: 4MB in their configuration", ErrMisfit, limit, maxMessage)
 	}
 	return nil
 }

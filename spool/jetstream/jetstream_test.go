@@ -383,7 +383,6 @@ func TestOpenRefuses(t *testing.T) {
 		"max_payload":      {Config{URLs: []string{"nats://spool:" + secret + "@" + small.Addr}, Timeout: wait}, "max_payload is 1048576 bytes, and a record takes up to 2100736: set max_payload: 4MB"},
 		"wrong password":   {Config{URLs: []string{"nats://spool:x" + secret + "@" + small.Addr}, Timeout: wait}, "Authorization Violation"},
 		"no password":      {Config{URLs: []string{small.URL()}, Timeout: wait}, "Authorization Violation"},
-		"no such creds":    {Config{URLs: []string{small.URL()}, Credentials: "/nonexistent", Timeout: wait}, "/nonexistent"},
 		"another's stream": {Config{URLs: []string{cluster(t)[0].URL()}, Name: nameOf(t), Timeout: wait}, "there is a stream TestOpenRefuses_records"},
 	} {
 		t.Run(name, func(t *testing.T) {

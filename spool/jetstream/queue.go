@@ -59,6 +59,9 @@ func (q *queue) Take(ctx context.Context, n int) ([]spool.Entry, error) {
 	}
 }
 
+// TakeUntried is Take for one record: the servers decide which.
+func (q *queue) TakeUntried(ctx context.Context) ([]spool.Entry, error) { return q.Take(ctx, 1) }
+
 // passing says whether an error is usual for a moment: the consumer was just
 // made, or another server begins to lead it.
 func passing(err error) bool {
@@ -163,7 +166,7 @@ func (q *queue) entry(msg jetstream.Msg) (e spool.Entry, ok bool) {
 	if err != nil {
 		// Another gateway may have the key, or this one after a change of its
 		// configuration. The record grows old and is never lost.
-		q.config.OnEvent(fmt.Sprintf("record %d cannot be read", meta.Sequence.Stream), err)
+		q.config.OnEvent("a record in NATS cannot be read", fmt.Errorf("record %d: %w", meta.Sequence.Stream, err))
 		_ = msg.NakWithDelay(2 * q.config.ackWait)
 		return e, false
 	}
@@ -174,7 +177,6 @@ func (q *queue) entry(msg jetstream.Msg) (e spool.Entry, ok bool) {
 		ID:     spool.ID(meta.Sequence.Stream),
 		Record: spool.Record{Arrival: parseTime(msg.Headers(), headerArrival, meta.Timestamp), Data: data},
 		Tries:  int(min(meta.NumDelivered-1, 1<<31-1)),
-		Handle: msg,
 	}, true
 }
 
