@@ -205,7 +205,7 @@ func (h *Handler) provisionSpool(ctx caddy.Context) error {
 	}
 	h.keeper = value.(*keeper) //nolint:forcetypeassert // it has nothing else
 	if h.keeper.fixed != h.Spool.fixed(key) {
-		return fmt.Errorf("spool %s: key_file, and what stands before a host in nats, cannot change while the spool is open: restart the gateway", place)
+		return fmt.Errorf("spool %s: it is open with another key_file, or with another user in nats: restart the gateway to change that", place)
 	}
 	return h.keeper.attach(h, ctx.Done())
 }
