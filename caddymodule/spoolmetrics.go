@@ -54,12 +54,16 @@ var spoolFates = func() map[spool.Fate]prometheus.Counter {
 // settled counts what became of a record.
 func (q *spoolQueue) settled(fate spool.Fate, r spool.Result) {
 	spoolFates[fate].Inc()
-	if fate != spool.Retried {
-		return
-	}
-	warnOfKept(caddy.Log().Named(handlerID), &r, strings.TrimPrefix(strings.TrimPrefix(q.name, "https://"), "http://"))
-	if r.Ambiguous {
-		spoolDuplicates.Inc()
+	logger, host := caddy.Log().Named(handlerID), q.name[strings.LastIndexByte(q.name, '/')+1:]
+	switch fate {
+	case spool.Refused, spool.TooOld:
+		warnOfDeadLetter(logger, fate, &r, host)
+	case spool.Retried:
+		warnOfKept(logger, &r, host)
+		if r.Ambiguous {
+			spoolDuplicates.Inc()
+		}
+	case spool.Delivered:
 	}
 }
 

@@ -29,6 +29,7 @@ var (
 	notDelivered    = warning{message: "record not delivered"}
 	notTaken        = warning{message: "Postback v2 did not take a record"}
 	kept            = warning{message: "record kept for later"}
+	deadLetter      = warning{message: "a kept record became a dead letter"}
 	notKept         = warning{message: "record neither delivered nor kept"}
 )
 
@@ -115,6 +116,14 @@ func warnOfKept(logger *zap.Logger, result *spool.Result, host string) {
 	if c := kept.check(logger); c != nil {
 		c.Write(zap.Int("status", result.Status), zap.String("upstream", host), zap.Error(result.Err),
 			zap.String("advice", "check v2's status and the way there; the records are delivered when it takes them again"))
+	}
+}
+
+// warnOfDeadLetter tells of a record that nobody tries to deliver any more.
+func warnOfDeadLetter(logger *zap.Logger, reason spool.Fate, result *spool.Result, host string) {
+	if c := deadLetter.check(logger); c != nil {
+		c.Write(zap.String("reason", string(reason)), zap.Int("status", result.Status), zap.String("upstream", host),
+			zap.String("advice", "look at it with td-spool list --dead, and replay or drop it; how many there are is in the metrics"))
 	}
 }
 

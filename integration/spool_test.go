@@ -348,6 +348,16 @@ func TestSpoolPassesAnswers(t *testing.T) {
 	u.none(t)
 }
 
+// warningLine is the first line of a log with this message.
+func warningLine(log, message string) string {
+	for line := range strings.SplitSeq(log, "\n") {
+		if strings.Contains(line, `"msg":"`+message+`"`) {
+			return line
+		}
+	}
+	return ""
+}
+
 // TestSpoolAlways answers callers while v2 hangs, and delivers when it does not
 // any more. What v2 refuses then is a dead letter and holds up nothing.
 func TestSpoolAlways(t *testing.T) {
@@ -383,6 +393,10 @@ func TestSpoolAlways(t *testing.T) {
 		v2.goAway(answers(status, ""))
 		isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, withID("refused"+status))))
 		g.awaitState(t, func(s *spoolState) bool { return s.dead() == n+1 && s.records() == 0 })
+	}
+	if line := warningLine(g.text(), "a kept record became a dead letter"); !strings.Contains(line, `"reason":"refused"`) ||
+		!strings.Contains(line, `"status":400`) || !strings.Contains(line, `"advice":"look at it with td-spool list --dead`) {
+		t.Errorf("the dead letter is logged as %q", line)
 	}
 	v2.comeBack()
 	isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, withID("after"))))
