@@ -132,7 +132,7 @@ func (h *Handler) warnOfUnkept(refused *refusal, err error, way *route) {
 	advice := "see to the spool's disk or cluster; the callers have got 503"
 	switch refused {
 	case errOverloaded:
-		advice = "a record that is kept counts twice in max_buffered: raise it and with it GOMEMLIMIT; the callers have got 503"
+		advice = "a record that is kept counts four times in max_buffered: raise it and with it GOMEMLIMIT; the callers have got 503"
 	case errSpoolFull:
 		advice = "v2 has been away for too long for max_size: raise it, or drop dead letters with td-spool; the callers have got 503"
 	}

@@ -156,6 +156,11 @@ func (c *callers) await(t *testing.T, n int32) {
 	}
 }
 
+// socketCaddyfile is a configuration with this site, on a socket from outside.
+func socketCaddyfile(admin, site string) string {
+	return fmt.Sprintf("{\n%s\n}\nhttp:// {\n bind fd/3\n%s\n}\n", handoverGlobals(admin), site)
+}
+
 // reload loads a configuration, as "caddy reload" does.
 func reload(t *testing.T, admin, config string) (status int, problem string) {
 	t.Helper()
@@ -224,7 +229,7 @@ func reloadAndRestart(t *testing.T, newCaller func(addr string) func(string) err
 	addr, socket := outsideSocket(t)
 	admin := freeAddr(t)
 	config := func(n int) string {
-		return fmt.Sprintf("{\n%s\n}\nhttp:// {\n bind fd/3\n td_postback {\n upstream %s\n max_conns %d\n}\n}\n", handoverGlobals(admin), v2.URL, 100+n)
+		return socketCaddyfile(admin, fmt.Sprintf("td_postback {\n upstream %s\n max_conns %d\n}", v2.URL, 100+n))
 	}
 	old := startOn(t, config(0), socket)
 

@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"fmt"
 	"testing"
 	"time"
 )
@@ -15,7 +14,7 @@ func TestSpoolNotesDeliveries(t *testing.T) {
 	v2.goAway(closes)
 	addr, socket := outsideSocket(t)
 	g := &spooling{admin: freeAddr(t), dir: t.TempDir() + "/spool"}
-	config := fmt.Sprintf("{\n%s\n}\nhttp:// {\n bind fd/3\n%s\n}\n", handoverGlobals(g.admin),
+	config := socketCaddyfile(g.admin,
 		spoolBlock(v2.url(), g.dir, "", "mode always\n drain_rate 200"))
 	p := startOn(t, config, socket)
 	callers := startTraffic(t, addr, 8, backlog, "")

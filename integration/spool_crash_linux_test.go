@@ -172,7 +172,7 @@ func surviveKills(t *testing.T, mode string) {
 	v2 := newFickle(t)
 	addr, socket := outsideSocket(t)
 	g := &spooling{admin: freeAddr(t), dir: t.TempDir() + "/spool"}
-	config := fmt.Sprintf("{\n%s\n}\nhttp:// {\n bind fd/3\n%s\n}\n", handoverGlobals(g.admin),
+	config := socketCaddyfile(g.admin,
 		spoolBlock(v2.url(), g.dir, "max_conns 64", "mode "+mode+"\n drain_rate 100000"))
 	callers := startTraffic(t, addr, 8, 1<<30, "")
 	killed := make([]time.Time, 0, kills)
@@ -267,7 +267,7 @@ func TestSpoolBacklog(t *testing.T) {
 	v2.goAway(closes)
 	addr, socket := outsideSocket(t)
 	g := &spooling{admin: freeAddr(t), dir: t.TempDir() + "/spool"}
-	config := fmt.Sprintf("{\n%s\n}\nhttp:// {\n bind fd/3\n%s\n}\n", handoverGlobals(g.admin),
+	config := socketCaddyfile(g.admin,
 		spoolBlock(v2.url(), g.dir, "", "drain_rate 100000"))
 
 	p := startOn(t, config, socket)

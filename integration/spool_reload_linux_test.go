@@ -37,7 +37,7 @@ func reloadSpool(t *testing.T, handover bool) {
 		var socket *os.File
 		addr, socket = outsideSocket(t)
 		config = func(upstream, spool string) string {
-			return fmt.Sprintf("{\n%s\n}\nhttp:// {\n bind fd/3\n%s\n}\n", handoverGlobals(g.admin), spoolBlock(upstream, g.dir, "", spool))
+			return socketCaddyfile(g.admin, spoolBlock(upstream, g.dir, "", spool))
 		}
 		g.gateway = &gateway{addr: addr, process: startOn(t, config(first.url(), ""), socket)}
 	} else {
