@@ -194,3 +194,61 @@ func TestEscapedRecordIsCounted(t *testing.T) {
 		t.Errorf("%d bytes counted afterwards", n)
 	}
 }
+
+// FuzzBody reads a body that comes in any pieces and ends in any way.
+func FuzzBody(f *testing.F) {
+	f.Add([]byte(`{"a":1}`), uint16(3), 0, uint32(100))
+	f.Add(bytes.Repeat([]byte("x"), 70<<10), uint16(4096), 1, uint32(80<<10))
+	f.Add(bytes.Repeat([]byte("x"), 5<<10), uint16(1), -1, uint32(5<<10-1))
+	f.Fuzz(func(t *testing.T, body []byte, piece uint16, missing int, limit uint32) {
+		s := &bodies{maxBody: int64(limit) + 1, maxTotal: 8 << 20}
+		cut := missing > 0
+		r := httptest.NewRequest(http.MethodPost, "/", nil)
+		r.ContentLength = -1
+		if missing >= 0 {
+			r.ContentLength = int64(len(body)) + int64(missing%1024)
+			cut = missing%1024 > 0
+		}
+		r.Body = io.NopCloser(&pieces{body: body, size: int(piece) + 1, cut: cut})
+		buf, refused := s.read(r)
+		switch {
+		case max(r.ContentLength, int64(len(body))) > s.maxBody:
+			if refused == nil || refused.code != "payload_too_large" {
+				t.Errorf("%d bytes of at most %d: %v", len(body), s.maxBody, refused)
+			}
+		case cut:
+			if refused != errBodyCut {
+				t.Errorf("a cut body: %v", refused)
+			}
+		case refused != nil:
+			t.Errorf("%d bytes of at most %d: %v", len(body), s.maxBody, refused)
+		default:
+			if got := slices.Concat(append([][]byte{buf.data}, buf.parts()...)...); !bytes.Equal(got, body) {
+				t.Errorf("read %d bytes, or others than the %d sent", len(got), len(body))
+			}
+			s.release(buf)
+		}
+		if n := s.inUse.Load(); n != 0 {
+			t.Errorf("%d bytes are counted for ever", n)
+		}
+	})
+}
+
+// pieces is a body as it comes from a connection.
+type pieces struct {
+	body []byte
+	size int
+	cut  bool
+}
+
+func (p *pieces) Read(b []byte) (int, error) {
+	n := copy(b, p.body[:min(p.size, len(p.body))])
+	p.body = p.body[n:]
+	if len(p.body) > 0 {
+		return n, nil
+	}
+	if p.cut {
+		return n, io.ErrUnexpectedEOF
+	}
+	return n, io.EOF
+}

@@ -2,9 +2,7 @@ package caddymodule
 
 import (
 	"errors"
-	"net"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -61,23 +59,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	return h.send(w, w, r, &out, way, body, &o, next)
 }
 
-// surfaceOf tells what kind of call a request is, but for a POST without a
-// body: that may be a beacon.
-func surfaceOf(r *http.Request) surface {
-	switch {
-	case r.Method != http.MethodPost && r.Method != http.MethodGet:
-		return surfaceOther
-	case wantsPixel(r.URL.RawQuery):
-		return surfacePixel
-	case r.Method == http.MethodGet:
-		return surfaceGet
-	case isPing(r.Header["Content-Type"]):
-		return surfaceBeacon
-	default:
-		return surfacePost
-	}
-}
-
 // serveRecord sends the record that the query holds, and answers as the query
 // asks for.
 func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *v2Request, way *route, o *outcome, next caddyhttp.Handler) error {
@@ -106,18 +87,6 @@ func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *v2Req
 	return err
 }
 
-// caller reads what a record may take from the request beside its query.
-func (h *Handler) caller(r *http.Request) caller {
-	ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
-	from := caller{ip: withoutZone(ip), userAgent: r.UserAgent()}
-	if len(r.Header["Cookie"]) > 0 {
-		if cookie, err := r.Cookie(h.GlobalID); err == nil {
-			from.globalID = cookie.Value
-		}
-	}
-	return from
-}
-
 // send forwards the request, or hands it to the next handler. v2's answer goes
 // to answer, a refusal to w.
 func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *v2Request, way *route, body *bodyBuffer, o *outcome, next caddyhttp.Handler) error {
@@ -142,46 +111,6 @@ func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *v2Re
 	return nil
 }
 
-// prepare builds the v2 request but for its body.
-func (h *Handler) prepare(r *http.Request, dest destination) (out v2Request, way *route, refused *refusal) {
-	if r.Method != http.MethodPost && r.Method != http.MethodGet {
-		return out, nil, errMethod
-	}
-	if way, refused = h.route(r.Host); refused != nil {
-		return out, nil, refused
-	}
-	query, param := cutWriteKey(r.URL.RawQuery)
-	cred, refused := findKey(param, r.Header[canonicalWriteKeyHeader], r.Header["Authorization"])
-	if refused != nil {
-		out.credentials.source = cred.source
-		return out, nil, refused
-	}
-	return v2Request{
-		host:        way.host,
-		destination: dest,
-		query:       query,
-		header:      r.Header,
-		credentials: cred,
-		forwarded:   h.forwarded(r),
-	}, way, nil
-}
-
-// route finds the way to v2 for a request's Host. With handoff and neither
-// region nor upstream there is none to know: the Host stays.
-func (h *Handler) route(host string) (*route, *refusal) {
-	if h.byRegion != nil {
-		region, ok := regionOf(host)
-		if !ok {
-			return nil, unknownRegion()
-		}
-		return h.byRegion[region], nil
-	}
-	if h.fixed == nil {
-		return &route{host: host}, nil
-	}
-	return h.fixed, nil
-}
-
 // failure turns an error of the upstream client into the caller's answer, and
 // tells the operator.
 func (h *Handler) failure(err error, way *route) *refusal {
@@ -199,45 +128,4 @@ func (h *Handler) failure(err error, way *route) *refusal {
 	}
 	h.warnOfFailure(refused, err, way)
 	return refused
-}
-
-// forwarded builds the headers that tell v2 where a request came from, by the
-// rules of Caddy's reverse_proxy: what the caller says of itself counts only
-// if it is a trusted proxy.
-func (h *Handler) forwarded(r *http.Request) forwarded {
-	trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool)
-	f := forwarded{
-		proto: "http",
-		host:  r.Host,
-		via:   chain(r.Header["Via"], via(r.ProtoMajor, r.ProtoMinor)),
-	}
-	f.earlyData = len(r.Header["Early-Data"]) > 0 // by a proxy before this one
-	if r.TLS != nil {
-		f.proto = "https"
-		f.earlyData = f.earlyData || !r.TLS.HandshakeComplete
-	}
-	ip, _, err := net.SplitHostPort(r.RemoteAddr)
-	f.clientIP = withoutZone(ip)
-	if !trusted {
-		if err != nil { // a Unix socket, say: there is no peer to tell of
-			f.clientIP, f.proto, f.host = "", "", ""
-		}
-		return f
-	}
-	f.clientIP = chain(r.Header["X-Forwarded-For"], f.clientIP)
-	if prior := last(r.Header["X-Forwarded-Proto"]); prior != "" {
-		f.proto = prior
-	}
-	if prior := last(r.Header["X-Forwarded-Host"]); prior != "" {
-		f.host = prior
-	}
-	return f
-}
-
-// via is the gateway's own entry in Via (RFC 9110 section 7.6.3).
-func via(major, minor int) string {
-	if major == 1 && minor == 1 {
-		return "1.1 Caddy" // nearly all: there is nothing to build
-	}
-	return strconv.Itoa(major) + "." + strconv.Itoa(minor) + " Caddy"
 }

@@ -7,28 +7,10 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-
-	"github.com/td-postback/gateway/sandbox"
 )
 
 // This file tells the operator what became of each request, in the metrics and
 // in Caddy's access log. What is worth a warning is in warnings.go.
-
-// surface is the kind of a legacy call.
-type surface uint8
-
-const (
-	surfaceOther  surface = iota // a preflight, or a method that is refused
-	surfacePost                  // a record in the body
-	surfaceGet                   // a record in the query
-	surfacePixel                 // the same, answered with an image
-	surfaceBeacon                // a POST that has its record in the query: a ping, or no body
-)
-
-var surfaceNames = [...]string{"other", "post", "get", "pixel", "beacon"}
-
-// String is the surface's name in metrics and logs.
-func (s surface) String() string { return surfaceNames[s] }
 
 // The results that are not the code of a refusal.
 const (
@@ -100,14 +82,4 @@ func (o *loggedOutcome) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 		enc.AddInt("retried", o.delivery.tries-1)
 	}
 	return nil
-}
-
-// account is the account number of the key that v2 uses, and nothing else of
-// it: `1234/…`.
-func (c *credentials) account() string {
-	key := c.key()
-	if key == "" {
-		return ""
-	}
-	return sandbox.MaskKey(key)
 }

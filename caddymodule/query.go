@@ -142,17 +142,6 @@ func (rec *record) read(param string, from caller) (col column, ok bool) {
 	return col, true
 }
 
-// wantsPixel reports whether a query has td_format=pixel.
-func wantsPixel(query string) bool {
-	for param := range strings.SplitSeq(query, "&") {
-		name, value, _ := strings.Cut(param, "=")
-		if len(name) >= len("td_format") && decode(name) == "td_format" && decode(value) == "pixel" {
-			return true
-		}
-	}
-	return false
-}
-
 // hasColumn reports whether a query without the write key has a column at
 // all.
 func hasColumn(query string, from caller) bool {

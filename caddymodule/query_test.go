@@ -177,55 +177,6 @@ func TestRecordLimit(t *testing.T) {
 	}
 }
 
-func TestRedirectTarget(t *testing.T) {
-	hosts := []string{"shop.example.com", "*.example.org", "localhost"}
-	for value, want := range map[string]string{
-		"https://shop.example.com":                            "https://shop.example.com",
-		"http://shop.example.com/":                            "http://shop.example.com/",
-		"HTTPS://SHOP.example.COM/A?B=C#D":                    "https://shop.example.com/A?B=C#D",
-		"https://shop.example.com:443/x":                      "https://shop.example.com:443/x",
-		"http://shop.example.com:80/x":                        "http://shop.example.com:80/x",
-		"https://a.example.org/":                              "https://a.example.org/",
-		"https://a.b.example.org/":                            "https://a.b.example.org/",
-		"http://localhost/":                                   "http://localhost/",
-		"https://shop.example.com/a b?c=d e":                  "https://shop.example.com/a%20b?c=d%20e",
-		"https://shop.example.com/?q=日":                       "https://shop.example.com/?q=%E6%97%A5",
-		"https://shop.example.com/?u=https://evil.test/":      "https://shop.example.com/?u=https://evil.test/",
-		"https://shop.example.com/?id=td_global_id&x":         "https://shop.example.com/?id=g%2F1%26&x",
-		"https://shop.example.com/td_global_id#td_global_id":  "https://shop.example.com/g%2F1%26#g%2F1%26",
-		"https://shop.example.com/%2F%2Fevil.test":            "https://shop.example.com/%2F%2Fevil.test",
-		"https://shop.example.com//evil.test":                 "https://shop.example.com//evil.test",
-		"https://shop.example.com/?a=%zz;b":                   "https://shop.example.com/?a=%zz;b",
-		"https://shop.example.com?x=1":                        "https://shop.example.com?x=1",
-		"https://shop.example.com/?next=<script>alert('x')//": "https://shop.example.com/?next=%3Cscript%3Ealert('x')//",
-	} {
-		if got, ok := redirectTarget(value, hosts, "g/1&"); !ok || got != want {
-			t.Errorf("%q: got %q, %v, want %q", value, got, ok, want)
-		}
-	}
-	if got, _ := redirectTarget("https://shop.example.com/?id=td_global_id", hosts, ""); got != "https://shop.example.com/?id=" {
-		t.Errorf("without an id: %q", got)
-	}
-	many := "https://shop.example.com/?" + strings.Repeat("td_global_id&", 500)
-	if _, ok := redirectTarget(many, hosts, "1"); !ok {
-		t.Error("a target of 6 kB is refused")
-	}
-	if got, ok := redirectTarget(many, hosts, strings.Repeat("x", 4000)); ok {
-		t.Errorf("a short query became a Location of %d bytes", len(got))
-	}
-	for _, value := range hostileTargets {
-		if got, ok := redirectTarget(value, hosts, "evil.test"); ok {
-			t.Errorf("%q leads to %q", value, got)
-		}
-		if _, ok := redirectTarget(value, nil, ""); ok {
-			t.Errorf("%q is followed without any host", value)
-		}
-	}
-	if len(hostileTargets) < 40 {
-		t.Errorf("only %d hostile targets", len(hostileTargets))
-	}
-}
-
 // hostileTargets must never be followed, with shop.example.com, *.example.org
 // and localhost allowed.
 var hostileTargets = []string{
@@ -370,4 +321,36 @@ func decodeObject(t *testing.T, body []byte) (values map[string][]string, order 
 		values[name.(string)] = texts
 	}
 	return values, order
+}
+
+// FuzzRecordLimit checks what is known of a record before it is made, and that
+// a limit changes nothing but whether it is taken.
+func FuzzRecordLimit(f *testing.F) {
+	f.Add("a=1&td_format=pixel", uint16(3), true)
+	f.Add("td%5fformat=%70ixel&a=%01%01%01", uint16(20), false)
+	f.Add("td_global_id=td_global_id&td_redirect=x", uint16(2), false)
+	f.Add(strings.Repeat("&", 40)+"a&a&b=%22", uint16(9), true)
+	f.Fuzz(func(t *testing.T, query string, limit uint16, cookie bool) {
+		from := caller{ip: "192.0.2.1", userAgent: "\"ua\xff"}
+		if cookie {
+			from.globalID = "gid"
+		}
+		whole := appendRecord(nil, query, from, 1<<30)
+		if whole.tooLarge || !json.Valid(whole.body) {
+			t.Fatalf("%q: %q", query, whole.body)
+		}
+		if wantsPixel(query) != whole.pixel {
+			t.Errorf("%q: wants a pixel: %v, but the record says %v", query, wantsPixel(query), whole.pixel)
+		}
+		if hasColumn(query, from) != (whole.columns > 0) || whole.columns == 0 && string(whole.body) != "{}" {
+			t.Errorf("%q: has a column: %v, but the record is %q", query, hasColumn(query, from), whole.body)
+		}
+		limited := appendRecord([]byte("before"), query, from, int(limit))
+		if limited.tooLarge != (len(whole.body) > int(limit)) {
+			t.Errorf("%q: %d bytes, limit %d: too large: %v", query, len(whole.body), limit, limited.tooLarge)
+		}
+		if !limited.tooLarge && string(limited.body) != "before"+string(whole.body) || !bytes.HasPrefix(limited.body, []byte("before")) {
+			t.Errorf("%q: %q behind what was there, %q alone", query, limited.body, whole.body)
+		}
+	})
 }

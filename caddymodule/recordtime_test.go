@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -192,4 +193,47 @@ func madeUpValue(random *rand.Rand, depth int) string {
 
 func madeUpSpace(random *rand.Rand) string {
 	return []string{"", "", "", " ", "\n", "\r\n\t"}[random.IntN(6)]
+}
+
+// FuzzRecordTime compares with encoding/json, and takes out again what was
+// added.
+func FuzzRecordTime(f *testing.F) {
+	for _, seed := range []string{
+		`{"a":1}`, " { } \n", `{"t\u0069me":null}`, `{"a":{"time":1},"b":["td_record_time"]}`, `{"td\u005frecord\u005Ftime":1,"td_record_time":2}`, `{"a":"\\","a\"":1e999}`,
+		`{"a":1,}`, `{}{}`, `[{"time":1}]`, "\ufeff{}", "{\"\xff\":\"\\ud800\"}", "", "{", `{"a":"\`, "null", "\x81\xa1a\x01", "\x1f\x8b\x08",
+	} {
+		f.Add([]byte(seed), int64(1_700_000_000))
+	}
+	f.Fuzz(func(t *testing.T, body []byte, arrival int64) {
+		want := timeNoObject
+		var members map[string]json.RawMessage
+		if json.Unmarshal(body, &members) == nil && members != nil {
+			want = timeAdded
+			if _, names := decodeObject(t, body); slices.Contains(names, "td_record_time") || slices.Contains(names, "time") {
+				want = timeOwn
+			}
+		}
+		got, result := appendRecordTime([]byte("before"), body, arrival)
+		if result != want {
+			t.Errorf("%q: %v, want %v", body, result, want)
+		}
+		got, ok := bytes.CutPrefix(got, []byte("before"))
+		if !ok || json.Valid(got) != json.Valid(body) {
+			t.Errorf("%q became %q", body, got)
+		}
+		if want == timeAdded {
+			added := `"td_record_time":` + strconv.FormatInt(arrival, 10)
+			if len(members) > 0 {
+				added = "," + added
+			}
+			at := bytes.LastIndex(got, []byte(added))
+			if _, names := decodeObject(t, got); at < 0 || names[len(names)-1] != "td_record_time" {
+				t.Fatalf("%q became %q", body, got)
+			}
+			got = slices.Delete(got, at, at+len(added))
+		}
+		if !bytes.Equal(got, body) {
+			t.Errorf("%q was %q", got, body)
+		}
+	})
 }

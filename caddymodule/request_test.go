@@ -2,240 +2,10 @@ package caddymodule
 
 import (
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"testing"
 )
-
-func TestParsePath(t *testing.T) {
-	const wrongName = "must be letters, digits and _"
-	for _, tc := range []struct {
-		name, path string
-		want       destination
-		code, says string // of the refusal
-	}{
-		{name: "canonical", path: "/postback/v3/event/db/tbl", want: destination{"db", "tbl"}},
-		{name: "every allowed byte", path: "/postback/v3/event/aZ09_/_", want: destination{"aZ09_", "_"}},
-		{name: "trailing slash", path: "/postback/v3/event/db/tbl/", want: destination{"db", "tbl"}},
-		{name: "leading run of slashes", path: "///postback/v3/event/db/tbl", want: destination{"db", "tbl"}},
-		{name: "runs of slashes everywhere", path: "//postback///v3//event/db////tbl", want: destination{"db", "tbl"}},
-		{name: "trailing run of slashes", path: "/postback/v3/event/db/tbl//", want: destination{"db", "tbl"}},
-
-		{name: "root", path: "/", code: "not_found"},
-		{name: "empty", path: "", code: "not_found"},
-		{name: "asterisk", path: "*", code: "not_found"},
-		{name: "only looks like the prefix", path: "/postbacks/v3/event/db/tbl", code: "not_found"},
-		{name: "prefix without slash", path: "/postback", code: "not_found"},
-		{name: "other case", path: "/Postback/v3/event/db/tbl", code: "not_found"},
-		{name: "prefix further in", path: "/x/postback/v3/event/db/tbl", code: "not_found"},
-		{name: "javascript surface", path: "/js/v3/event/db/tbl", code: "not_found"},
-
-		{name: "nothing after the prefix", path: "/postback/", code: "invalid_path", says: "start with /postback/v3/event/"},
-		{name: "other version", path: "/postback/v4/event/db/tbl", code: "invalid_path", says: "start with /postback/v3/event/"},
-		{name: "no event", path: "/postback/v3/db/tbl", code: "invalid_path", says: "start with /postback/v3/event/"},
-		{name: "neither name", path: "/postback/v3/event/", code: "invalid_path", says: "database name"},
-		{name: "no table", path: "/postback/v3/event/db", code: "invalid_path", says: "table name is missing"},
-		{name: "no table, slash", path: "/postback/v3/event/db/", code: "invalid_path", says: "table name is missing"},
-		{name: "one part too many", path: "/postback/v3/event/db/tbl/x", code: "invalid_path", says: "nothing may follow"},
-		{name: "hyphen in database", path: "/postback/v3/event/my-db/tbl", code: "invalid_path", says: "database name " + wrongName},
-		{name: "dot in table", path: "/postback/v3/event/db/t.b", code: "invalid_path", says: "table name " + wrongName},
-		{name: "dot segments", path: "/postback/v3/event/../tbl", code: "invalid_path", says: "database name"},
-		{name: "space in table", path: "/postback/v3/event/db/t b", code: "invalid_path", says: "table name"},
-		{name: "not ASCII", path: "/postback/v3/event/db/täbel", code: "invalid_path", says: "table name"},
-		{name: "line break", path: "/postback/v3/event/db/t\r\nX: y", code: "invalid_path", says: "table name"},
-		{name: "query behind an ampersand", path: "/postback/v3/event/db/tbl&td_write_key=1", code: "invalid_path", says: "table name"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			got, refused := parsePath(tc.path)
-			if tc.code != "" {
-				if refused == nil || refused.code != tc.code || !strings.Contains(refused.message, tc.says) {
-					t.Fatalf("got %v, want %s with %q", refused, tc.code, tc.says)
-				}
-				return
-			}
-			if refused != nil || got != tc.want {
-				t.Fatalf("got %v, %v", got, refused)
-			}
-		})
-	}
-}
-
-func TestCutWriteKey(t *testing.T) {
-	manyAmpersands := strings.Repeat("&", 10_001)
-	for _, tc := range []struct {
-		name, query, rest, key string
-		invalid                bool
-	}{
-		{name: "no query", query: ""},
-		{name: "only the key", query: "td_write_key=1234/abcd", key: "1234/abcd"},
-		{name: "encoded slash", query: "td_write_key=1234%2Fabcd", key: "1234/abcd"},
-		{name: "encoded slash, lower case", query: "td_write_key=1234%2fabcd", key: "1234/abcd"},
-		{name: "key first", query: "td_write_key=1/a&b=2&c=3", rest: "b=2&c=3", key: "1/a"},
-		{name: "key last", query: "b=2&c=3&td_write_key=1/a", rest: "b=2&c=3", key: "1/a"},
-		{name: "key in the middle", query: "b=2&td_write_key=1/a&c=3", rest: "b=2&c=3", key: "1/a"},
-		{name: "no key", query: "z=1&a=2", rest: "z=1&a=2"},
-
-		{name: "order, escapes and plus signs stay", query: "z=%7e&a=b+c&td_write_key=1/a&m=%20%2B", rest: "z=%7e&a=b+c&m=%20%2B", key: "1/a"},
-		{name: "bad escapes elsewhere stay", query: "a=%zz&td_write_key=1/a&b=%", rest: "a=%zz&b=%", key: "1/a"},
-		{name: "semicolons elsewhere stay", query: "a=1;b=2&td_write_key=1/a&c;d", rest: "a=1;b=2&c;d", key: "1/a"},
-		{name: "a semicolon does not separate", query: "a=1;td_write_key=1/a", rest: "a=1;td_write_key=1/a"},
-		{name: "flag without a value stays", query: "flag&td_write_key=1/a&other=", rest: "flag&other=", key: "1/a"},
-		{name: "raw bytes above ASCII stay", query: "a=\xe3\x81\x82\xff&td_write_key=1/a", rest: "a=\xe3\x81\x82\xff", key: "1/a"},
-		{name: "unencoded URL stays", query: "td_write_key=1/a&page_url=http://x.example/?q=1#top", rest: "page_url=http://x.example/?q=1#top", key: "1/a"},
-		{name: "equals signs in a value stay", query: "td_write_key=1/a&a==b=c", rest: "a==b=c", key: "1/a"},
-		{name: "empty name stays", query: "=x&td_write_key=1/a", rest: "=x", key: "1/a"},
-		{name: "empty pairs between others stay", query: "a=1&&b=2&td_write_key=1/a&", rest: "a=1&&b=2&", key: "1/a"},
-		{name: "empty pairs alone go", query: "&&td_write_key=1/a&&", rest: "", key: "1/a"},
-		{name: "ampersands alone go", query: "&&&", rest: ""},
-		{name: "10,001 ampersands", query: "a=1" + manyAmpersands + "td_write_key=1/a&b=2", rest: "a=1" + manyAmpersands + "b=2", key: "1/a"},
-
-		{name: "the first wins", query: "td_write_key=1/a&td_write_key=2/b", key: "1/a"},
-		{name: "the first that is not empty wins", query: "td_write_key=&td_write_key=2/b&x=1", rest: "x=1", key: "2/b"},
-		{name: "every one leaves", query: "td_write_key=1/a&x=1&td_write_key=2/b&y=2&td_write_key", rest: "x=1&y=2", key: "1/a"},
-		{name: "without equals sign", query: "td_write_key&x=1", rest: "x=1"},
-		{name: "empty", query: "td_write_key=", rest: ""},
-		{name: "only white space", query: "td_write_key=%20+%09&x", rest: "x"},
-		{name: "trimmed", query: "td_write_key=+1/a%20", key: "1/a"},
-		{name: "trailing line break", query: "td_write_key=1/a%0D%0A", key: "1/a"},
-		{name: "decoded once", query: "td_write_key=1%252Fa", key: "1%2Fa"},
-		{name: "equals sign in the key", query: "td_write_key=1/a==", key: "1/a=="},
-
-		{name: "encoded name", query: "td%5Fwrite%5Fkey=1/a&x=1", rest: "x=1", key: "1/a"},
-		{name: "encoded letter in the name", query: "x=1&%74d_write_key=1/a", rest: "x=1", key: "1/a"},
-		{name: "wholly encoded name", query: "%74%64%5f%77%72%69%74%65%5f%6b%65%79=1/a", key: "1/a"},
-
-		{name: "bad escape in the key", query: "td_write_key=1%zza&x=1", rest: "x=1", invalid: true},
-		{name: "cut escape in the key", query: "td_write_key=1/a%2", invalid: true},
-		{name: "bad escape first, good key second", query: "td_write_key=%&td_write_key=1/a", invalid: true},
-		{name: "good key first, bad escape second", query: "td_write_key=1/a&td_write_key=%", key: "1/a"},
-
-		{name: "other case", query: "TD_WRITE_KEY=1/a", rest: "TD_WRITE_KEY=1/a"},
-		{name: "longer name", query: "td_write_keys=1/a", rest: "td_write_keys=1/a"},
-		{name: "shorter name", query: "td_write_ke=1/a", rest: "td_write_ke=1/a"},
-		{name: "prefixed name", query: "xtd_write_key=1/a", rest: "xtd_write_key=1/a"},
-		{name: "indexed name", query: "td_write_key[]=1/a", rest: "td_write_key[]=1/a"},
-		{name: "name with a space", query: "td_write_key+=1/a", rest: "td_write_key+=1/a"},
-		{name: "name with a bad escape", query: "td_write_key%=1/a", rest: "td_write_key%=1/a"},
-		{name: "name encoded twice", query: "td%255Fwrite%255Fkey=1/a", rest: "td%255Fwrite%255Fkey=1/a"},
-		{name: "the name as a value", query: "a=td_write_key", rest: "a=td_write_key"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			rest, key := cutWriteKey(tc.query)
-			if rest != tc.rest {
-				t.Errorf("rest %q, want %q", rest, tc.rest)
-			}
-			if want := (urlKey{tc.key, tc.invalid}); key != want {
-				t.Errorf("key %+v, want %+v", key, want)
-			}
-		})
-	}
-}
-
-func TestFindKey(t *testing.T) {
-	header := func(values ...string) []string { return values }
-	long := strings.Repeat("a", 1024)
-	for _, tc := range []struct {
-		name           string
-		param          urlKey
-		header, auth   []string
-		wantKey, wantA string
-		code           string
-	}{
-		// the table of the contract, row by row
-		{name: "param and header", param: urlKey{key: "1/p"}, header: header("1/h"), wantKey: "1/h"},
-		{name: "param and header, Authorization TD1", param: urlKey{key: "1/p"}, header: header("1/h"), auth: header("TD1 1/t"), wantKey: "1/h"},
-		{name: "param and header, Authorization Basic", param: urlKey{key: "1/p"}, header: header("1/h"), auth: header("Basic eDp5"), wantKey: "1/h"},
-		{name: "param", param: urlKey{key: "1/p"}, wantKey: "1/p"},
-		{name: "param, Authorization TD1", param: urlKey{key: "1/p"}, auth: header("TD1 1/t"), wantKey: "1/p"},
-		{name: "param, Authorization Bearer", param: urlKey{key: "1/p"}, auth: header("Bearer x"), wantKey: "1/p"},
-		{name: "header", header: header("1/h"), wantKey: "1/h"},
-		{name: "header, Authorization Basic", header: header("1/h"), auth: header("Basic eDp5"), wantKey: "1/h"},
-		{name: "header, Authorization TD1", header: header("1/h"), auth: header("TD1 1/t"), wantKey: "1/h", wantA: "TD1 1/t"},
-		{name: "Authorization TD1", auth: header("TD1 1/t"), wantA: "TD1 1/t"},
-		{name: "nothing", code: "missing_write_key"},
-		{name: "Authorization Basic", auth: header("Basic eDp5"), code: "missing_write_key"},
-
-		{name: "empty header", param: urlKey{key: "1/p"}, header: header(""), wantKey: "1/p"},
-		{name: "header of spaces", param: urlKey{key: "1/p"}, header: header(" \t"), wantKey: "1/p"},
-		{name: "first header that is not empty", header: header("", "1/h", "1/i"), wantKey: "1/h"},
-		{name: "header trimmed", header: header(" 1/h "), wantKey: "1/h"},
-		{name: "empty param, empty header", header: header(""), code: "missing_write_key"},
-		{name: "empty param, Authorization TD1", param: urlKey{}, auth: header("TD1 1/t"), wantA: "TD1 1/t"},
-
-		{name: "scheme in lower case", auth: header("td1 1/t"), wantA: "TD1 1/t"},
-		{name: "scheme in mixed case beside a header", header: header("1/h"), auth: header("Td1 1/t"), wantKey: "1/h", wantA: "TD1 1/t"},
-		{name: "several spaces after the scheme", auth: header("TD1   1/t"), wantA: "TD1 1/t"},
-		{name: "tab after the scheme", auth: header("TD1\t1/t"), wantA: "TD1 1/t"},
-		{name: "scheme without a key", auth: header("TD1"), code: "missing_write_key"},
-		{name: "scheme with an empty key", auth: header("TD1  "), code: "missing_write_key"},
-		{name: "scheme without a key beside a header", header: header("1/h"), auth: header("TD1"), wantKey: "1/h"},
-		{name: "longer scheme", auth: header("TD12 1/t"), code: "missing_write_key"},
-		{name: "scheme glued to the key", auth: header("TD1:1/t"), code: "missing_write_key"},
-		{name: "second Authorization is TD1", auth: header("Basic eDp5", "TD1 1/t"), wantA: "TD1 1/t"},
-
-		{name: "bad escape in the param", param: urlKey{invalid: true}, code: "invalid_write_key"},
-		{name: "bad escape in the param, Authorization TD1", param: urlKey{invalid: true}, auth: header("TD1 1/t"), code: "invalid_write_key"},
-		{name: "bad escape in the param, header wins", param: urlKey{invalid: true}, header: header("1/h"), wantKey: "1/h"},
-		{name: "param with a line break", param: urlKey{key: "1/p\r\nX-Evil: 1"}, code: "invalid_write_key"},
-		{name: "param with a space", param: urlKey{key: "1/p q"}, code: "invalid_write_key"},
-		{name: "param with NUL", param: urlKey{key: "1/p\x00"}, code: "invalid_write_key"},
-		{name: "param with DEL", param: urlKey{key: "1/p\x7f"}, code: "invalid_write_key"},
-		{name: "param above ASCII", param: urlKey{key: "1/ä"}, code: "invalid_write_key"},
-		{name: "header with a space", header: header("1/h, 1/i"), code: "invalid_write_key"},
-		{name: "header above ASCII", header: header("1/\xff"), code: "invalid_write_key"},
-		{name: "TD1 key with a space", auth: header("TD1 1/t x"), code: "invalid_write_key"},
-		{name: "every visible byte", param: urlKey{key: "!\"#$%&'()*+,-./09:;<=>?@AZ[\\]^_`az{|}~"}, wantKey: "!\"#$%&'()*+,-./09:;<=>?@AZ[\\]^_`az{|}~"},
-		{name: "1,024 bytes", param: urlKey{key: long}, wantKey: long},
-		{name: "1,025 bytes", param: urlKey{key: long + "a"}, code: "invalid_write_key"},
-		{name: "1,025 bytes in TD1", auth: header("TD1 " + long + "a"), code: "invalid_write_key"},
-		{name: "unusual form passes", param: urlKey{key: "not-a-key"}, wantKey: "not-a-key"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			got, refused := findKey(tc.param, tc.header, tc.auth)
-			if tc.code != "" {
-				if refused == nil || refused.code != tc.code {
-					t.Fatalf("got %v, want %s", refused, tc.code)
-				}
-				for _, key := range append(append([]string{tc.param.key}, tc.header...), tc.auth...) {
-					if key = strings.TrimPrefix(key, "TD1 "); len(strings.TrimSpace(key)) > 3 && strings.Contains(refused.message, key) {
-						t.Errorf("the message holds the key: %s", refused.message)
-					}
-				}
-				return
-			}
-			if refused != nil {
-				t.Fatal(refused)
-			}
-			if got.writeKey != tc.wantKey || got.authorization != tc.wantA {
-				t.Errorf("got %+v, want %q and %q", got, tc.wantKey, tc.wantA)
-			}
-			source := keyHeader
-			if tc.wantKey == tc.param.key {
-				source = keyParam
-			}
-			if tc.wantA != "" { // v2 prefers it
-				source = keyTD1
-			}
-			if got.source != source {
-				t.Errorf("found in %s, want %s", got.source, source)
-			}
-		})
-	}
-}
-
-func TestUsualKey(t *testing.T) {
-	for key, want := range map[string]bool{
-		"1234/0123456789abcdef0123456789abcdef01234567": true,
-		"1/A": true,
-		"":    false, "/": false, "1234": false, "1234/": false, "/abcd": false,
-		"12x4/abcd": false, "1234/abcg": false, "1234/ab/cd": false, "1234%2Fabcd": false, " 1234/abcd": false,
-	} {
-		if got := usualKey(key); got != want {
-			t.Errorf("%q: got %t", key, got)
-		}
-	}
-}
 
 func TestContentType(t *testing.T) {
 	const json = "application/json"
@@ -386,84 +156,6 @@ func TestAppendHead(t *testing.T) {
 	}
 }
 
-func TestRegionOf(t *testing.T) {
-	for host, want := range map[string]string{
-		"in.treasuredata.com":              "us01",
-		"tokyo.in.treasuredata.com":        "ap01",
-		"eu01.in.treasuredata.com":         "eu01",
-		"ap02.in.treasuredata.com":         "ap02",
-		"ap03.in.treasuredata.com":         "ap03",
-		"in.treasuredata.com:80":           "us01",
-		"In.TreasureData.COM":              "us01",
-		"in.treasuredata.com.":             "us01",
-		"TOKYO.in.treasuredata.com.:8080":  "ap01",
-		"":                                 "",
-		"localhost":                        "",
-		"us01.records.in.treasuredata.com": "",
-		"xin.treasuredata.com":             "",
-		"in.treasuredata.com.evil.example": "",
-		"us01.in.treasuredata.com":         "",
-		"[::1]:80":                         "",
-	} {
-		if got, ok := regionOf(host); got != want || ok != (want != "") {
-			t.Errorf("%q: got %q, %v", host, got, ok)
-		}
-	}
-}
-
-func TestV2Hosts(t *testing.T) {
-	for _, region := range []string{"us01", "ap01", "eu01", "ap02", "ap03"} {
-		if want := region + ".records.in.treasuredata.com"; v2Host(region) != want {
-			t.Errorf("%s: got %s", region, v2Host(region))
-		}
-		if legacyHosts[region] == "" {
-			t.Errorf("%s has no legacy host", region)
-		}
-	}
-	if len(legacyHosts) != 5 {
-		t.Errorf("%d regions", len(legacyHosts))
-	}
-}
-
-// FuzzCutWriteKey holds the promise of the product: the key never survives in
-// the URL, every other byte does.
-func FuzzCutWriteKey(f *testing.F) {
-	for _, seed := range []string{
-		"", "td_write_key=1234/abcd", "a=1&td_write_key=1%2Fa&b=%zz", "td%5Fwrite%5Fkey=1&&", "&td_write_key&", "a=1;td_write_key=2", "%74d_write_key=%00",
-	} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, query string) {
-		rest, key := cutWriteKey(query)
-		var kept []string
-		first, found := urlKey{}, false
-		for param := range strings.SplitSeq(query, "&") {
-			name, value, _ := strings.Cut(param, "=")
-			if decoded, err := url.QueryUnescape(name); err != nil || decoded != "td_write_key" {
-				kept = append(kept, param)
-				continue
-			}
-			decoded, err := url.QueryUnescape(value)
-			if decoded = strings.Trim(decoded, " \t\r\n"); !found && (err != nil || decoded != "") {
-				first, found = urlKey{decoded, err != nil}, true
-			}
-		}
-		want := strings.Join(kept, "&")
-		if strings.Trim(want, "&") == "" {
-			want = ""
-		}
-		if rest != want {
-			t.Errorf("%q: kept %q, want %q", query, rest, want)
-		}
-		if key != first {
-			t.Errorf("%q: key %+v, want %+v", query, key, first)
-		}
-		if again, key := cutWriteKey(rest); again != rest || key != (urlKey{}) {
-			t.Errorf("%q: not stable", query)
-		}
-	})
-}
-
 // FuzzHead checks that no input can break out of its header or of the request
 // line.
 func FuzzHead(f *testing.F) {
@@ -511,6 +203,52 @@ func FuzzHead(f *testing.F) {
 		}
 		if keys > 1 || (keys == 0) != (cred.writeKey == "") {
 			t.Errorf("%d keys for %+v", keys, cred)
+		}
+	})
+}
+
+// FuzzContentType also takes the body in two parts, as a long one is kept.
+func FuzzContentType(f *testing.F) {
+	f.Add("", " \t\r\n{", uint16(2))
+	f.Add("Text/Plain ;charset=x", "{}", uint16(0))
+	f.Add("application/x-www-form-urlencoded", "a={", uint16(1))
+	f.Add(";", "\ufeff{}", uint16(1))
+	f.Add("application/json;", "{}", uint16(1))
+	f.Fuzz(func(t *testing.T, sent, body string, cut uint16) {
+		want, changed := sent, false
+		switch strings.Trim(strings.ToLower(strings.SplitN(sent, ";", 2)[0]), " \t") {
+		case "", "text/plain", "application/x-www-form-urlencoded":
+			if strings.HasPrefix(strings.TrimLeft(body, " \t\r\n"), "{") {
+				want, changed = "application/json", true
+			}
+		}
+		if got, replaced := contentType([]string{sent}, []byte(body)); got != want || replaced != changed {
+			t.Errorf("%q around %q: got %q, %v, want %q, %v", sent, body, got, replaced, want, changed)
+		}
+		at := min(int(cut), len(body))
+		q := v2Request{header: http.Header{"Content-Type": {sent}}, body: []byte(body[:at]), more: [][]byte{nil, []byte(body[at:])}}
+		if q.setContentType(); (q.contentType != "") != changed {
+			t.Errorf("%q around %q and %q: got %q", sent, body[:at], body[at:], q.contentType)
+		}
+	})
+}
+
+// FuzzQuery checks that a query means the same behind the escapes that
+// HTTP/1.1 needs.
+func FuzzQuery(f *testing.F) {
+	for _, seed := range []string{"a=1", "a b=%\x01", "%4\x7f1", "\xff\x00&=", "% 41"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, query string) {
+		got := string(appendQuery(nil, query))
+		if strings.ContainsFunc(got, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+			t.Errorf("%q: %q would end the request line", query, got)
+		}
+		if decode(got) != decode(query) || strings.Count(got, "&") != strings.Count(query, "&") {
+			t.Errorf("%q became %q", query, got)
+		}
+		if !strings.ContainsFunc(query, func(r rune) bool { return r <= ' ' || r == 0x7f }) && got != query {
+			t.Errorf("%q had nothing to escape and became %q", query, got)
 		}
 	})
 }

@@ -1,0 +1,101 @@
+package caddymodule
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/textproto"
+	"testing"
+	"time"
+)
+
+// FuzzAnswer gives v2's answer as any bytes, and compares with net/http: what
+// the caller gets, and where the answer ends on a connection that is used
+// again.
+func FuzzAnswer(f *testing.F) {
+	for _, seed := range []string{
+		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;x\r\n{\r\n1\r\n}\r\n0\r\nX: 1\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}}",
+		"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\nConnection: X-Hop, close\r\nX-Hop: 1\r\n\r\n",
+		"HTTP/1.0 404 Not Found\r\nset-cookie: a=b\r\nALT-SVC: x\r\n\r\nuntil the end",
+		"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
+		"HTTP/1.1 200 OK\nX: \x00a\nContent-Length: +2\n\n{}",
+		"HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\n\r\n",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, sent []byte) {
+		got, left, reusable, err := answerOf(sent)
+		if err != nil {
+			if got.Code != 200 || got.Body.Len() > 0 || len(got.Header()) > 0 {
+				t.Errorf("%v, but the caller has something", err)
+			}
+			return
+		}
+		for name, values := range got.Header() {
+			switch textproto.CanonicalMIMEHeaderKey(name) {
+			case "Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Set-Cookie", "Alt-Svc", "Strict-Transport-Security":
+				t.Errorf("%s: %q went through", name, values)
+			}
+		}
+		if !reusable {
+			return // whatever it means, nothing follows on this connection
+		}
+		if left != 0 {
+			t.Errorf("%d bytes are left on a connection that is used again", left)
+		}
+		status, body, err := finalAnswer(sent)
+		if err != nil {
+			return // fasthttp takes more than net/http does
+		}
+		if got.Code != status || got.Body.String() != body {
+			t.Errorf("got %d %q, net/http reads %d %q", got.Code, got.Body, status, body)
+		}
+	})
+}
+
+// answerOf passes an answer on to a caller.
+func answerOf(sent []byte) (got *httptest.ResponseRecorder, left int, reusable bool, err error) {
+	got = httptest.NewRecorder()
+	x := exchanges.Get().(*exchange)
+	defer x.put()
+	x.w, x.r, x.conn, x.timeout = got, httptest.NewRequest(http.MethodPost, "/", nil), stubConn{}, time.Second
+	br := bufio.NewReaderSize(bytes.NewReader(sent), answerBuffer)
+	defer func() {
+		if p := recover(); p != nil {
+			if p != http.ErrAbortHandler { //nolint:errorlint // a panic's value is compared as net/http does
+				panic(p)
+			}
+			reusable = false // the caller's connection is broken off
+		}
+	}()
+	if err := x.readHead(br); err != nil {
+		return got, 0, false, err
+	}
+	reusable, err = x.pass(br)
+	rest, _ := io.Copy(io.Discard, br)
+	return got, int(rest), reusable, err
+}
+
+// finalAnswer reads the same answer with net/http.
+func finalAnswer(sent []byte) (status int, body string, err error) {
+	br := bufio.NewReader(bytes.NewReader(sent))
+	for {
+		resp, err := http.ReadResponse(br, &http.Request{Method: http.MethodPost})
+		if err != nil {
+			return 0, "", err
+		}
+		text, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			return 0, "", err
+		}
+		if resp.StatusCode >= 200 {
+			return resp.StatusCode, string(text), nil
+		}
+	}
+}

@@ -1,0 +1,93 @@
+package caddymodule
+
+import (
+	"strings"
+)
+
+const (
+	postbackPrefix = "/postback/"
+	eventPrefix    = "/postback/v3/event/"
+)
+
+// destination is where a record belongs.
+type destination struct {
+	database, table string
+}
+
+// parsePath reads the destination out of a percent-decoded path. Runs of `/`
+// count as one and the table may have one trailing slash: legacy callers send
+// both. A path outside /postback/ is errNotFound; inside, a path that is no
+// event path or has a bad name is invalid_path with the part that is wrong.
+func parsePath(path string) (destination, *refusal) {
+	if strings.Contains(path, "//") {
+		path = squeezeSlashes(path)
+	}
+	if !strings.HasPrefix(path, postbackPrefix) {
+		return destination{}, errNotFound
+	}
+	names, ok := strings.CutPrefix(path, eventPrefix)
+	if !ok {
+		return destination{}, invalidPath("the path must start with " + eventPrefix)
+	}
+	database, table, ok := strings.Cut(names, "/")
+	if !validName(database) {
+		return destination{}, invalidPath("the database name must be letters, digits and _")
+	}
+	if !ok || table == "" {
+		return destination{}, invalidPath("the table name is missing")
+	}
+	table = strings.TrimSuffix(table, "/")
+	if strings.Contains(table, "/") {
+		return destination{}, invalidPath("nothing may follow the table name")
+	}
+	if !validName(table) {
+		return destination{}, invalidPath("the table name must be letters, digits and _")
+	}
+	return destination{database, table}, nil
+}
+
+func squeezeSlashes(path string) string {
+	var b strings.Builder
+	b.Grow(len(path))
+	for i := 0; i < len(path); i++ {
+		if path[i] == '/' && i > 0 && path[i-1] == '/' {
+			continue
+		}
+		b.WriteByte(path[i])
+	}
+	return b.String()
+}
+
+// validName reports whether a database or table name is [A-Za-z0-9_]+, the
+// same in both contracts.
+func validName(name string) bool {
+	for i := 0; i < len(name); i++ {
+		c := name[i]
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_') {
+			return false
+		}
+	}
+	return name != ""
+}
+
+// isPing reports whether a POST is the ping of a link, which carries its record
+// in the query whatever its body is.
+func isPing(contentType []string) bool {
+	return len(contentType) > 0 && strings.EqualFold(mediaType(contentType[0]), "text/ping")
+}
+
+// path is the canonical path, whatever spelling the caller used.
+func (q *v2Request) path() string {
+	return eventPrefix + q.database + "/" + q.table
+}
+
+// wantsPixel reports whether a query has td_format=pixel.
+func wantsPixel(query string) bool {
+	for param := range strings.SplitSeq(query, "&") {
+		name, value, _ := strings.Cut(param, "=")
+		if len(name) >= len("td_format") && decode(name) == "td_format" && decode(value) == "pixel" {
+			return true
+		}
+	}
+	return false
+}

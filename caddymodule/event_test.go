@@ -1,0 +1,91 @@
+package caddymodule
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+)
+
+func TestParsePath(t *testing.T) {
+	const wrongName = "must be letters, digits and _"
+	for _, tc := range []struct {
+		name, path string
+		want       destination
+		code, says string // of the refusal
+	}{
+		{name: "canonical", path: "/postback/v3/event/db/tbl", want: destination{"db", "tbl"}},
+		{name: "every allowed byte", path: "/postback/v3/event/aZ09_/_", want: destination{"aZ09_", "_"}},
+		{name: "trailing slash", path: "/postback/v3/event/db/tbl/", want: destination{"db", "tbl"}},
+		{name: "leading run of slashes", path: "///postback/v3/event/db/tbl", want: destination{"db", "tbl"}},
+		{name: "runs of slashes everywhere", path: "//postback///v3//event/db////tbl", want: destination{"db", "tbl"}},
+		{name: "trailing run of slashes", path: "/postback/v3/event/db/tbl//", want: destination{"db", "tbl"}},
+
+		{name: "root", path: "/", code: "not_found"},
+		{name: "empty", path: "", code: "not_found"},
+		{name: "asterisk", path: "*", code: "not_found"},
+		{name: "only looks like the prefix", path: "/postbacks/v3/event/db/tbl", code: "not_found"},
+		{name: "prefix without slash", path: "/postback", code: "not_found"},
+		{name: "other case", path: "/Postback/v3/event/db/tbl", code: "not_found"},
+		{name: "prefix further in", path: "/x/postback/v3/event/db/tbl", code: "not_found"},
+		{name: "javascript surface", path: "/js/v3/event/db/tbl", code: "not_found"},
+
+		{name: "nothing after the prefix", path: "/postback/", code: "invalid_path", says: "start with /postback/v3/event/"},
+		{name: "other version", path: "/postback/v4/event/db/tbl", code: "invalid_path", says: "start with /postback/v3/event/"},
+		{name: "no event", path: "/postback/v3/db/tbl", code: "invalid_path", says: "start with /postback/v3/event/"},
+		{name: "neither name", path: "/postback/v3/event/", code: "invalid_path", says: "database name"},
+		{name: "no table", path: "/postback/v3/event/db", code: "invalid_path", says: "table name is missing"},
+		{name: "no table, slash", path: "/postback/v3/event/db/", code: "invalid_path", says: "table name is missing"},
+		{name: "one part too many", path: "/postback/v3/event/db/tbl/x", code: "invalid_path", says: "nothing may follow"},
+		{name: "hyphen in database", path: "/postback/v3/event/my-db/tbl", code: "invalid_path", says: "database name " + wrongName},
+		{name: "dot in table", path: "/postback/v3/event/db/t.b", code: "invalid_path", says: "table name " + wrongName},
+		{name: "dot segments", path: "/postback/v3/event/../tbl", code: "invalid_path", says: "database name"},
+		{name: "space in table", path: "/postback/v3/event/db/t b", code: "invalid_path", says: "table name"},
+		{name: "not ASCII", path: "/postback/v3/event/db/täbel", code: "invalid_path", says: "table name"},
+		{name: "line break", path: "/postback/v3/event/db/t\r\nX: y", code: "invalid_path", says: "table name"},
+		{name: "query behind an ampersand", path: "/postback/v3/event/db/tbl&td_write_key=1", code: "invalid_path", says: "table name"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, refused := parsePath(tc.path)
+			if tc.code != "" {
+				if refused == nil || refused.code != tc.code || !strings.Contains(refused.message, tc.says) {
+					t.Fatalf("got %v, want %s with %q", refused, tc.code, tc.says)
+				}
+				return
+			}
+			if refused != nil || got != tc.want {
+				t.Fatalf("got %v, %v", got, refused)
+			}
+		})
+	}
+}
+
+// FuzzPath compares with the contract as one expression.
+func FuzzPath(f *testing.F) {
+	for _, seed := range []string{
+		"/postback/v3/event/db/tbl", "//postback///v3/event/db//tbl/", "/postback/v3/event/db", "/postback/v3/event/db/tbl/x", "/postback", "/postback/",
+		"/postback/v3/event/d-b/t", "/postback/v3/event/db/tbl//", "/postback/v3/event/db/\u0661", "/postback/v3/event/db/t\n", "", "postback/v3/event/db/tbl",
+	} {
+		f.Add(seed)
+	}
+	event := regexp.MustCompile(`^/+postback/+v3/+event/+([A-Za-z0-9_]+)/+([A-Za-z0-9_]+)/*$`)
+	inside := regexp.MustCompile(`^/+postback/`)
+	f.Fuzz(func(t *testing.T, path string) {
+		got, refused := parsePath(path)
+		names := event.FindStringSubmatch(path)
+		switch {
+		case names != nil:
+			if refused != nil || got != (destination{names[1], names[2]}) {
+				t.Fatalf("%q: got %+v, %v", path, got, refused)
+			}
+			if again, refused := parsePath((&v2Request{destination: got}).path()); refused != nil || again != got {
+				t.Errorf("%q: its canonical form leads to %+v, %v", path, again, refused)
+			}
+		case refused == nil:
+			t.Errorf("%q: taken as %+v", path, got)
+		case refused.code != "invalid_path" && inside.MatchString(path), refused.code != "not_found" && !inside.MatchString(path):
+			t.Errorf("%q: refused with %s", path, refused.code)
+		case got != (destination{}):
+			t.Errorf("%q: refused, but it leads to %+v", path, got)
+		}
+	})
+}

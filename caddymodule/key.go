@@ -1,0 +1,232 @@
+package caddymodule
+
+import (
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+const (
+	// writeKeyParam is the URL parameter that carries the key in the legacy
+	// contract. v2 does not read it.
+	writeKeyParam = "td_write_key"
+
+	// writeKeyHeader carries the key in both contracts, spelled as published.
+	writeKeyHeader = "X-TD-Write-Key"
+
+	// canonicalWriteKeyHeader is writeKeyHeader as net/http's maps spell it.
+	canonicalWriteKeyHeader = "X-Td-Write-Key"
+
+	// maxWriteKey is the longest key that is forwarded, in bytes. Real keys
+	// have about 45; a longer value is no key but a mistake worth an answer.
+	maxWriteKey = 1024
+
+	// maxV2Body is the largest body that Postback v2 takes, in bytes. One
+	// more is its 413.
+	maxV2Body = 1_048_064
+)
+
+// urlKey is what the td_write_key parameters of a query say.
+type urlKey struct {
+	key     string // the first value that is not empty, decoded and trimmed
+	invalid bool   // that value has a bad percent-escape, so there is no key to read
+}
+
+// cutWriteKey takes every td_write_key parameter out of a raw query. The other
+// parameters keep their order and their bytes; without any, rest is empty.
+// Only `&` separates parameters, as in the URL standard: a `;` is part of a
+// value.
+func cutWriteKey(query string) (rest string, key urlKey) {
+	var (
+		lo, hi = 0, -1         // what was kept is query[lo:hi], as long as it is in one piece
+		joined strings.Builder // what was kept, once it is in several
+		any    bool            // at least one parameter was kept
+	)
+	for start := 0; start <= len(query); {
+		end := len(query)
+		if i := strings.IndexByte(query[start:], '&'); i >= 0 {
+			end = start + i
+		}
+		param := query[start:end]
+		if value, ok := writeKeyValue(param); ok {
+			if key.key == "" && !key.invalid {
+				key = decodeKey(value)
+			}
+		} else {
+			any = any || param != ""
+			switch {
+			case joined.Len() > 0:
+				joined.WriteByte('&')
+				joined.WriteString(param)
+			case hi < 0:
+				lo, hi = start, end
+			case start == hi+1:
+				hi = end
+			default:
+				joined.Grow(len(query) - lo)
+				joined.WriteString(query[lo:hi])
+				joined.WriteByte('&')
+				joined.WriteString(param)
+			}
+		}
+		start = end + 1
+	}
+	switch {
+	case !any:
+		return "", key
+	case joined.Len() > 0:
+		return joined.String(), key
+	default:
+		return query[lo:hi], key
+	}
+}
+
+// writeKeyValue returns the raw value of a td_write_key parameter. The name
+// may be percent-encoded: a decoder at v2 or on the way would see the key.
+func writeKeyValue(param string) (value string, ok bool) {
+	name, value, _ := strings.Cut(param, "=")
+	if name == writeKeyParam {
+		return value, true
+	}
+	if len(name) <= len(writeKeyParam) || strings.IndexByte(name, '%') < 0 {
+		return "", false
+	}
+	decoded, err := url.QueryUnescape(name)
+	return value, err == nil && decoded == writeKeyParam
+}
+
+func decodeKey(value string) urlKey {
+	decoded, err := url.QueryUnescape(value)
+	if err != nil {
+		return urlKey{invalid: true}
+	}
+	return urlKey{key: trimKey(decoded)}
+}
+
+func trimKey(key string) string {
+	return strings.Trim(key, " \t\r\n")
+}
+
+// keySource is where the key that v2 uses was found.
+type keySource uint8
+
+const (
+	keyNone keySource = iota
+	keyParam
+	keyHeader
+	keyTD1 // Authorization: TD1
+)
+
+var keySourceNames = [...]string{"none", "param", "header", "td1"}
+
+// String is the source's name in metrics and logs.
+func (s keySource) String() string { return keySourceNames[s] }
+
+// credentials are the headers by which a request authenticates at v2. An empty
+// one is not sent.
+type credentials struct {
+	writeKey      string // X-TD-Write-Key
+	authorization string // Authorization
+	source        keySource
+}
+
+// key is the key that v2 uses: it prefers Authorization.
+func (c *credentials) key() string {
+	if c.authorization != "" {
+		return strings.TrimPrefix(c.authorization, "TD1 ")
+	}
+	return c.writeKey
+}
+
+// findKey decides what v2 gets to see, from the URL's key, the X-TD-Write-Key
+// headers and the Authorization headers. In the legacy contract the header
+// wins over the URL and Authorization is ignored; in v2 Authorization wins. So
+// Authorization passes only where a caller speaks v2 already: TD1, and no key
+// in the URL that a legacy endpoint would have used.
+func findKey(param urlKey, headers, authorizations []string) (cred credentials, refused *refusal) {
+	for _, value := range headers {
+		if cred.writeKey = trimKey(value); cred.writeKey != "" {
+			cred.source = keyHeader
+			break
+		}
+	}
+	switch hasParam := param.key != "" || param.invalid; {
+	case !hasParam:
+		if cred.authorization = td1(authorizations); cred.authorization != "" {
+			cred.source = keyTD1
+		}
+	case cred.writeKey == "":
+		cred.writeKey, cred.source = param.key, keyParam
+	}
+	problem := keyProblem(cred.writeKey)
+	switch {
+	case cred.source == keyNone:
+		return cred, errMissingKey
+	case cred.source == keyParam && param.invalid:
+		problem = "the td_write_key parameter has a bad percent-escape"
+	case problem == "":
+		problem = keyProblem(cred.key())
+	}
+	if problem != "" {
+		return credentials{source: cred.source}, invalidKey(problem)
+	}
+	return cred, nil
+}
+
+// td1 returns the first Authorization of the scheme TD1 that has a key, the
+// scheme spelled as published (RFC 9110 section 11.1: it compares without
+// case). Any other Authorization is not for v2.
+func td1(authorizations []string) string {
+	for _, value := range authorizations {
+		value = trimKey(value)
+		if len(value) < 4 || !strings.EqualFold(value[:3], "TD1") || (value[3] != ' ' && value[3] != '\t') {
+			continue
+		}
+		if value[:4] == "TD1 " && value[4] > ' ' {
+			return value
+		}
+		return "TD1 " + trimKey(value[4:])
+	}
+	return ""
+}
+
+// keyProblem says what is wrong with a key that must not become a header, or
+// nothing. The message never holds the key.
+func keyProblem(key string) string {
+	if len(key) > maxWriteKey {
+		return "the write key is longer than " + strconv.Itoa(maxWriteKey) + " bytes"
+	}
+	for i := 0; i < len(key); i++ {
+		if key[i] <= ' ' || key[i] >= 0x7f {
+			return "the write key has a byte that is not visible ASCII; percent-encode it once, like any URL parameter"
+		}
+	}
+	return ""
+}
+
+// usualKey reports whether a key has the form of Treasure Data's: an account
+// number, a slash, and hexadecimal digits.
+func usualKey(key string) bool {
+	account, secret, ok := strings.Cut(key, "/")
+	return ok && account != "" && secret != "" &&
+		strings.Trim(account, "0123456789") == "" && strings.Trim(secret, "0123456789abcdefABCDEF") == ""
+}
+
+// account is the account number of the key that v2 uses, and nothing else of
+// it: `1234/…`.
+func (c *credentials) account() string {
+	key := c.key()
+	if key == "" {
+		return ""
+	}
+	return maskKey(key)
+}
+
+// maskKey keeps a write key's account number and nothing else: `1234/…`.
+func maskKey(key string) string {
+	account, _, ok := strings.Cut(key, "/")
+	if !ok || account == "" || strings.Trim(account, "0123456789") != "" {
+		return "…"
+	}
+	return account + "/…"
+}

@@ -1,0 +1,79 @@
+package caddymodule
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+)
+
+func TestRegionOf(t *testing.T) {
+	for host, want := range map[string]string{
+		"in.treasuredata.com":              "us01",
+		"tokyo.in.treasuredata.com":        "ap01",
+		"eu01.in.treasuredata.com":         "eu01",
+		"ap02.in.treasuredata.com":         "ap02",
+		"ap03.in.treasuredata.com":         "ap03",
+		"in.treasuredata.com:80":           "us01",
+		"In.TreasureData.COM":              "us01",
+		"in.treasuredata.com.":             "us01",
+		"TOKYO.in.treasuredata.com.:8080":  "ap01",
+		"":                                 "",
+		"localhost":                        "",
+		"us01.records.in.treasuredata.com": "",
+		"xin.treasuredata.com":             "",
+		"in.treasuredata.com.evil.example": "",
+		"us01.in.treasuredata.com":         "",
+		"[::1]:80":                         "",
+	} {
+		if got, ok := regionOf(host); got != want || ok != (want != "") {
+			t.Errorf("%q: got %q, %v", host, got, ok)
+		}
+	}
+}
+
+func TestV2Hosts(t *testing.T) {
+	for _, region := range []string{"us01", "ap01", "eu01", "ap02", "ap03"} {
+		if want := region + ".records.in.treasuredata.com"; v2Host(region) != want {
+			t.Errorf("%s: got %s", region, v2Host(region))
+		}
+		if legacyHosts[region] == "" {
+			t.Errorf("%s has no legacy host", region)
+		}
+	}
+	if len(legacyHosts) != 5 {
+		t.Errorf("%d regions", len(legacyHosts))
+	}
+}
+
+// FuzzRegion compares with the published hosts: no other name has a region.
+func FuzzRegion(f *testing.F) {
+	for _, seed := range []string{
+		"in.treasuredata.com", "TOKYO.in.treasuredata.com:80", "eu01.in.treasuredata.com.", "ap02.in.treasuredata.com.:443", "in.treasuredata.com:", "in.treasuredata.com..",
+		"us01.records.in.treasuredata.com", "xin.treasuredata.com", "in.treasuredata.com:80:80", "in.trea\u017furedata.com", "",
+	} {
+		f.Add(seed)
+	}
+	published := map[string]string{
+		"in.treasuredata.com": "us01", "tokyo.in.treasuredata.com": "ap01", "eu01.in.treasuredata.com": "eu01", "ap02.in.treasuredata.com": "ap02", "ap03.in.treasuredata.com": "ap03",
+	}
+	valid := regexp.MustCompile(`^([A-Za-z0-9.]*?)\.?(?::[0-9]*)?$`)
+	// A port that is none, and a name in brackets, lead nowhere else: they are
+	// taken too.
+	taken := regexp.MustCompile(`(?s)^\[?([A-Za-z0-9.]*?)\.?\]?(?::.*)?$`)
+	f.Fuzz(func(t *testing.T, host string) {
+		region := func(form *regexp.Regexp) string {
+			name := form.FindStringSubmatch(host)
+			if name == nil {
+				return ""
+			}
+			return published[strings.ToLower(name[1])]
+		}
+		got, ok := regionOf(host)
+		if want := region(valid); want != "" && got != want || ok != (got != "") {
+			t.Errorf("%q: got %q, %v, want %q", host, got, ok, want)
+		}
+		if got != "" && got != region(taken) {
+			t.Errorf("%q: got %q", host, got)
+		}
+	})
+}
