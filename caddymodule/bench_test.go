@@ -59,8 +59,8 @@ func TestAllocations(t *testing.T) {
 		t.Errorf("appendRecord: %v allocations", n)
 	}
 	// Many runs, for the race detector takes scanners from encoding/json's pool.
-	if n := testing.AllocsPerRun(1000, func() { appendRecordTime(dst, benchBodies["300 B"], 1_700_000_000) }); n > 0 {
-		t.Errorf("appendRecordTime: %v allocations", n)
+	if n := testing.AllocsPerRun(1000, func() { timeMember(dst, benchBodies["300 B"], 1_700_000_000) }); n > 0 {
+		t.Errorf("timeMember: %v allocations", n)
 	}
 }
 
@@ -91,10 +91,10 @@ func BenchmarkRecord(b *testing.B) {
 func BenchmarkRecordTime(b *testing.B) {
 	for name, body := range benchBodies {
 		b.Run(name, func(b *testing.B) {
-			dst := make([]byte, 0, 2*len(body))
+			dst := make([]byte, 0, maxTimeMember)
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, result := appendRecordTime(dst, body, 1_700_000_000); result != timeAdded {
+				if _, _, result := timeMember(dst, body, 1_700_000_000); result != timeAdded {
 					b.Fatal(result)
 				}
 			}

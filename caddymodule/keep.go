@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/td-postback/gateway/spool"
@@ -62,10 +63,11 @@ func (h *Handler) keep(answer http.ResponseWriter, r *http.Request, out *v2Reque
 		return errOverloaded
 	}
 	defer h.bodies.free(size)
-	kept := keptRequests.Get().(*keptRequest)
-	defer kept.put()
-	timed := kept.compose(out, o.arrival)
-	err := way.queue.keep(spool.Record{Arrival: o.arrival, Data: kept.data}, h.Spool.Mode == spoolAlways)
+	buf := keptBuffers.Get().(*[]byte)
+	defer putKeptBuffer(buf)
+	var timed recordTime
+	*buf, timed = appendKept((*buf)[:0], out, o.arrival)
+	err := way.queue.keep(spool.Record{Arrival: o.arrival, Data: *buf}, h.Spool.Mode == spoolAlways)
 	if err != nil {
 		return err
 	}
@@ -100,4 +102,24 @@ func (h *Handler) refuseUnkept(w http.ResponseWriter, r *http.Request, err error
 	h.warnOfUnkept(refused, err, way)
 	h.handover.end(w, r)
 	o.refuse(w, r, refused)
+}
+
+// keptCopies is how many copies of a body there are at most until it is
+// durable: one in one piece, one in the request, one in the commit.
+const keptCopies = 3
+
+// keptHead is about what the head of a kept request and its record time take.
+const keptHead = 2 << 10
+
+// maxKeptBuffer is the largest buffer for a kept request that is used again.
+const maxKeptBuffer = 64 << 10
+
+var keptBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+func putKeptBuffer(buf *[]byte) {
+	if cap(*buf) > maxKeptBuffer {
+		return
+	}
+	clear(*buf) // it holds the write key
+	keptBuffers.Put(buf)
 }

@@ -24,27 +24,26 @@ var recordTimeNames = [...]string{"added", "own", "no_object"}
 // String is its name in metrics and logs.
 func (t recordTime) String() string { return recordTimeNames[t] }
 
-// maxTimeMember is the most bytes that appendRecordTime adds.
+// maxTimeMember is the most bytes that timeMember returns.
 const maxTimeMember = len(`,"td_record_time":`) + len("-9223372036854775808")
 
-// appendRecordTime appends a body to dst. If the body is one JSON object
-// without a member td_record_time or time, it gets td_record_time as its last
-// one: the arrival in UNIX seconds. Nothing else in it changes.
-func appendRecordTime(dst, body []byte, arrival int64) ([]byte, recordTime) {
+// timeMember says what gives a body its time: if the body is one JSON object
+// without a member td_record_time or time, it gets td_record_time, the arrival
+// in UNIX seconds, as its last member. The member is appended to dst, and goes
+// into the body at end. Nothing else in the body changes.
+func timeMember(dst, body []byte, arrival int64) (member []byte, end int, timed recordTime) {
 	switch {
 	case !startsObject(body), !json.Valid(body):
-		return append(dst, body...), timeNoObject
+		return dst, 0, timeNoObject
 	case hasTime(body):
-		return append(dst, body...), timeOwn
+		return dst, 0, timeOwn
 	}
-	end := len(bytes.TrimRight(body, jsonSpace)) - len("}")
-	dst = append(dst, body[:end]...)
+	end = len(bytes.TrimRight(body, jsonSpace)) - len("}")
 	if members := body[bytes.IndexByte(body, '{')+1 : end]; len(bytes.TrimLeft(members, jsonSpace)) > 0 {
 		dst = append(dst, ',')
 	}
 	dst = append(dst, `"td_record_time":`...)
-	dst = strconv.AppendInt(dst, arrival, 10)
-	return append(dst, body[end:]...), timeAdded
+	return strconv.AppendInt(dst, arrival, 10), end, timeAdded
 }
 
 // hasTime reports whether a body, which is one valid JSON object, has a member

@@ -113,21 +113,14 @@ func TestAppendRecordTime(t *testing.T) {
 	}
 }
 
-// TestAppendRecordTimeRoom checks that dst is used when it has room, to its last
-// byte, and left when it has not.
-func TestAppendRecordTimeRoom(t *testing.T) {
-	const want = `x{"a":1,"td_record_time":-1}`
-	for room := range 2 * len(want) {
-		dst := make([]byte, 1, max(room, 1))
-		dst[0] = 'x'
-		got, _ := appendRecordTime(dst, []byte(`{"a":1}`), -1)
-		if string(got) != want {
-			t.Errorf("room for %d: got %q", room, got)
-		}
-		if inPlace := &got[0] == &dst[0]; inPlace != (room >= len(want)) {
-			t.Errorf("room for %d of %d: in place: %v", room, len(want), inPlace)
-		}
+// appendRecordTime appends a body with its time, as appendKept puts it into a
+// request.
+func appendRecordTime(dst, body []byte, arrival int64) ([]byte, recordTime) {
+	member, end, timed := timeMember(nil, body, arrival)
+	if timed != timeAdded {
+		return append(dst, body...), timed
 	}
+	return slices.Concat(dst, body[:end], member, body[end:]), timed
 }
 
 // TestAppendRecordTimeMembers makes objects up and reads them with
