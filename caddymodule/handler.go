@@ -93,7 +93,7 @@ func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *v2Re
 	if h.Handoff {
 		defer h.bodies.drop(body)
 		o.result = handedOffResult
-		out.rewrite(r)
+		out.apply(r)
 		return next.ServeHTTP(answer, r)
 	}
 	defer h.bodies.release(body)

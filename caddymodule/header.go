@@ -5,27 +5,42 @@ import (
 	"strings"
 )
 
-// passes reports whether a caller's header, by its canonical name, goes to v2.
-func (q *v2Request) passes(name string, connection []string) bool {
-	return forwardsHeader(name) &&
-		!(q.contentType != "" && name == "Content-Type") &&
-		!(q.fromQuery && describesContent(name)) &&
-		!(len(connection) > 0 && listsToken(connection, name))
-}
+// headerFate is what becomes of a caller's header.
+type headerFate uint8
 
-// forwardsHeader reports whether a caller's header, by its canonical name,
-// goes to v2. The rest is for this hop alone (RFC 9110 section 7.6.1), for
-// this host alone (Cookie), or written anew by appendHead.
-func forwardsHeader(name string) bool {
+const (
+	goesOn  headerFate = iota // to v2, as it came
+	ends                      // here: it is for this hop or this host alone, or it is a key
+	renewed                   // whoever sends the request on writes it anew
+)
+
+// fateOf decides by a header's canonical name. It is the one list, for what is
+// forwarded and for what the next handler forwards. What is for one hop ends
+// (RFC 9110 section 7.6.1), and so does what is for one host (Cookie); keys are
+// set by findKey's rule.
+func fateOf(name string) headerFate {
 	switch name {
 	case "Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection",
 		"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings",
-		"Cookie", "Expect",
-		"Host", "Content-Length", canonicalWriteKeyHeader, "Authorization",
-		"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via", "Early-Data":
-		return false
+		"Cookie", "Expect", canonicalWriteKeyHeader, "Authorization":
+		return ends
+	case "Host", "Content-Length", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via", "Early-Data":
+		return renewed
 	}
-	return true
+	return goesOn
+}
+
+// passes reports whether a caller's header, by its canonical name, goes to v2
+// as it came.
+func (q *v2Request) passes(name string, connection []string) bool {
+	return fateOf(name) == goesOn &&
+		!(q.contentType != "" && name == "Content-Type") &&
+		!q.drops(name, connection)
+}
+
+// drops reports whether this request loses a header that others keep.
+func (q *v2Request) drops(name string, connection []string) bool {
+	return q.fromQuery && describesContent(name) || len(connection) > 0 && listsToken(connection, name)
 }
 
 // describesContent reports whether a header belongs to the body that was sent

@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"bytes"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -138,6 +139,47 @@ func (q *v2Request) appendHead(dst []byte) []byte {
 	dst = append(dst, "Content-Length: "...)
 	dst = strconv.AppendInt(dst, int64(q.length()), 10)
 	return append(dst, "\r\n\r\n"...)
+}
+
+// apply makes r the v2 request, for the next handler to forward. The body can be
+// read again for a retry.
+func (q *v2Request) apply(r *http.Request) {
+	r.Host = q.host
+	r.Method = http.MethodPost
+	r.URL.Path, r.URL.RawPath = q.path(), ""
+	r.URL.RawQuery, r.URL.ForceQuery = string(appendQuery(nil, q.query)), false
+	r.RequestURI = r.URL.RequestURI()
+
+	// What Connection names goes now: reverse_proxy would do it later, and could
+	// take the write key along.
+	connection := r.Header["Connection"]
+	for name := range r.Header {
+		if fateOf(name) == ends || q.drops(name, connection) {
+			delete(r.Header, name)
+		}
+	}
+	if q.credentials.writeKey != "" {
+		r.Header.Set(canonicalWriteKeyHeader, q.credentials.writeKey)
+	}
+	if q.credentials.authorization != "" {
+		r.Header.Set("Authorization", q.credentials.authorization)
+	}
+	if q.contentType != "" {
+		r.Header.Set("Content-Type", q.contentType)
+	}
+
+	parts := append([][]byte{q.body}, q.more...)
+	r.GetBody = func() (io.ReadCloser, error) {
+		readers := make([]io.Reader, len(parts))
+		for i, part := range parts {
+			readers[i] = bytes.NewReader(part)
+		}
+		return io.NopCloser(io.MultiReader(readers...)), nil
+	}
+	r.Body, _ = r.GetBody()
+	r.ContentLength = int64(q.length())
+	r.TransferEncoding, r.Trailer = nil, nil
+	r.Header.Set("Content-Length", strconv.Itoa(q.length()))
 }
 
 func (f *forwarded) appendTo(dst []byte) []byte {
