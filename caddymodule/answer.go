@@ -132,7 +132,7 @@ func (x *exchange) copyHeader(complete bool, n int) {
 		start = f.end
 		one := values[i : i+1 : i+1]
 		switch {
-		case len(connection) > 0 && listsToken(connection, f.name):
+		case len(connection) > 0 && ListsToken(connection, f.name):
 		case f.name == "Server" && !seen:
 			seen = true
 			h[f.name] = one

@@ -49,13 +49,13 @@ func benchBody(n int) []byte {
 // request.
 func TestAllocations(t *testing.T) {
 	for name, query := range benchQueries {
-		if n := testing.AllocsPerRun(100, func() { cutWriteKey(query) }); n > 1 {
+		if n := testing.AllocsPerRun(100, func() { CutWriteKey(query) }); n > 1 {
 			t.Errorf("cutWriteKey, key %s: %v allocations", name, n)
 		}
 	}
 	dst := make([]byte, 0, 4096)
-	from := caller{ip: "192.0.2.7", userAgent: benchAgent}
-	if n := testing.AllocsPerRun(100, func() { appendRecord(dst, benchQuery, from, maxV2Body) }); n > 2 {
+	from := Caller{IP: "192.0.2.7", UserAgent: benchAgent}
+	if n := testing.AllocsPerRun(100, func() { AppendRecord(dst, benchQuery, from, MaxBody) }); n > 2 {
 		t.Errorf("appendRecord: %v allocations", n)
 	}
 	// Many runs, for the race detector takes scanners from encoding/json's pool.
@@ -69,7 +69,7 @@ func BenchmarkCutWriteKey(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if rest, param := cutWriteKey(query); len(rest) != len("a=1&b=2") || param.key != benchKey {
+				if rest, param := CutWriteKey(query); len(rest) != len("a=1&b=2") || param.key != benchKey {
 					b.Fatal(rest)
 				}
 			}
@@ -78,12 +78,12 @@ func BenchmarkCutWriteKey(b *testing.B) {
 }
 
 func BenchmarkRecord(b *testing.B) {
-	from := caller{ip: "192.0.2.7", userAgent: benchAgent}
+	from := Caller{IP: "192.0.2.7", UserAgent: benchAgent}
 	dst := make([]byte, 0, 4096)
 	b.ReportAllocs()
 	for b.Loop() {
-		if rec := appendRecord(dst, benchQuery, from, maxV2Body); rec.columns != 6 {
-			b.Fatal(rec.columns)
+		if rec := AppendRecord(dst, benchQuery, from, MaxBody); rec.Columns != 6 {
+			b.Fatal(rec.Columns)
 		}
 	}
 }
@@ -103,17 +103,17 @@ func BenchmarkRecordTime(b *testing.B) {
 }
 
 func BenchmarkAppendHead(b *testing.B) {
-	out := v2Request{
-		host:        "us01.records.in.treasuredata.com",
-		destination: destination{"db", "tbl"},
-		header:      benchRequest(http.MethodPost, benchPath, 300).Header,
-		credentials: credentials{writeKey: benchKey},
-		forwarded:   forwarded{clientIP: "192.0.2.7", proto: "https", host: "in.treasuredata.com", via: "1.1 Caddy"},
+	out := Request{
+		Host:        "us01.records.in.treasuredata.com",
+		Destination: Destination{"db", "tbl"},
+		Header:      benchRequest(http.MethodPost, benchPath, 300).Header,
+		Credentials: Credentials{WriteKey: benchKey},
+		Forwarded:   Forwarded{ClientIP: "192.0.2.7", Proto: "https", Host: "in.treasuredata.com", Via: "1.1 Caddy"},
 	}
 	var head []byte
 	b.ReportAllocs()
 	for b.Loop() {
-		if head = out.appendHead(head[:0]); len(head) == 0 {
+		if head = out.AppendHead(head[:0]); len(head) == 0 {
 			b.Fatal("no head")
 		}
 	}
@@ -216,8 +216,8 @@ func (stubConn) Close() error                    { return nil }
 // stubHandler forwards to a v2 without a kernel.
 func stubHandler() *Handler {
 	return &Handler{
-		MaxBody: maxV2Body, GlobalID: defaultGlobalID, logger: zap.NewNop(),
-		bodies: &bodies{maxBody: maxV2Body, maxTotal: defaultMaxBuffered},
+		MaxBody: MaxBody, GlobalID: defaultGlobalID, logger: zap.NewNop(),
+		bodies: &bodies{maxBody: MaxBody, maxTotal: defaultMaxBuffered},
 		fixed:  &route{host: "us01.records.in.treasuredata.com", upstream: stubUpstream()},
 	}
 }

@@ -90,9 +90,9 @@ var noBody = &bodyBuffer{}
 
 // read reads a request's body to its end, or refuses the request. The buffer
 // goes back with release.
-func (s *bodies) read(r *http.Request) (*bodyBuffer, *refusal) {
+func (s *bodies) read(r *http.Request) (*bodyBuffer, *Refusal) {
 	if r.ContentLength > s.maxBody {
-		return nil, tooLarge(r.ContentLength, s.maxBody, true)
+		return nil, TooLarge(r.ContentLength, s.maxBody, true)
 	}
 	if r.Body == nil || r.ContentLength == 0 {
 		return noBody, nil
@@ -114,7 +114,7 @@ func (s *bodies) read(r *http.Request) (*bodyBuffer, *refusal) {
 		total += int64(n)
 		if total > s.maxBody {
 			s.release(first)
-			return nil, tooLarge(total, s.maxBody, false)
+			return nil, TooLarge(total, s.maxBody, false)
 		}
 		switch {
 		case total == r.ContentLength:
@@ -129,28 +129,28 @@ func (s *bodies) read(r *http.Request) (*bodyBuffer, *refusal) {
 }
 
 // bodyRefusal says why a body could not be read.
-func bodyRefusal(err error) *refusal {
+func bodyRefusal(err error) *Refusal {
 	var limited *http.MaxBytesError // by Caddy's request_body, before this handler
 	switch {
 	case errors.As(err, &limited):
-		return tooLarge(limited.Limit+1, limited.Limit, false)
+		return TooLarge(limited.Limit+1, limited.Limit, false)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return errBodySlow
+		return ErrBodySlow
 	default:
-		return errBodyCut
+		return ErrBodyCut
 	}
 }
 
-func (s *bodies) take(size int) (*bodyBuffer, *refusal) {
+func (s *bodies) take(size int) (*bodyBuffer, *Refusal) {
 	if !s.reserve(int64(bufferSizes[size])) {
-		return nil, errOverloaded
+		return nil, ErrOverloaded
 	}
 	return takeBuffer(size), nil
 }
 
 // room takes a buffer for a body of about this size, in one part, which does
 // not come from the caller. It is never larger than the largest body.
-func (s *bodies) room(size int) (*bodyBuffer, *refusal) {
+func (s *bodies) room(size int) (*bodyBuffer, *Refusal) {
 	size = min(size, int(s.maxBody))
 	for i := range bufferSizes {
 		if size <= bufferSizes[i] {
@@ -158,37 +158,37 @@ func (s *bodies) room(size int) (*bodyBuffer, *refusal) {
 		}
 	}
 	if !s.reserve(int64(size)) {
-		return nil, errOverloaded
+		return nil, ErrOverloaded
 	}
 	return &bodyBuffer{data: make([]byte, 0, size)}, nil
 }
 
 // record makes the record of a query. The buffer that it is in goes back with
 // release.
-func (s *bodies) record(query string, from caller) (record, *bodyBuffer, *refusal) {
-	room, refused := s.room(len(query) + len(query)/4 + len(from.userAgent) + 256)
+func (s *bodies) record(query string, from Caller) (Record, *bodyBuffer, *Refusal) {
+	room, refused := s.room(len(query) + len(query)/4 + len(from.UserAgent) + 256)
 	if refused != nil {
-		return record{}, nil, refused
+		return Record{}, nil, refused
 	}
-	cost := recordCost(query)
+	cost := RecordCost(query)
 	if !s.reserve(cost) {
 		s.release(room)
-		return record{}, nil, errOverloaded
+		return Record{}, nil, ErrOverloaded
 	}
-	rec := appendRecord(room.data, query, from, int(s.maxBody))
+	rec := AppendRecord(room.data, query, from, int(s.maxBody))
 	s.free(cost)
-	if rec.tooLarge {
+	if rec.TooLarge {
 		s.release(room)
-		return record{}, nil, tooLarge(int64(len(rec.body)), s.maxBody, false)
+		return Record{}, nil, TooLarge(int64(len(rec.Body)), s.maxBody, false)
 	}
-	if grown := int64(len(rec.body) - cap(room.data)); grown > 0 { // much had to be escaped
+	if grown := int64(len(rec.Body) - cap(room.data)); grown > 0 { // much had to be escaped
 		if !s.reserve(grown) {
 			s.release(room)
-			return record{}, nil, errOverloaded
+			return Record{}, nil, ErrOverloaded
 		}
-		rec.body = slices.Clip(rec.body) // release counts the capacity
+		rec.Body = slices.Clip(rec.Body) // release counts the capacity
 	}
-	room.data = rec.body
+	room.data = rec.Body
 	return rec, room, nil
 }
 
@@ -210,7 +210,7 @@ func (s *bodies) free(bytes int64) {
 
 // grow makes room behind a body that fills its buffers: the next larger one,
 // or one more of the largest.
-func (s *bodies) grow(buf *bodyBuffer) (first, last *bodyBuffer, refused *refusal) {
+func (s *bodies) grow(buf *bodyBuffer) (first, last *bodyBuffer, refused *Refusal) {
 	size := slices.Index(bufferSizes[:], cap(buf.data))
 	if size == largestBuffer {
 		part, refused := s.take(largestBuffer)
@@ -223,7 +223,7 @@ func (s *bodies) grow(buf *bodyBuffer) (first, last *bodyBuffer, refused *refusa
 	}
 	if !s.reserve(int64(bufferSizes[size+1] - bufferSizes[size])) {
 		s.release(buf)
-		return nil, nil, errOverloaded
+		return nil, nil, ErrOverloaded
 	}
 	larger := takeBuffer(size + 1)
 	larger.data = append(larger.data, buf.data...)

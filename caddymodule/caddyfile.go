@@ -61,7 +61,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		h.Region = d.Val()
 		seen["region"] = true
 		if h.Region == "" {
-			return d.Errf("region \"\": must be %s", allowedRegions())
+			return d.Errf("region \"\": must be %s", AllowedRegions())
 		}
 		if d.NextArg() {
 			return d.ArgErr()
@@ -83,7 +83,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err error) {
 	switch option {
 	case "region":
-		h.Region, err = wordArg(d, allowedRegions())
+		h.Region, err = wordArg(d, AllowedRegions())
 	case "upstream":
 		h.Upstream, err = wordArg(d, "http:// or https://, a host and maybe a port")
 	case "max_body":

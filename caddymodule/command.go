@@ -45,7 +45,7 @@ in a Caddyfile.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Flags().StringP("listen", "l", ":8080", "Address on which to receive requests")
-			cmd.Flags().StringP("region", "r", "", "Region to forward to: "+regionNames()+", or auto, by the legacy host that the caller used")
+			cmd.Flags().StringP("region", "r", "", "Region to forward to: "+RegionNames()+", or auto, by the legacy host that the caller used")
 			cmd.Flags().StringP("upstream", "u", "", "URL to forward to, instead of the region's v2 host")
 			cmd.Flags().BoolP("sandbox", "s", false, "Forward to a stand-in for v2 in this process, and print every record that it receives")
 			cmd.Flags().BoolP("access-log", "", false, "Enable the access log")
@@ -85,8 +85,8 @@ func handlerFromFlags(fs caddycmd.Flags) (*Handler, error) {
 	}
 	if size := fs.String("max-body"); size != "" {
 		bytes, err := humanize.ParseBytes(size)
-		if err != nil || bytes == 0 || bytes > maxV2Body {
-			return nil, fmt.Errorf("--max-body %q: must be a size between 1 and %d bytes", size, maxV2Body)
+		if err != nil || bytes == 0 || bytes > MaxBody {
+			return nil, fmt.Errorf("--max-body %q: must be a size between 1 and %d bytes", size, MaxBody)
 		}
 		h.MaxBody = int64(bytes)
 	}

@@ -44,7 +44,7 @@ func TestConnectionAge(t *testing.T) {
 					u.close()
 					time.Sleep(2 * idleTimeout) // fasthttp sees only then that nothing is left to close
 				}()
-				out := &v2Request{host: "v2.test", destination: destination{"db", "tbl"}, credentials: credentials{writeKey: "1/a"}, body: []byte("{}")}
+				out := &Request{Host: "v2.test", Destination: Destination{"db", "tbl"}, Credentials: Credentials{WriteKey: "1/a"}, Body: []byte("{}")}
 				began := time.Now()
 				for {
 					w := httptest.NewRecorder()

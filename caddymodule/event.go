@@ -9,41 +9,41 @@ const (
 	eventPrefix    = "/postback/v3/event/"
 )
 
-// destination is where a record belongs.
-type destination struct {
-	database, table string
+// Destination is where a record belongs.
+type Destination struct {
+	Database, Table string
 }
 
-// parsePath reads the destination out of a percent-decoded path. Runs of `/`
+// ParsePath reads the destination out of a percent-decoded path. Runs of `/`
 // count as one and the table may have one trailing slash: legacy callers send
-// both. A path outside /postback/ is errNotFound; inside, a path that is no
+// both. A path outside /postback/ is ErrNotFound; inside, a path that is no
 // event path or has a bad name is invalid_path with the part that is wrong.
-func parsePath(path string) (destination, *refusal) {
+func ParsePath(path string) (Destination, *Refusal) {
 	if strings.Contains(path, "//") {
 		path = squeezeSlashes(path)
 	}
 	if !strings.HasPrefix(path, postbackPrefix) {
-		return destination{}, errNotFound
+		return Destination{}, ErrNotFound
 	}
 	names, ok := strings.CutPrefix(path, eventPrefix)
 	if !ok {
-		return destination{}, invalidPath("the path must start with " + eventPrefix)
+		return Destination{}, invalidPath("the path must start with " + eventPrefix)
 	}
 	database, table, ok := strings.Cut(names, "/")
 	if !validName(database) {
-		return destination{}, invalidPath("the database name must be letters, digits and _")
+		return Destination{}, invalidPath("the database name must be letters, digits and _")
 	}
 	if !ok || table == "" {
-		return destination{}, invalidPath("the table name is missing")
+		return Destination{}, invalidPath("the table name is missing")
 	}
 	table = strings.TrimSuffix(table, "/")
 	if strings.Contains(table, "/") {
-		return destination{}, invalidPath("nothing may follow the table name")
+		return Destination{}, invalidPath("nothing may follow the table name")
 	}
 	if !validName(table) {
-		return destination{}, invalidPath("the table name must be letters, digits and _")
+		return Destination{}, invalidPath("the table name must be letters, digits and _")
 	}
-	return destination{database, table}, nil
+	return Destination{database, table}, nil
 }
 
 func squeezeSlashes(path string) string {
@@ -77,8 +77,8 @@ func isPing(contentType []string) bool {
 }
 
 // path is the canonical path, whatever spelling the caller used.
-func (q *v2Request) path() string {
-	return eventPrefix + q.database + "/" + q.table
+func (q *Request) path() string {
+	return eventPrefix + q.Database + "/" + q.Table
 }
 
 // wantsPixel reports whether a query has td_format=pixel.

@@ -10,15 +10,15 @@ func TestParsePath(t *testing.T) {
 	const wrongName = "must be letters, digits and _"
 	for _, tc := range []struct {
 		name, path string
-		want       destination
+		want       Destination
 		code, says string // of the refusal
 	}{
-		{name: "canonical", path: "/postback/v3/event/db/tbl", want: destination{"db", "tbl"}},
-		{name: "every allowed byte", path: "/postback/v3/event/aZ09_/_", want: destination{"aZ09_", "_"}},
-		{name: "trailing slash", path: "/postback/v3/event/db/tbl/", want: destination{"db", "tbl"}},
-		{name: "leading run of slashes", path: "///postback/v3/event/db/tbl", want: destination{"db", "tbl"}},
-		{name: "runs of slashes everywhere", path: "//postback///v3//event/db////tbl", want: destination{"db", "tbl"}},
-		{name: "trailing run of slashes", path: "/postback/v3/event/db/tbl//", want: destination{"db", "tbl"}},
+		{name: "canonical", path: "/postback/v3/event/db/tbl", want: Destination{"db", "tbl"}},
+		{name: "every allowed byte", path: "/postback/v3/event/aZ09_/_", want: Destination{"aZ09_", "_"}},
+		{name: "trailing slash", path: "/postback/v3/event/db/tbl/", want: Destination{"db", "tbl"}},
+		{name: "leading run of slashes", path: "///postback/v3/event/db/tbl", want: Destination{"db", "tbl"}},
+		{name: "runs of slashes everywhere", path: "//postback///v3//event/db////tbl", want: Destination{"db", "tbl"}},
+		{name: "trailing run of slashes", path: "/postback/v3/event/db/tbl//", want: Destination{"db", "tbl"}},
 
 		{name: "root", path: "/", code: "not_found"},
 		{name: "empty", path: "", code: "not_found"},
@@ -45,9 +45,9 @@ func TestParsePath(t *testing.T) {
 		{name: "query behind an ampersand", path: "/postback/v3/event/db/tbl&td_write_key=1", code: "invalid_path", says: "table name"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, refused := parsePath(tc.path)
+			got, refused := ParsePath(tc.path)
 			if tc.code != "" {
-				if refused == nil || refused.code != tc.code || !strings.Contains(refused.message, tc.says) {
+				if refused == nil || refused.Code != tc.code || !strings.Contains(refused.Message, tc.says) {
 					t.Fatalf("got %v, want %s with %q", refused, tc.code, tc.says)
 				}
 				return
@@ -70,21 +70,21 @@ func FuzzPath(f *testing.F) {
 	event := regexp.MustCompile(`^/+postback/+v3/+event/+([A-Za-z0-9_]+)/+([A-Za-z0-9_]+)/*$`)
 	inside := regexp.MustCompile(`^/+postback/`)
 	f.Fuzz(func(t *testing.T, path string) {
-		got, refused := parsePath(path)
+		got, refused := ParsePath(path)
 		names := event.FindStringSubmatch(path)
 		switch {
 		case names != nil:
-			if refused != nil || got != (destination{names[1], names[2]}) {
+			if refused != nil || got != (Destination{names[1], names[2]}) {
 				t.Fatalf("%q: got %+v, %v", path, got, refused)
 			}
-			if again, refused := parsePath((&v2Request{destination: got}).path()); refused != nil || again != got {
+			if again, refused := ParsePath((&Request{Destination: got}).path()); refused != nil || again != got {
 				t.Errorf("%q: its canonical form leads to %+v, %v", path, again, refused)
 			}
 		case refused == nil:
 			t.Errorf("%q: taken as %+v", path, got)
-		case refused.code != "invalid_path" && inside.MatchString(path), refused.code != "not_found" && !inside.MatchString(path):
-			t.Errorf("%q: refused with %s", path, refused.code)
-		case got != (destination{}):
+		case refused.Code != "invalid_path" && inside.MatchString(path), refused.Code != "not_found" && !inside.MatchString(path):
+			t.Errorf("%q: refused with %s", path, refused.Code)
+		case got != (Destination{}):
 			t.Errorf("%q: refused, but it leads to %+v", path, got)
 		}
 	})

@@ -141,12 +141,12 @@ type delivery struct {
 // forward sends a request to v2 and passes the answer on to the caller. If it
 // returns an error, nothing has been written to the caller. d is filled also if
 // the caller's connection is aborted by a panic.
-func (u *upstream) forward(w http.ResponseWriter, r *http.Request, out *v2Request, d *delivery) error {
+func (u *upstream) forward(w http.ResponseWriter, r *http.Request, out *Request, d *delivery) error {
 	x := exchanges.Get().(*exchange)
 	defer x.put()
 	x.w, x.r, x.timeout = w, r, u.timeout
 	x.compose(out)
-	d.bytes = out.length()
+	d.bytes = out.Length()
 	return u.exchange(x, d)
 }
 
@@ -170,7 +170,7 @@ func (d *delivery) result(err error) spool.Result {
 	switch r.Status {
 	case 0:
 		_, notProcessed := errors.AsType[notProcessedError](err)
-		_, notSent := errors.AsType[*refusal](err)
+		_, notSent := errors.AsType[*Refusal](err)
 		r.Err, r.Ambiguous = err, !notProcessed && !notSent
 	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout:
 		r.Ambiguous = true // it may have failed only after it had stored the record
@@ -207,7 +207,7 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange, d *delivery) er
 		now = time.Now()
 	}
 	if errors.Is(err, fasthttp.ErrNoFreeConns) {
-		return errOverloaded
+		return ErrOverloaded
 	}
 	if err != nil {
 		return notProcessedError{err, true}
@@ -317,15 +317,15 @@ func (x *exchange) put() {
 }
 
 // compose makes the bytes of a request.
-func (x *exchange) compose(out *v2Request) {
-	x.head = out.appendHead(x.head[:0])
-	if len(out.body) <= shortBody && len(out.more) == 0 {
-		x.head = append(x.head, out.body...)
+func (x *exchange) compose(out *Request) {
+	x.head = out.AppendHead(x.head[:0])
+	if len(out.Body) <= shortBody && len(out.More) == 0 {
+		x.head = append(x.head, out.Body...)
 		x.pieces = append(x.pieces[:0], x.head)
 		return
 	}
-	x.pieces = append(x.pieces[:0], x.head, out.body)
-	x.pieces = append(x.pieces, out.more...)
+	x.pieces = append(x.pieces[:0], x.head, out.Body)
+	x.pieces = append(x.pieces, out.More...)
 }
 
 // send sends the request in one piece, if the connection can.

@@ -11,11 +11,11 @@ import (
 // ServeHTTP takes one request through the gateway: where does it belong, with
 // which key, how does it look to v2, is it small enough, forward, answer.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	dest, refused := parsePath(r.URL.Path)
-	if refused == errNotFound && h.PassThru {
+	dest, refused := ParsePath(r.URL.Path)
+	if refused == ErrNotFound && h.PassThru {
 		return next.ServeHTTP(w, r)
 	}
-	o := outcome{destination: dest, surface: surfaceOf(r)}
+	o := outcome{Destination: dest, surface: kindOf(r)}
 	if h.Spool != nil {
 		o.arrival = time.Now()
 	}
@@ -32,13 +32,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return nil
 	}
 	out, way, refused := h.prepare(r, dest)
-	o.credentials = out.credentials
+	o.credentials = out.Credentials
 	if refused != nil {
 		o.refuse(w, r, refused)
 		return nil
 	}
 	h.warnOfKey(r, &out)
-	if o.surface != surfacePost {
+	if o.surface != Post {
 		linger := skipBody(w, r)
 		defer linger()
 		return h.serveRecord(w, r, &out, way, &o, next)
@@ -49,51 +49,51 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		o.refuse(w, r, refused)
 		return nil
 	}
-	if len(body.data) == 0 && hasColumn(out.query, h.caller(r)) {
+	if len(body.data) == 0 && HasColumn(out.Query, h.caller(r)) {
 		h.bodies.release(body)
-		o.surface = surfaceBeacon
+		o.surface = Beacon
 		return h.serveRecord(w, r, &out, way, &o, next)
 	}
-	out.body, out.more = body.data, body.parts()
-	out.setContentType()
+	out.Body, out.More = body.data, body.parts()
+	out.SetContentType()
 	return h.send(w, w, r, &out, way, body, &o, next)
 }
 
 // serveRecord sends the record that the query holds, and answers as the query
 // asks for.
-func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *v2Request, way *route, o *outcome, next caddyhttp.Handler) error {
+func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *Request, way *route, o *outcome, next caddyhttp.Handler) error {
 	from := h.caller(r)
-	rec, room, refused := h.bodies.record(out.query, from)
+	rec, room, refused := h.bodies.record(out.Query, from)
 	if refused != nil {
 		h.warnOfMemoryLimit(refused)
 		o.refuse(w, r, refused)
 		return nil
 	}
-	out.useRecord(rec)
-	answer := &recordWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, request: r, pixel: rec.pixel}
-	if rec.redirect != "" {
+	out.UseRecord(rec)
+	answer := &recordWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, request: r, pixel: rec.Pixel}
+	if rec.Redirect != "" {
 		var ok bool
-		if answer.location, ok = redirectTarget(rec.redirect, h.redirectHosts, from.globalID); !ok {
+		if answer.location, ok = RedirectTarget(rec.Redirect, h.redirectHosts, from.GlobalID); !ok {
 			h.warnOfRedirect(out)
-			answer.refused = errRedirect
+			answer.refused = ErrRedirect
 			asked := *r // handoff changes r
 			answer.request = &asked
 		}
 	}
 	err := h.send(answer, w, r, out, way, room, o, next)
 	if answer.replaced && answer.refused != nil {
-		o.result = answer.refused.code
+		o.result = answer.refused.Code
 	}
 	return err
 }
 
 // send forwards the request, or hands it to the next handler. v2's answer goes
 // to answer, a refusal to w.
-func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *v2Request, way *route, body *bodyBuffer, o *outcome, next caddyhttp.Handler) error {
+func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *Request, way *route, body *bodyBuffer, o *outcome, next caddyhttp.Handler) error {
 	if h.Handoff {
 		defer h.bodies.drop(body)
 		o.result = handedOffResult
-		out.apply(r)
+		out.Apply(r)
 		return next.ServeHTTP(answer, r)
 	}
 	defer h.bodies.release(body)
@@ -113,17 +113,17 @@ func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *v2Re
 
 // failure turns an error of the upstream client into the caller's answer, and
 // tells the operator.
-func (h *Handler) failure(err error, way *route) *refusal {
-	refused, ok := errors.AsType[*refusal](err)
+func (h *Handler) failure(err error, way *route) *Refusal {
+	refused, ok := errors.AsType[*Refusal](err)
 	if !ok {
 		_, notProcessed := errors.AsType[notProcessedError](err)
 		switch {
 		case notProcessed:
-			refused = errUnreachable
+			refused = ErrUnreachable
 		case isTimeout(err):
-			refused = errUpstreamTimeout
+			refused = ErrUpstreamTimeout
 		default:
-			refused = errBrokenOff
+			refused = ErrBrokenOff
 		}
 	}
 	h.warnOfFailure(refused, err, way)

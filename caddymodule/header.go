@@ -17,7 +17,7 @@ const (
 // fateOf decides by a header's canonical name. It is the one list, for what is
 // forwarded and for what the next handler forwards. What is for one hop ends
 // (RFC 9110 section 7.6.1), and so does what is for one host (Cookie); keys are
-// set by findKey's rule.
+// set by FindKey's rule.
 func fateOf(name string) headerFate {
 	switch name {
 	case "Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection",
@@ -32,15 +32,15 @@ func fateOf(name string) headerFate {
 
 // passes reports whether a caller's header, by its canonical name, goes to v2
 // as it came.
-func (q *v2Request) passes(name string, connection []string) bool {
+func (q *Request) passes(name string, connection []string) bool {
 	return fateOf(name) == goesOn &&
-		!(q.contentType != "" && name == "Content-Type") &&
+		!(q.ContentType != "" && name == "Content-Type") &&
 		!q.drops(name, connection)
 }
 
 // drops reports whether this request loses a header that others keep.
-func (q *v2Request) drops(name string, connection []string) bool {
-	return q.fromQuery && describesContent(name) || len(connection) > 0 && listsToken(connection, name)
+func (q *Request) drops(name string, connection []string) bool {
+	return q.FromQuery && describesContent(name) || len(connection) > 0 && ListsToken(connection, name)
 }
 
 // describesContent reports whether a header belongs to the body that was sent
@@ -57,17 +57,17 @@ func describesContent(name string) bool {
 // describesBytes reports whether a header that goes to v2 holds only for the
 // very bytes of the body (RFC 9110 section 8.4, RFC 9530), which must then stay
 // as they are.
-func (q *v2Request) describesBytes() bool {
+func (q *Request) describesBytes() bool {
 	for _, name := range []string{"Content-Encoding", "Content-Digest", "Digest", "Content-Md5"} {
-		if len(q.header[name]) > 0 && !(q.fromQuery && describesContent(name)) {
+		if len(q.Header[name]) > 0 && !(q.FromQuery && describesContent(name)) {
 			return true
 		}
 	}
 	return false
 }
 
-// listsToken reports whether a comma-separated list header names the token.
-func listsToken(values []string, token string) bool {
+// ListsToken reports whether a comma-separated list header names the token.
+func ListsToken(values []string, token string) bool {
 	for _, value := range values {
 		for item := range strings.SplitSeq(value, ",") {
 			if strings.EqualFold(textproto.TrimString(item), token) {

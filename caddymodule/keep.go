@@ -16,7 +16,7 @@ import (
 // forwardOrKeep sends a record to v2, or keeps it for later if v2 does not take
 // it now or need not be asked: when it is down, only records that are kept are
 // sent to try it, since no caller waits for them.
-func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, out *v2Request, way *route, o *outcome) {
+func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, out *Request, way *route, o *outcome) {
 	trying := way.queue.IsOpen()
 	if h.Spool.Mode == spoolAlways || trying {
 		err := h.keep(answer, r, out, way, o)
@@ -39,7 +39,7 @@ func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, 
 	}
 	result := o.delivery.result(err)
 	switch {
-	case err != errOverloaded: //nolint:errorlint // nothing wraps it
+	case err != ErrOverloaded: //nolint:errorlint // nothing wraps it
 		way.queue.Failure(sent, result.RetryAfter)
 	case trying: // that says nothing of v2
 		way.queue.Forgo()
@@ -56,24 +56,24 @@ func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, 
 
 // keep makes a record durable and answers the caller as v2 would. After an
 // error nothing has been answered.
-func (h *Handler) keep(answer http.ResponseWriter, r *http.Request, out *v2Request, way *route, o *outcome) error {
-	size := keptCopies*int64(out.length()) + keptHead
+func (h *Handler) keep(answer http.ResponseWriter, r *http.Request, out *Request, way *route, o *outcome) error {
+	size := keptCopies*int64(out.Length()) + keptHead
 	if !h.bodies.reserve(size) {
-		h.warnOfMemoryLimit(errOverloaded)
-		return errOverloaded
+		h.warnOfMemoryLimit(ErrOverloaded)
+		return ErrOverloaded
 	}
 	defer h.bodies.free(size)
 	buf := keptBuffers.Get().(*[]byte)
 	defer putKeptBuffer(buf)
-	var timed recordTime
-	*buf, timed = appendKept((*buf)[:0], out, o.arrival)
+	var timed RecordTime
+	*buf, timed = AppendKept((*buf)[:0], out, o.arrival)
 	err := way.queue.keep(spool.Record{Arrival: o.arrival, Data: *buf}, h.Spool.Mode == spoolAlways)
 	if err != nil {
 		return err
 	}
 	spoolTimes[timed].Inc()
 	o.result = spooledResult
-	o.delivery.bytes = out.length()
+	o.delivery.bytes = out.Length()
 	h.handover.end(answer, r)
 	taken(answer, r)
 	return nil
@@ -91,13 +91,13 @@ func taken(w http.ResponseWriter, r *http.Request) {
 
 // refuseUnkept tells a caller that its record is neither delivered nor kept.
 func (h *Handler) refuseUnkept(w http.ResponseWriter, r *http.Request, err error, way *route, o *outcome) {
-	refused, ok := errors.AsType[*refusal](err)
+	refused, ok := errors.AsType[*Refusal](err)
 	switch {
 	case ok:
 	case errors.Is(err, spool.ErrFull):
-		refused = errSpoolFull
+		refused = ErrSpoolFull
 	default:
-		refused = errSpoolUnavailable
+		refused = ErrSpoolUnavailable
 	}
 	h.warnOfUnkept(refused, err, way)
 	h.handover.end(w, r)

@@ -13,38 +13,38 @@ import (
 func TestAppendKept(t *testing.T) {
 	arrival := time.Unix(1_700_000_000, 0)
 	const head = "POST /postback/v3/event/db/tbl HTTP/1.1\r\nHost: v2\r\n"
-	large := `{"a":"` + strings.Repeat("x", maxV2Body-len(`{"a":""}`)) + `"}`
+	large := `{"a":"` + strings.Repeat("x", MaxBody-len(`{"a":""}`)) + `"}`
 	for _, tc := range []struct {
 		name   string
-		change func(*v2Request)
+		change func(*Request)
 		fields string
 		body   string
-		timed  recordTime
+		timed  RecordTime
 	}{
-		{"without a time", func(q *v2Request) { q.body = []byte(`{"a":1}`) }, "Content-Length: 35\r\n", `{"a":1,"td_record_time":1700000000}`, timeAdded},
+		{"without a time", func(q *Request) { q.Body = []byte(`{"a":1}`) }, "Content-Length: 35\r\n", `{"a":1,"td_record_time":1700000000}`, timeAdded},
 		{
 			"in parts",
-			func(q *v2Request) { q.body, q.more = []byte(`{"a"`), [][]byte{[]byte(":1"), []byte("}")} },
+			func(q *Request) { q.Body, q.More = []byte(`{"a"`), [][]byte{[]byte(":1"), []byte("}")} },
 			"Content-Length: 35\r\n", `{"a":1,"td_record_time":1700000000}`, timeAdded,
 		},
-		{"with a time", func(q *v2Request) { q.body = []byte(`{"time":1}`) }, "Content-Length: 10\r\n", `{"time":1}`, timeOwn},
-		{"no object", func(q *v2Request) { q.body = []byte(`[1]`) }, "Content-Length: 3\r\n", `[1]`, timeNoObject},
+		{"with a time", func(q *Request) { q.Body = []byte(`{"time":1}`) }, "Content-Length: 10\r\n", `{"time":1}`, timeOwn},
+		{"no object", func(q *Request) { q.Body = []byte(`[1]`) }, "Content-Length: 3\r\n", `[1]`, timeNoObject},
 		{
 			"described bytes",
-			func(q *v2Request) { q.body, q.header = []byte(`{"a":1}`), http.Header{"Content-Md5": {"x"}} },
+			func(q *Request) { q.Body, q.Header = []byte(`{"a":1}`), http.Header{"Content-Md5": {"x"}} },
 			"Content-Md5: x\r\nContent-Length: 7\r\n", `{"a":1}`, timeNoObject,
 		},
-		{"no room for a time", func(q *v2Request) { q.body = []byte(large) }, "Content-Length: 1048064\r\n", large, timeNoObject},
+		{"no room for a time", func(q *Request) { q.Body = []byte(large) }, "Content-Length: 1048064\r\n", large, timeNoObject},
 		{
 			"early data is over by then",
-			func(q *v2Request) { q.body, q.forwarded.earlyData = []byte(`{"time":1}`), true },
+			func(q *Request) { q.Body, q.Forwarded.EarlyData = []byte(`{"time":1}`), true },
 			"Content-Length: 10\r\n", `{"time":1}`, timeOwn,
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			q := v2Request{host: "v2", destination: destination{"db", "tbl"}}
+			q := Request{Host: "v2", Destination: Destination{"db", "tbl"}}
 			tc.change(&q)
-			got, timed := appendKept([]byte("before"), &q, arrival)
+			got, timed := AppendKept([]byte("before"), &q, arrival)
 			if want := "before" + head + tc.fields + "\r\n" + tc.body; string(got) != want {
 				t.Errorf("got  %.300q\nwant %.300q", got, want)
 			}
@@ -58,15 +58,15 @@ func TestAppendKept(t *testing.T) {
 // TestAppendKeptRoom checks that dst is used when it has room, to its last
 // byte, and left when it has not.
 func TestAppendKeptRoom(t *testing.T) {
-	q := v2Request{host: "v2", destination: destination{"db", "tbl"}, body: []byte(`{"a":1}`)}
-	want, _ := appendKept([]byte("x"), &q, time.Unix(-1, 0))
+	q := Request{Host: "v2", Destination: Destination{"db", "tbl"}, Body: []byte(`{"a":1}`)}
+	want, _ := AppendKept([]byte("x"), &q, time.Unix(-1, 0))
 	if !bytes.HasSuffix(want, []byte(`{"a":1,"td_record_time":-1}`)) {
 		t.Fatalf("got %q", want)
 	}
 	for room := range 2 * len(want) {
 		dst := make([]byte, 1, max(room, 1))
 		dst[0] = 'x'
-		got, _ := appendKept(dst, &q, time.Unix(-1, 0))
+		got, _ := AppendKept(dst, &q, time.Unix(-1, 0))
 		if !bytes.Equal(got, want) {
 			t.Errorf("room for %d: got %q", room, got)
 		}

@@ -7,23 +7,23 @@ import (
 )
 
 const (
-	// writeKeyParam is the URL parameter that carries the key in the legacy
+	// WriteKeyParam is the URL parameter that carries the key in the legacy
 	// contract. v2 does not read it.
-	writeKeyParam = "td_write_key"
+	WriteKeyParam = "td_write_key"
 
-	// writeKeyHeader carries the key in both contracts, spelled as published.
-	writeKeyHeader = "X-TD-Write-Key"
+	// WriteKeyHeader carries the key in both contracts, spelled as published.
+	WriteKeyHeader = "X-TD-Write-Key"
 
-	// canonicalWriteKeyHeader is writeKeyHeader as net/http's maps spell it.
+	// canonicalWriteKeyHeader is WriteKeyHeader as net/http's maps spell it.
 	canonicalWriteKeyHeader = "X-Td-Write-Key"
 
 	// maxWriteKey is the longest key that is forwarded, in bytes. Real keys
 	// have about 45; a longer value is no key but a mistake worth an answer.
 	maxWriteKey = 1024
 
-	// maxV2Body is the largest body that Postback v2 takes, in bytes. One
+	// MaxBody is the largest body that Postback v2 takes, in bytes. One
 	// more is its 413.
-	maxV2Body = 1_048_064
+	MaxBody = 1_048_064
 )
 
 // urlKey is what the td_write_key parameters of a query say.
@@ -32,11 +32,11 @@ type urlKey struct {
 	invalid bool   // that value has a bad percent-escape, so there is no key to read
 }
 
-// cutWriteKey takes every td_write_key parameter out of a raw query. The other
+// CutWriteKey takes every td_write_key parameter out of a raw query. The other
 // parameters keep their order and their bytes; without any, rest is empty.
 // Only `&` separates parameters, as in the URL standard: a `;` is part of a
 // value.
-func cutWriteKey(query string) (rest string, key urlKey) {
+func CutWriteKey(query string) (rest string, key urlKey) {
 	var (
 		lo, hi = 0, -1         // what was kept is query[lo:hi], as long as it is in one piece
 		joined strings.Builder // what was kept, once it is in several
@@ -85,14 +85,14 @@ func cutWriteKey(query string) (rest string, key urlKey) {
 // may be percent-encoded: a decoder at v2 or on the way would see the key.
 func writeKeyValue(param string) (value string, ok bool) {
 	name, value, _ := strings.Cut(param, "=")
-	if name == writeKeyParam {
+	if name == WriteKeyParam {
 		return value, true
 	}
-	if len(name) <= len(writeKeyParam) || strings.IndexByte(name, '%') < 0 {
+	if len(name) <= len(WriteKeyParam) || strings.IndexByte(name, '%') < 0 {
 		return "", false
 	}
 	decoded, err := url.QueryUnescape(name)
-	return value, err == nil && decoded == writeKeyParam
+	return value, err == nil && decoded == WriteKeyParam
 }
 
 func decodeKey(value string) urlKey {
@@ -107,68 +107,68 @@ func trimKey(key string) string {
 	return strings.Trim(key, " \t\r\n")
 }
 
-// keySource is where the key that v2 uses was found.
-type keySource uint8
+// KeySource is where the key that v2 uses was found.
+type KeySource uint8
 
 const (
-	keyNone keySource = iota
-	keyParam
-	keyHeader
-	keyTD1 // Authorization: TD1
+	KeyNone KeySource = iota
+	KeyParam
+	KeyHeader
+	KeyTD1 // Authorization: TD1
 )
 
-var keySourceNames = [...]string{"none", "param", "header", "td1"}
+var KeySourceNames = [...]string{"none", "param", "header", "td1"}
 
 // String is the source's name in metrics and logs.
-func (s keySource) String() string { return keySourceNames[s] }
+func (s KeySource) String() string { return KeySourceNames[s] }
 
-// credentials are the headers by which a request authenticates at v2. An empty
+// Credentials are the headers by which a request authenticates at v2. An empty
 // one is not sent.
-type credentials struct {
-	writeKey      string // X-TD-Write-Key
-	authorization string // Authorization
-	source        keySource
+type Credentials struct {
+	WriteKey      string // X-TD-Write-Key
+	Authorization string // Authorization
+	Source        KeySource
 }
 
-// key is the key that v2 uses: it prefers Authorization.
-func (c *credentials) key() string {
-	if c.authorization != "" {
-		return strings.TrimPrefix(c.authorization, "TD1 ")
+// Key is the key that v2 uses: it prefers Authorization.
+func (c *Credentials) Key() string {
+	if c.Authorization != "" {
+		return strings.TrimPrefix(c.Authorization, "TD1 ")
 	}
-	return c.writeKey
+	return c.WriteKey
 }
 
-// findKey decides what v2 gets to see, from the URL's key, the X-TD-Write-Key
+// FindKey decides what v2 gets to see, from the URL's key, the X-TD-Write-Key
 // headers and the Authorization headers. In the legacy contract the header
 // wins over the URL and Authorization is ignored; in v2 Authorization wins. So
 // Authorization passes only where a caller speaks v2 already: TD1, and no key
 // in the URL that a legacy endpoint would have used.
-func findKey(param urlKey, headers, authorizations []string) (cred credentials, refused *refusal) {
+func FindKey(param urlKey, headers, authorizations []string) (cred Credentials, refused *Refusal) {
 	for _, value := range headers {
-		if cred.writeKey = trimKey(value); cred.writeKey != "" {
-			cred.source = keyHeader
+		if cred.WriteKey = trimKey(value); cred.WriteKey != "" {
+			cred.Source = KeyHeader
 			break
 		}
 	}
 	switch hasParam := param.key != "" || param.invalid; {
 	case !hasParam:
-		if cred.authorization = td1(authorizations); cred.authorization != "" {
-			cred.source = keyTD1
+		if cred.Authorization = td1(authorizations); cred.Authorization != "" {
+			cred.Source = KeyTD1
 		}
-	case cred.writeKey == "":
-		cred.writeKey, cred.source = param.key, keyParam
+	case cred.WriteKey == "":
+		cred.WriteKey, cred.Source = param.key, KeyParam
 	}
-	problem := keyProblem(cred.writeKey)
+	problem := keyProblem(cred.WriteKey)
 	switch {
-	case cred.source == keyNone:
-		return cred, errMissingKey
-	case cred.source == keyParam && param.invalid:
+	case cred.Source == KeyNone:
+		return cred, ErrMissingKey
+	case cred.Source == KeyParam && param.invalid:
 		problem = "the td_write_key parameter has a bad percent-escape"
 	case problem == "":
-		problem = keyProblem(cred.key())
+		problem = keyProblem(cred.Key())
 	}
 	if problem != "" {
-		return credentials{source: cred.source}, invalidKey(problem)
+		return Credentials{Source: cred.Source}, invalidKey(problem)
 	}
 	return cred, nil
 }
@@ -204,18 +204,18 @@ func keyProblem(key string) string {
 	return ""
 }
 
-// usualKey reports whether a key has the form of Treasure Data's: an account
+// UsualKey reports whether a key has the form of Treasure Data's: an account
 // number, a slash, and hexadecimal digits.
-func usualKey(key string) bool {
+func UsualKey(key string) bool {
 	account, secret, ok := strings.Cut(key, "/")
 	return ok && account != "" && secret != "" &&
 		strings.Trim(account, "0123456789") == "" && strings.Trim(secret, "0123456789abcdefABCDEF") == ""
 }
 
-// account is the account number of the key that v2 uses, and nothing else of
+// Account is the account number of the key that v2 uses, and nothing else of
 // it: `1234/…`.
-func (c *credentials) account() string {
-	key := c.key()
+func (c *Credentials) Account() string {
+	key := c.Key()
 	if key == "" {
 		return ""
 	}

@@ -67,7 +67,7 @@ func TestCutWriteKey(t *testing.T) {
 		{name: "the name as a value", query: "a=td_write_key", rest: "a=td_write_key"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			rest, key := cutWriteKey(tc.query)
+			rest, key := CutWriteKey(tc.query)
 			if rest != tc.rest {
 				t.Errorf("rest %q, want %q", rest, tc.rest)
 			}
@@ -138,14 +138,14 @@ func TestFindKey(t *testing.T) {
 		{name: "unusual form passes", param: urlKey{key: "not-a-key"}, wantKey: "not-a-key"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, refused := findKey(tc.param, tc.header, tc.auth)
+			got, refused := FindKey(tc.param, tc.header, tc.auth)
 			if tc.code != "" {
-				if refused == nil || refused.code != tc.code {
+				if refused == nil || refused.Code != tc.code {
 					t.Fatalf("got %v, want %s", refused, tc.code)
 				}
 				for _, key := range append(append([]string{tc.param.key}, tc.header...), tc.auth...) {
-					if key = strings.TrimPrefix(key, "TD1 "); len(strings.TrimSpace(key)) > 3 && strings.Contains(refused.message, key) {
-						t.Errorf("the message holds the key: %s", refused.message)
+					if key = strings.TrimPrefix(key, "TD1 "); len(strings.TrimSpace(key)) > 3 && strings.Contains(refused.Message, key) {
+						t.Errorf("the message holds the key: %s", refused.Message)
 					}
 				}
 				return
@@ -153,18 +153,18 @@ func TestFindKey(t *testing.T) {
 			if refused != nil {
 				t.Fatal(refused)
 			}
-			if got.writeKey != tc.wantKey || got.authorization != tc.wantA {
+			if got.WriteKey != tc.wantKey || got.Authorization != tc.wantA {
 				t.Errorf("got %+v, want %q and %q", got, tc.wantKey, tc.wantA)
 			}
-			source := keyHeader
+			source := KeyHeader
 			if tc.wantKey == tc.param.key {
-				source = keyParam
+				source = KeyParam
 			}
 			if tc.wantA != "" { // v2 prefers it
-				source = keyTD1
+				source = KeyTD1
 			}
-			if got.source != source {
-				t.Errorf("found in %s, want %s", got.source, source)
+			if got.Source != source {
+				t.Errorf("found in %s, want %s", got.Source, source)
 			}
 		})
 	}
@@ -177,7 +177,7 @@ func TestUsualKey(t *testing.T) {
 		"":    false, "/": false, "1234": false, "1234/": false, "/abcd": false,
 		"12x4/abcd": false, "1234/abcg": false, "1234/ab/cd": false, "1234%2Fabcd": false, " 1234/abcd": false,
 	} {
-		if got := usualKey(key); got != want {
+		if got := UsualKey(key); got != want {
 			t.Errorf("%q: got %t", key, got)
 		}
 	}
@@ -192,7 +192,7 @@ func FuzzCutWriteKey(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, query string) {
-		rest, key := cutWriteKey(query)
+		rest, key := CutWriteKey(query)
 		var kept []string
 		first, found := urlKey{}, false
 		for param := range strings.SplitSeq(query, "&") {
@@ -216,7 +216,7 @@ func FuzzCutWriteKey(f *testing.F) {
 		if key != first {
 			t.Errorf("%q: key %+v, want %+v", query, key, first)
 		}
-		if again, key := cutWriteKey(rest); again != rest || key != (urlKey{}) {
+		if again, key := CutWriteKey(rest); again != rest || key != (urlKey{}) {
 			t.Errorf("%q: not stable", query)
 		}
 	})
@@ -245,17 +245,17 @@ func FuzzKey(f *testing.F) {
 				td1 = trim(trim(auth)[len("TD1"):])
 			}
 		}
-		var want credentials
+		var want Credentials
 		var used []string
 		switch hasParam := param != "" || badParam; {
 		case header != "" && (hasParam || td1 == ""):
-			want, used = credentials{writeKey: header, source: keyHeader}, []string{header}
+			want, used = Credentials{WriteKey: header, Source: KeyHeader}, []string{header}
 		case header != "":
-			want, used = credentials{writeKey: header, authorization: "TD1 " + td1, source: keyTD1}, []string{header, td1}
+			want, used = Credentials{WriteKey: header, Authorization: "TD1 " + td1, Source: KeyTD1}, []string{header, td1}
 		case hasParam:
-			want, used = credentials{writeKey: param, source: keyParam}, []string{param}
+			want, used = Credentials{WriteKey: param, Source: KeyParam}, []string{param}
 		case td1 != "":
-			want, used = credentials{authorization: "TD1 " + td1, source: keyTD1}, []string{td1}
+			want, used = Credentials{Authorization: "TD1 " + td1, Source: KeyTD1}, []string{td1}
 		}
 		code := ""
 		switch invisible := func(r rune) bool { return r <= ' ' || r > '~' }; {
@@ -265,11 +265,11 @@ func FuzzKey(f *testing.F) {
 			slices.ContainsFunc(used, func(key string) bool { return len(key) > 1024 || strings.ContainsFunc(key, invisible) }):
 			code = "invalid_write_key"
 		}
-		got, refused := findKey(decodeKey(value), []string{header1, header2}, []string{auth1, auth2})
+		got, refused := FindKey(decodeKey(value), []string{header1, header2}, []string{auth1, auth2})
 		switch {
 		case code == "" && (refused != nil || got != want):
 			t.Errorf("got %+v, %v, want %+v", got, refused, want)
-		case code != "" && (refused == nil || refused.code != code || got != (credentials{source: want.source})):
+		case code != "" && (refused == nil || refused.Code != code || got != (Credentials{Source: want.Source})):
 			t.Errorf("got %+v, %v, want %s", got, refused, code)
 		}
 	})

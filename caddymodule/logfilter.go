@@ -26,7 +26,7 @@ func init() {
 type LogFilter struct{}
 
 // queryStart is where a query may begin.
-var queryStart = regexp.MustCompile(`(?is)([?%]|` + writeKeyParam + `).*`)
+var queryStart = regexp.MustCompile(`(?is)([?%]|` + WriteKeyParam + `).*`)
 
 // CaddyModule returns the Caddy module information.
 func (LogFilter) CaddyModule() caddy.ModuleInfo {
@@ -86,7 +86,7 @@ func withoutQuery(value string) string {
 // isKeyHeader reports whether a header is X-TD-Write-Key, or would be with
 // other separators: Caddy's log has also the headers that it then drops.
 func isKeyHeader(name string) bool {
-	return strings.EqualFold(strings.NewReplacer("_", "-", ".", "-").Replace(name), writeKeyHeader)
+	return strings.EqualFold(strings.NewReplacer("_", "-", ".", "-").Replace(name), WriteKeyHeader)
 }
 
 // Interface guards

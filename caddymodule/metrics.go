@@ -58,10 +58,10 @@ var (
 // forwardedTotal holds the counters of requestsTotal that nearly every request
 // needs, so that none is looked up by its labels. It also makes them visible
 // before the first request.
-var forwardedTotal = func() (counters [len(surfaceNames)][len(keySourceNames)]prometheus.Counter) {
-	for s, surface := range surfaceNames {
-		for k, key := range keySourceNames {
-			if s != int(surfaceOther) && k != int(keyNone) {
+var forwardedTotal = func() (counters [len(KindNames)][len(KeySourceNames)]prometheus.Counter) {
+	for s, surface := range KindNames {
+		for k, key := range KeySourceNames {
+			if s != int(Other) && k != int(KeyNone) {
 				counters[s][k] = requestsTotal.WithLabelValues(surface, key, forwardedResult)
 			}
 		}
@@ -106,9 +106,9 @@ func (adminAPI) Provision(ctx caddy.Context) error {
 // count adds a request to the metrics.
 func (o *outcome) count() {
 	if o.result == forwardedResult {
-		forwardedTotal[o.surface][o.credentials.source].Inc()
+		forwardedTotal[o.surface][o.credentials.Source].Inc()
 	} else {
-		requestsTotal.WithLabelValues(o.surface.String(), o.credentials.source.String(), o.result).Inc()
+		requestsTotal.WithLabelValues(o.surface.String(), o.credentials.Source.String(), o.result).Inc()
 	}
 	if o.delivery.tries > 0 {
 		bodyBytes.Observe(float64(o.delivery.bytes))

@@ -230,7 +230,7 @@ func (h *Handler) warnOfMemory(limit int64) {
 }
 
 func (h *Handler) applyDefaults() {
-	setDefault(&h.MaxBody, maxV2Body)
+	setDefault(&h.MaxBody, MaxBody)
 	setDefault(&h.GlobalID, defaultGlobalID)
 	setDefault(&h.MaxBuffered, defaultMaxBuffered)
 	if h.Handoff {
@@ -263,16 +263,16 @@ func setDefault[T comparable](option *T, value T) {
 // Validate refuses options with values that are not allowed.
 func (h *Handler) Validate() error {
 	if h.Region == "" && h.Upstream == "" && !h.Handoff {
-		return fmt.Errorf("region is not set: it must be %s, or upstream must be set", allowedRegions())
+		return fmt.Errorf("region is not set: it must be %s, or upstream must be set", AllowedRegions())
 	}
-	if _, known := legacyHosts[h.Region]; h.Region != "" && h.Region != regionAuto && !known {
-		return fmt.Errorf("region %q: must be %s", h.Region, allowedRegions())
+	if _, known := LegacyHosts[h.Region]; h.Region != "" && h.Region != RegionAuto && !known {
+		return fmt.Errorf("region %q: must be %s", h.Region, AllowedRegions())
 	}
-	if h.MaxBody < 1 || h.MaxBody > maxV2Body {
-		return fmt.Errorf("max_body %d: must be between 1 and %d bytes, the most that Postback v2 takes", h.MaxBody, maxV2Body)
+	if h.MaxBody < 1 || h.MaxBody > MaxBody {
+		return fmt.Errorf("max_body %d: must be between 1 and %d bytes, the most that Postback v2 takes", h.MaxBody, MaxBody)
 	}
 	for _, host := range h.RedirectHosts {
-		if !validRedirectHost(host) {
+		if !ValidRedirectHost(host) {
 			return fmt.Errorf("redirect_hosts %q: must be a host name like example.com, or *.example.com for its subdomains", host)
 		}
 	}
@@ -330,7 +330,7 @@ func (h *Handler) makeRoutes() error {
 	if err != nil {
 		return err
 	}
-	target := func(region string) *url.URL { return &url.URL{Scheme: "https", Host: v2Host(region)} }
+	target := func(region string) *url.URL { return &url.URL{Scheme: "https", Host: V2Host(region)} }
 	if h.Upstream != "" {
 		upstream, err := parseUpstream(h.Upstream)
 		if err != nil {
@@ -339,9 +339,9 @@ func (h *Handler) makeRoutes() error {
 		target = func(string) *url.URL { return upstream }
 	}
 	switch {
-	case h.Region == regionAuto:
-		h.byRegion = make(map[string]*route, len(legacyHosts))
-		for region := range legacyHosts {
+	case h.Region == RegionAuto:
+		h.byRegion = make(map[string]*route, len(LegacyHosts))
+		for region := range LegacyHosts {
 			if h.byRegion[region], err = h.newRoute(target(region), trust); err != nil {
 				return err
 			}

@@ -23,17 +23,17 @@ const (
 
 // outcome is what became of a request.
 type outcome struct {
-	destination
-	surface     surface
-	credentials credentials
+	Destination
+	surface     Kind
+	credentials Credentials
 	result      string // a result above, upstream_*xx, or the code of a refusal
 	delivery    delivery
 	arrival     time.Time // of the request; known only with a spool
 }
 
 // refuse answers a request with a refusal.
-func (o *outcome) refuse(w http.ResponseWriter, r *http.Request, f *refusal) {
-	o.result = f.code
+func (o *outcome) refuse(w http.ResponseWriter, r *http.Request, f *Refusal) {
+	o.result = f.Code
 	refuse(w, r, f)
 }
 
@@ -49,8 +49,8 @@ func (o *outcome) finish(r *http.Request) {
 		return
 	}
 	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		logged := &loggedOutcome{*o, o.credentials.account()}
-		logged.credentials = credentials{source: o.credentials.source}
+		logged := &loggedOutcome{*o, o.credentials.Account()}
+		logged.credentials = Credentials{Source: o.credentials.Source}
 		extra.Set(zap.Object("td_postback", logged))
 	}
 }
@@ -64,12 +64,12 @@ type loggedOutcome struct {
 
 // MarshalLogObject writes the outcome for the access log.
 func (o *loggedOutcome) MarshalLogObject(enc zapcore.ObjectEncoder) error {
-	if o.table != "" {
-		enc.AddString("database", o.database)
-		enc.AddString("table", o.table)
+	if o.Table != "" {
+		enc.AddString("database", o.Database)
+		enc.AddString("table", o.Table)
 	}
 	enc.AddString("surface", o.surface.String())
-	enc.AddString("key", o.credentials.source.String())
+	enc.AddString("key", o.credentials.Source.String())
 	if o.account != "" {
 		enc.AddString("account", o.account)
 	}

@@ -10,21 +10,21 @@ import (
 // record that v2 takes. Everything in it is a function of its arguments: no
 // Caddy, no sockets.
 
-// caller is what a record may take from the request beside the query, when the
+// Caller is what a record may take from the request beside the query, when the
 // query asks for it.
-type caller struct {
-	ip        string // without port and zone
-	userAgent string
-	globalID  string // empty without the cookie
+type Caller struct {
+	IP        string // without port and zone
+	UserAgent string
+	GlobalID  string // empty without the cookie
 }
 
-// record is what a query says.
-type record struct {
-	body     []byte // one JSON object
-	columns  int    // how many columns it has
-	pixel    bool   // td_format=pixel: the caller wants an image
-	redirect string // td_redirect, decoded; empty if there is none
-	tooLarge bool   // the body has reached the limit and was given up
+// Record is what a query says.
+type Record struct {
+	Body     []byte // one JSON object
+	Columns  int    // how many columns it has
+	Pixel    bool   // td_format=pixel: the caller wants an image
+	Redirect string // td_redirect, decoded; empty if there is none
+	TooLarge bool   // the body has reached the limit and was given up
 }
 
 // column is one value of a column.
@@ -44,20 +44,20 @@ const fewColumns = 32
 // column and its entry in the map.
 const columnBytes = 128
 
-// recordCost is how many bytes appendRecord needs beside dst: nothing to speak
+// RecordCost is how many bytes AppendRecord needs beside dst: nothing to speak
 // of for a usual query, but a hostile one can have half a million columns.
-func recordCost(query string) int64 {
+func RecordCost(query string) int64 {
 	if n := strings.Count(query, "&") + 1; n > fewColumns {
 		return int64(n) * columnBytes
 	}
 	return 0
 }
 
-// appendRecord appends the record of a raw query, without the write key, to
+// AppendRecord appends the record of a raw query, without the write key, to
 // dst. It gives up once the body is larger than limit.
-func appendRecord(dst []byte, query string, from caller, limit int) record {
+func AppendRecord(dst []byte, query string, from Caller, limit int) Record {
 	var (
-		rec   record
+		rec   Record
 		few   [fewColumns]column
 		all   = few[:0]
 		names map[string]int32 // last index of each name, above fewColumns
@@ -82,29 +82,29 @@ func appendRecord(dst []byte, query string, from caller, limit int) record {
 		}
 		all = append(all, col)
 	}
-	rec.body = append(dst, '{')
+	rec.Body = append(dst, '{')
 	for i := range all {
 		if all[i].later {
 			continue
 		}
-		if rec.columns > 0 {
-			rec.body = append(rec.body, ',')
+		if rec.Columns > 0 {
+			rec.Body = append(rec.Body, ',')
 		}
-		rec.columns++
-		rec.body = appendColumn(rec.body, all, i)
-		if len(rec.body)-len(dst) > limit {
-			rec.tooLarge = true
+		rec.Columns++
+		rec.Body = appendColumn(rec.Body, all, i)
+		if len(rec.Body)-len(dst) > limit {
+			rec.TooLarge = true
 			return rec
 		}
 	}
-	rec.body = append(rec.body, '}')
-	rec.tooLarge = len(rec.body)-len(dst) > limit
+	rec.Body = append(rec.Body, '}')
+	rec.TooLarge = len(rec.Body)-len(dst) > limit
 	return rec
 }
 
 // read takes one parameter: a column, or one of the reserved names that are
 // none.
-func (rec *record) read(param string, from caller) (col column, ok bool) {
+func (rec *Record) read(param string, from Caller) (col column, ok bool) {
 	name, value, _ := strings.Cut(param, "=")
 	col = column{name: decode(name), value: value}
 	if !utf8.ValidString(col.name) {
@@ -117,35 +117,35 @@ func (rec *record) read(param string, from caller) (col column, ok bool) {
 	switch col.name {
 	case "td_format":
 		if decode(value) == "pixel" {
-			rec.pixel = true
+			rec.Pixel = true
 			return col, false
 		}
 	case "td_redirect":
-		if rec.redirect == "" {
-			rec.redirect = decode(value)
+		if rec.Redirect == "" {
+			rec.Redirect = decode(value)
 		}
 		return col, false
 	case "td_ip":
 		if decode(value) == col.name {
-			col.value, col.plain = from.ip, true
+			col.value, col.plain = from.IP, true
 		}
 	case "td_ua":
 		if decode(value) == col.name {
-			col.value, col.plain = from.userAgent, true
+			col.value, col.plain = from.UserAgent, true
 		}
 	case "td_global_id":
 		if decode(value) == col.name {
-			col.value, col.plain = from.globalID, true
-			return col, from.globalID != ""
+			col.value, col.plain = from.GlobalID, true
+			return col, from.GlobalID != ""
 		}
 	}
 	return col, true
 }
 
-// hasColumn reports whether a query without the write key has a column at
+// HasColumn reports whether a query without the write key has a column at
 // all.
-func hasColumn(query string, from caller) bool {
-	var rec record
+func HasColumn(query string, from Caller) bool {
+	var rec Record
 	for param := range strings.SplitSeq(query, "&") {
 		if param == "" {
 			continue

@@ -12,10 +12,10 @@ import (
 )
 
 func TestAppendRecord(t *testing.T) {
-	from := caller{ip: "192.0.2.7", userAgent: `Agent/1 "x"`, globalID: "gid-1"}
+	from := Caller{IP: "192.0.2.7", UserAgent: `Agent/1 "x"`, GlobalID: "gid-1"}
 	for _, tc := range []struct {
 		name, query, body string
-		from              *caller
+		from              *Caller
 		pixel             bool
 		redirect          string
 	}{
@@ -71,16 +71,16 @@ func TestAppendRecord(t *testing.T) {
 		{name: "td_record_time twice", query: "td_record_time=1&td_record_time=x", body: `{"td_record_time":[1,"x"]}`},
 
 		{name: "td_ip", query: "td_ip=td_ip", body: `{"td_ip":"192.0.2.7"}`},
-		{name: "td_ip, IPv6", query: "td_ip=td_ip", from: &caller{ip: "2001:db8::7"}, body: `{"td_ip":"2001:db8::7"}`},
+		{name: "td_ip, IPv6", query: "td_ip=td_ip", from: &Caller{IP: "2001:db8::7"}, body: `{"td_ip":"2001:db8::7"}`},
 		{name: "td_ip with another value", query: "td_ip=10.0.0.1", body: `{"td_ip":"10.0.0.1"}`},
 		{name: "td_ip in two ways", query: "td_ip=td_ip&td_ip=10.0.0.1", body: `{"td_ip":["192.0.2.7","10.0.0.1"]}`},
 		{name: "td_ua", query: "td_ua=td_ua", body: `{"td_ua":"Agent/1 \"x\""}`},
-		{name: "td_ua is not decoded", query: "td_ua=td_ua", from: &caller{userAgent: "a+b%20c"}, body: `{"td_ua":"a+b%20c"}`},
+		{name: "td_ua is not decoded", query: "td_ua=td_ua", from: &Caller{UserAgent: "a+b%20c"}, body: `{"td_ua":"a+b%20c"}`},
 		{name: "td_ua with another value", query: "td_ua=x", body: `{"td_ua":"x"}`},
-		{name: "td_ua without a User-Agent", query: "td_ua=td_ua", from: &caller{}, body: `{"td_ua":""}`},
+		{name: "td_ua without a User-Agent", query: "td_ua=td_ua", from: &Caller{}, body: `{"td_ua":""}`},
 		{name: "td_global_id", query: "td_global_id=td_global_id&a=1", body: `{"td_global_id":"gid-1","a":"1"}`},
-		{name: "td_global_id without the cookie", query: "td_global_id=td_global_id&a=1", from: &caller{}, body: `{"a":"1"}`},
-		{name: "td_global_id with another value", query: "td_global_id=x", from: &caller{}, body: `{"td_global_id":"x"}`},
+		{name: "td_global_id without the cookie", query: "td_global_id=td_global_id&a=1", from: &Caller{}, body: `{"a":"1"}`},
+		{name: "td_global_id with another value", query: "td_global_id=x", from: &Caller{}, body: `{"td_global_id":"x"}`},
 		{name: "other td_ names are columns", query: "td_client_id=1&td_=2", body: `{"td_client_id":"1","td_":"2"}`},
 		{name: "all specials", query: "td_format=pixel&td_ip=td_ip&td_ua=td_ua&td_global_id=td_global_id&td_record_time=1&e=x", pixel: true, body: `{"td_ip":"192.0.2.7","td_ua":"Agent/1 \"x\"","td_global_id":"gid-1","td_record_time":1,"e":"x"}`},
 	} {
@@ -89,14 +89,14 @@ func TestAppendRecord(t *testing.T) {
 			if tc.from != nil {
 				source = *tc.from
 			}
-			rec := appendRecord(nil, tc.query, source, maxV2Body)
-			if string(rec.body) != tc.body {
-				t.Errorf("got  %s\nwant %s", rec.body, tc.body)
+			rec := AppendRecord(nil, tc.query, source, MaxBody)
+			if string(rec.Body) != tc.body {
+				t.Errorf("got  %s\nwant %s", rec.Body, tc.body)
 			}
-			if rec.pixel != tc.pixel || rec.redirect != tc.redirect || rec.tooLarge {
-				t.Errorf("pixel %v, redirect %q, too large %v", rec.pixel, rec.redirect, rec.tooLarge)
+			if rec.Pixel != tc.pixel || rec.Redirect != tc.redirect || rec.TooLarge {
+				t.Errorf("pixel %v, redirect %q, too large %v", rec.Pixel, rec.Redirect, rec.TooLarge)
 			}
-			if got := hasColumn(tc.query, source); got != (tc.body != "{}") {
+			if got := HasColumn(tc.query, source); got != (tc.body != "{}") {
 				t.Errorf("has a column: %v", got)
 			}
 			if got := wantsPixel(tc.query); got != tc.pixel {
@@ -116,9 +116,9 @@ func TestManyColumns(t *testing.T) {
 		}
 		query.WriteString("c0=x&c5=y")
 		expected := "{" + strings.Replace(strings.Replace(want.String()[1:], `"c0":"0"`, `"c0":["0","x"]`, 1), `"c5":"5"`, `"c5":["5","y"]`, 1) + "}"
-		rec := appendRecord(nil, query.String(), caller{}, 10<<20)
-		if string(rec.body) != expected || rec.columns != n {
-			t.Errorf("%d columns: got %d, %.200s", n, rec.columns, rec.body)
+		rec := AppendRecord(nil, query.String(), Caller{}, 10<<20)
+		if string(rec.Body) != expected || rec.Columns != n {
+			t.Errorf("%d columns: got %d, %.200s", n, rec.Columns, rec.Body)
 		}
 	}
 }
@@ -130,7 +130,7 @@ func TestRecordCost(t *testing.T) {
 		"": 0, "a=1&b=2": 0, strings.Repeat("&", fewColumns-1): 0,
 		strings.Repeat("&", fewColumns): (fewColumns + 1) * columnBytes,
 	} {
-		if got := recordCost(query); got != want {
+		if got := RecordCost(query); got != want {
 			t.Errorf("%d parameters: %d bytes, want %d", strings.Count(query, "&")+1, got, want)
 		}
 	}
@@ -140,10 +140,10 @@ func TestRecordCost(t *testing.T) {
 		result := testing.Benchmark(func(b *testing.B) {
 			dst := make([]byte, 0, 2<<20)
 			for b.Loop() {
-				appendRecord(dst, query, caller{}, maxV2Body)
+				AppendRecord(dst, query, Caller{}, MaxBody)
 			}
 		})
-		if used, cost := result.AllocedBytesPerOp(), recordCost(query); used > cost {
+		if used, cost := result.AllocedBytesPerOp(), RecordCost(query); used > cost {
 			t.Errorf("%d bytes were allocated, %d estimated", used, cost)
 		}
 	}
@@ -169,9 +169,9 @@ func TestRecordLimit(t *testing.T) {
 		{"a=" + strings.Repeat("\xff", 30) + "xx", 100},
 	} {
 		for limit, tooLarge := range map[int]bool{tc.size: false, tc.size - 1: true} {
-			rec := appendRecord([]byte("before"), tc.query, caller{}, limit)
-			if rec.tooLarge != tooLarge {
-				t.Errorf("%.20s: too large for %d is %v, with %d bytes", tc.query, limit, rec.tooLarge, len(rec.body)-len("before"))
+			rec := AppendRecord([]byte("before"), tc.query, Caller{}, limit)
+			if rec.TooLarge != tooLarge {
+				t.Errorf("%.20s: too large for %d is %v, with %d bytes", tc.query, limit, rec.TooLarge, len(rec.Body)-len("before"))
 			}
 		}
 	}
@@ -211,13 +211,13 @@ func FuzzRecord(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, query string) {
-		rest, _ := cutWriteKey(query)
-		rec := appendRecord(nil, rest, caller{ip: "192.0.2.1", userAgent: "ua", globalID: "gid"}, 1<<30)
-		if !json.Valid(rec.body) || !utf8.Valid(rec.body) {
-			t.Fatalf("%q: not valid: %q", query, rec.body)
+		rest, _ := CutWriteKey(query)
+		rec := AppendRecord(nil, rest, Caller{IP: "192.0.2.1", UserAgent: "ua", GlobalID: "gid"}, 1<<30)
+		if !json.Valid(rec.Body) || !utf8.Valid(rec.Body) {
+			t.Fatalf("%q: not valid: %q", query, rec.Body)
 		}
 		want, order := columnsOf(rest)
-		got, names := decodeObject(t, rec.body)
+		got, names := decodeObject(t, rec.Body)
 		if !slices.Equal(names, order) {
 			t.Errorf("%q: columns %q, want %q", query, names, order)
 		}
@@ -226,8 +226,8 @@ func FuzzRecord(f *testing.F) {
 				t.Errorf("%q: column %q has %q, want %q", query, name, got[name], values)
 			}
 		}
-		if rec.columns != len(order) {
-			t.Errorf("%q: %d columns, want %d", query, rec.columns, len(order))
+		if rec.Columns != len(order) {
+			t.Errorf("%q: %d columns, want %d", query, rec.Columns, len(order))
 		}
 		if _, found := got["td_write_key"]; found {
 			t.Errorf("%q: the key is a column", query)
@@ -331,26 +331,26 @@ func FuzzRecordLimit(f *testing.F) {
 	f.Add("td_global_id=td_global_id&td_redirect=x", uint16(2), false)
 	f.Add(strings.Repeat("&", 40)+"a&a&b=%22", uint16(9), true)
 	f.Fuzz(func(t *testing.T, query string, limit uint16, cookie bool) {
-		from := caller{ip: "192.0.2.1", userAgent: "\"ua\xff"}
+		from := Caller{IP: "192.0.2.1", UserAgent: "\"ua\xff"}
 		if cookie {
-			from.globalID = "gid"
+			from.GlobalID = "gid"
 		}
-		whole := appendRecord(nil, query, from, 1<<30)
-		if whole.tooLarge || !json.Valid(whole.body) {
-			t.Fatalf("%q: %q", query, whole.body)
+		whole := AppendRecord(nil, query, from, 1<<30)
+		if whole.TooLarge || !json.Valid(whole.Body) {
+			t.Fatalf("%q: %q", query, whole.Body)
 		}
-		if wantsPixel(query) != whole.pixel {
-			t.Errorf("%q: wants a pixel: %v, but the record says %v", query, wantsPixel(query), whole.pixel)
+		if wantsPixel(query) != whole.Pixel {
+			t.Errorf("%q: wants a pixel: %v, but the record says %v", query, wantsPixel(query), whole.Pixel)
 		}
-		if hasColumn(query, from) != (whole.columns > 0) || whole.columns == 0 && string(whole.body) != "{}" {
-			t.Errorf("%q: has a column: %v, but the record is %q", query, hasColumn(query, from), whole.body)
+		if HasColumn(query, from) != (whole.Columns > 0) || whole.Columns == 0 && string(whole.Body) != "{}" {
+			t.Errorf("%q: has a column: %v, but the record is %q", query, HasColumn(query, from), whole.Body)
 		}
-		limited := appendRecord([]byte("before"), query, from, int(limit))
-		if limited.tooLarge != (len(whole.body) > int(limit)) {
-			t.Errorf("%q: %d bytes, limit %d: too large: %v", query, len(whole.body), limit, limited.tooLarge)
+		limited := AppendRecord([]byte("before"), query, from, int(limit))
+		if limited.TooLarge != (len(whole.Body) > int(limit)) {
+			t.Errorf("%q: %d bytes, limit %d: too large: %v", query, len(whole.Body), limit, limited.TooLarge)
 		}
-		if !limited.tooLarge && string(limited.body) != "before"+string(whole.body) || !bytes.HasPrefix(limited.body, []byte("before")) {
-			t.Errorf("%q: %q behind what was there, %q alone", query, limited.body, whole.body)
+		if !limited.TooLarge && string(limited.Body) != "before"+string(whole.Body) || !bytes.HasPrefix(limited.Body, []byte("before")) {
+			t.Errorf("%q: %q behind what was there, %q alone", query, limited.Body, whole.Body)
 		}
 	})
 }

@@ -10,19 +10,19 @@ import (
 // record that v2 gets later. Everything in it is a function of its arguments:
 // no Caddy, no sockets.
 
-// recordTime is whose time a body has.
-type recordTime uint8
+// RecordTime is whose time a body has.
+type RecordTime uint8
 
 const (
-	timeAdded    recordTime = iota // the gateway's: the arrival
+	timeAdded    RecordTime = iota // the gateway's: the arrival
 	timeOwn                        // the caller's
 	timeNoObject                   // not known: the body is not one JSON object
 )
 
-var recordTimeNames = [...]string{"added", "own", "no_object"}
+var RecordTimeNames = [...]string{"added", "own", "no_object"}
 
 // String is its name in metrics and logs.
-func (t recordTime) String() string { return recordTimeNames[t] }
+func (t RecordTime) String() string { return RecordTimeNames[t] }
 
 // maxTimeMember is the most bytes that timeMember returns.
 const maxTimeMember = len(`,"td_record_time":`) + len("-9223372036854775808")
@@ -31,7 +31,7 @@ const maxTimeMember = len(`,"td_record_time":`) + len("-9223372036854775808")
 // without a member td_record_time or time, it gets td_record_time, the arrival
 // in UNIX seconds, as its last member. The member is appended to dst, and goes
 // into the body at end. Nothing else in the body changes.
-func timeMember(dst, body []byte, arrival int64) (member []byte, end int, timed recordTime) {
+func timeMember(dst, body []byte, arrival int64) (member []byte, end int, timed RecordTime) {
 	switch {
 	case !startsObject(body), !json.Valid(body):
 		return dst, 0, timeNoObject

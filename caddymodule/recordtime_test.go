@@ -18,7 +18,7 @@ func TestAppendRecordTime(t *testing.T) {
 	for _, tc := range []struct {
 		name, body string
 		want       string // empty if the body goes as it is
-		result     recordTime
+		result     RecordTime
 	}{
 		{name: "one member", body: `{"a":1}`, want: `{"a":1,"td_record_time":1700000000}`},
 		{name: "no member", body: `{}`, want: `{"td_record_time":1700000000}`},
@@ -113,9 +113,9 @@ func TestAppendRecordTime(t *testing.T) {
 	}
 }
 
-// appendRecordTime appends a body with its time, as appendKept puts it into a
+// appendRecordTime appends a body with its time, as AppendKept puts it into a
 // request.
-func appendRecordTime(dst, body []byte, arrival int64) ([]byte, recordTime) {
+func appendRecordTime(dst, body []byte, arrival int64) ([]byte, RecordTime) {
 	member, end, timed := timeMember(nil, body, arrival)
 	if timed != timeAdded {
 		return append(dst, body...), timed
@@ -126,7 +126,7 @@ func appendRecordTime(dst, body []byte, arrival int64) ([]byte, recordTime) {
 // TestAppendRecordTimeMembers makes objects up and reads them with
 // encoding/json, before and after.
 func TestAppendRecordTimeMembers(t *testing.T) {
-	var results [len(recordTimeNames)]int
+	var results [len(RecordTimeNames)]int
 	for seed := range uint64(5000) {
 		random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // G404: it makes objects up
 		body := []byte(madeUpSpace(random) + madeUpObject(random, 0) + madeUpSpace(random))

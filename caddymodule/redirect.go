@@ -16,10 +16,10 @@ const globalIDPlaceholder = "td_global_id"
 // a short query must not become a huge answer by repeating the placeholder.
 const maxRedirect = 8 << 10
 
-// redirectTarget returns the Location for a decoded td_redirect value, or
+// RedirectTarget returns the Location for a decoded td_redirect value, or
 // false if it may not be followed. hosts are lower-case names, or `*.` and a
 // name for all of its subdomains.
-func redirectTarget(value string, hosts []string, globalID string) (location string, ok bool) {
+func RedirectTarget(value string, hosts []string, globalID string) (location string, ok bool) {
 	for i := 0; i < len(value); i++ {
 		if c := value[i]; c < ' ' || c == 0x7f || c == '\\' {
 			return "", false // browsers drop some of these and read `\` as `/`
@@ -79,9 +79,9 @@ func escapeLocation(s string) string {
 	return b.String()
 }
 
-// validRedirectHost accepts an entry of redirect_hosts: a host name, with a
+// ValidRedirectHost accepts an entry of redirect_hosts: a host name, with a
 // leading `*.` for its subdomains; no scheme, port, path or address.
-func validRedirectHost(host string) bool {
+func ValidRedirectHost(host string) bool {
 	name := strings.TrimPrefix(host, "*.")
 	top := name[strings.LastIndexByte(name, '.')+1:]
 	return validHost(name) && strings.Trim(top, "0123456789") != "" && (top != name || name == "localhost")

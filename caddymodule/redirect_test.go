@@ -29,25 +29,25 @@ func TestRedirectTarget(t *testing.T) {
 		"https://shop.example.com?x=1":                        "https://shop.example.com?x=1",
 		"https://shop.example.com/?next=<script>alert('x')//": "https://shop.example.com/?next=%3Cscript%3Ealert('x')//",
 	} {
-		if got, ok := redirectTarget(value, hosts, "g/1&"); !ok || got != want {
+		if got, ok := RedirectTarget(value, hosts, "g/1&"); !ok || got != want {
 			t.Errorf("%q: got %q, %v, want %q", value, got, ok, want)
 		}
 	}
-	if got, _ := redirectTarget("https://shop.example.com/?id=td_global_id", hosts, ""); got != "https://shop.example.com/?id=" {
+	if got, _ := RedirectTarget("https://shop.example.com/?id=td_global_id", hosts, ""); got != "https://shop.example.com/?id=" {
 		t.Errorf("without an id: %q", got)
 	}
 	many := "https://shop.example.com/?" + strings.Repeat("td_global_id&", 500)
-	if _, ok := redirectTarget(many, hosts, "1"); !ok {
+	if _, ok := RedirectTarget(many, hosts, "1"); !ok {
 		t.Error("a target of 6 kB is refused")
 	}
-	if got, ok := redirectTarget(many, hosts, strings.Repeat("x", 4000)); ok {
+	if got, ok := RedirectTarget(many, hosts, strings.Repeat("x", 4000)); ok {
 		t.Errorf("a short query became a Location of %d bytes", len(got))
 	}
 	for _, value := range hostileTargets {
-		if got, ok := redirectTarget(value, hosts, "evil.test"); ok {
+		if got, ok := RedirectTarget(value, hosts, "evil.test"); ok {
 			t.Errorf("%q leads to %q", value, got)
 		}
-		if _, ok := redirectTarget(value, nil, ""); ok {
+		if _, ok := RedirectTarget(value, nil, ""); ok {
 			t.Errorf("%q is followed without any host", value)
 		}
 	}
@@ -69,7 +69,7 @@ func FuzzRedirect(f *testing.F) {
 	hosts := []string{"shop.example", "*.sub.example"}
 	location := regexp.MustCompile(`^(?:http://(?:shop\.example|(?:[a-z0-9-]+\.)+sub\.example)(?::80)?|https://(?:shop\.example|(?:[a-z0-9-]+\.)+sub\.example)(?::443)?)(?:[/?#][!#-;=?-~]*)?$`)
 	f.Fuzz(func(t *testing.T, value, globalID string) {
-		if got, ok := redirectTarget(value, hosts, globalID); ok {
+		if got, ok := RedirectTarget(value, hosts, globalID); ok {
 			if !location.MatchString(got) || strings.Contains(got, `\`) {
 				t.Errorf("%q leads to %q", value, got)
 			}
@@ -80,7 +80,7 @@ func FuzzRedirect(f *testing.F) {
 			if len(got) > 3*3*maxRedirect { // each byte escaped, and that escaped once more
 				t.Errorf("%q: %d bytes", value, len(got))
 			}
-			if again, ok := redirectTarget(got, hosts, ""); len(got) <= maxRedirect && !strings.Contains(got, globalIDPlaceholder) && (!ok || again != got) {
+			if again, ok := RedirectTarget(got, hosts, ""); len(got) <= maxRedirect && !strings.Contains(got, globalIDPlaceholder) && (!ok || again != got) {
 				t.Errorf("%q leads to %q, and that to %q, %v", value, got, again, ok)
 			}
 		} else if got != "" {
@@ -88,7 +88,7 @@ func FuzzRedirect(f *testing.F) {
 		}
 		text := value[:min(len(value), 500)]
 		honest := "https://shop.example/p/" + url.PathEscape(text) + "?q=" + url.QueryEscape(text) + "&id=td_global_id"
-		got, ok := redirectTarget(honest, hosts, globalID[:min(len(globalID), 500)])
+		got, ok := RedirectTarget(honest, hosts, globalID[:min(len(globalID), 500)])
 		u, err := url.Parse(got)
 		if !ok || err != nil {
 			t.Fatalf("%q: got %q, %v, %v", honest, got, ok, err)

@@ -6,13 +6,13 @@ import (
 	"strings"
 )
 
-// regionAuto is the region option's value for "the region of the legacy host
+// RegionAuto is the region option's value for "the region of the legacy host
 // that the caller used".
-const regionAuto = "auto"
+const RegionAuto = "auto"
 
-// legacyHosts has the host of the legacy Postback API in each region, as
+// LegacyHosts has the host of the legacy Postback API in each region, as
 // published with the two contracts (see README, "Regions").
-var legacyHosts = map[string]string{
+var LegacyHosts = map[string]string{
 	"us01": "in.treasuredata.com",
 	"ap01": "tokyo.in.treasuredata.com",
 	"eu01": "eu01.in.treasuredata.com",
@@ -20,37 +20,37 @@ var legacyHosts = map[string]string{
 	"ap03": "ap03.in.treasuredata.com",
 }
 
-// regionOfLegacyHost is legacyHosts the other way round.
+// regionOfLegacyHost is LegacyHosts the other way round.
 var regionOfLegacyHost = func() map[string]string {
-	regions := make(map[string]string, len(legacyHosts))
-	for region, host := range legacyHosts {
+	regions := make(map[string]string, len(LegacyHosts))
+	for region, host := range LegacyHosts {
 		regions[host] = region
 	}
 	return regions
 }()
 
-// regionNames lists the regions, sorted, for messages.
-func regionNames() string {
-	names := make([]string, 0, len(legacyHosts))
-	for region := range legacyHosts {
+// RegionNames lists the regions, sorted, for messages.
+func RegionNames() string {
+	names := make([]string, 0, len(LegacyHosts))
+	for region := range LegacyHosts {
 		names = append(names, region)
 	}
 	sort.Strings(names)
 	return strings.Join(names, ", ")
 }
 
-// allowedRegions is what the region option may be, for messages.
-func allowedRegions() string { return "one of " + regionNames() + " or " + regionAuto }
+// AllowedRegions is what the region option may be, for messages.
+func AllowedRegions() string { return "one of " + RegionNames() + " or " + RegionAuto }
 
-// v2Host is the host of Postback API v2 in a region.
-func v2Host(region string) string {
+// V2Host is the host of Postback API v2 in a region.
+func V2Host(region string) string {
 	return region + ".records.in.treasuredata.com"
 }
 
-// regionOf finds the region of the legacy host in a request's Host, which may
+// RegionOf finds the region of the legacy host in a request's Host, which may
 // carry a port, upper case and the root's trailing dot (RFC 9110 section 4.2.3,
 // RFC 3986 section 3.2.2).
-func regionOf(host string) (region string, ok bool) {
+func RegionOf(host string) (region string, ok bool) {
 	if region, ok = regionOfLegacyHost[host]; ok {
 		return region, true
 	}

@@ -25,7 +25,7 @@ func TestRegionOf(t *testing.T) {
 		"us01.in.treasuredata.com":         "",
 		"[::1]:80":                         "",
 	} {
-		if got, ok := regionOf(host); got != want || ok != (want != "") {
+		if got, ok := RegionOf(host); got != want || ok != (want != "") {
 			t.Errorf("%q: got %q, %v", host, got, ok)
 		}
 	}
@@ -33,15 +33,15 @@ func TestRegionOf(t *testing.T) {
 
 func TestV2Hosts(t *testing.T) {
 	for _, region := range []string{"us01", "ap01", "eu01", "ap02", "ap03"} {
-		if want := region + ".records.in.treasuredata.com"; v2Host(region) != want {
-			t.Errorf("%s: got %s", region, v2Host(region))
+		if want := region + ".records.in.treasuredata.com"; V2Host(region) != want {
+			t.Errorf("%s: got %s", region, V2Host(region))
 		}
-		if legacyHosts[region] == "" {
+		if LegacyHosts[region] == "" {
 			t.Errorf("%s has no legacy host", region)
 		}
 	}
-	if len(legacyHosts) != 5 {
-		t.Errorf("%d regions", len(legacyHosts))
+	if len(LegacyHosts) != 5 {
+		t.Errorf("%d regions", len(LegacyHosts))
 	}
 }
 
@@ -68,7 +68,7 @@ func FuzzRegion(f *testing.F) {
 			}
 			return published[strings.ToLower(name[1])]
 		}
-		got, ok := regionOf(host)
+		got, ok := RegionOf(host)
 		if want := region(valid); want != "" && got != want || ok != (got != "") {
 			t.Errorf("%q: got %q, %v, want %q", host, got, ok, want)
 		}

@@ -25,27 +25,27 @@ const (
 )
 
 // refuse answers a request with a refusal.
-func refuse(w http.ResponseWriter, r *http.Request, f *refusal) {
+func refuse(w http.ResponseWriter, r *http.Request, f *Refusal) {
 	h := w.Header()
 	h["Content-Type"] = []string{"application/json"}
 	h["Cache-Control"] = []string{"no-store"}
 	allowOrigin(h, r)
-	if f.status == http.StatusMethodNotAllowed {
+	if f.Status == http.StatusMethodNotAllowed {
 		h["Allow"] = []string{allowedMethods}
 	}
-	if f.retryAfter > 0 {
-		h["Retry-After"] = []string{strconv.Itoa(f.retryAfter)}
+	if f.RetryAfter > 0 {
+		h["Retry-After"] = []string{strconv.Itoa(f.RetryAfter)}
 	}
 	// Codes and messages are constants of this package and numbers: nothing
 	// in them needs escaping.
-	body := `{"error":"` + f.code + `","message":"` + f.message + `"}` + "\n"
+	body := `{"error":"` + f.Code + `","message":"` + f.Message + `"}` + "\n"
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 
 	linger := func() {}
-	if f != errBodyCut && f != errBodySlow {
+	if f != ErrBodyCut && f != ErrBodySlow {
 		linger = leaveBody(w, r)
 	}
-	w.WriteHeader(f.status)
+	w.WriteHeader(f.Status)
 	_, _ = io.WriteString(w, body)
 	linger()
 }
@@ -134,7 +134,7 @@ type recordWriter struct {
 
 	pixel    bool
 	location string   // where the caller is led once v2 has taken the record
-	refused  *refusal // what the caller gets then instead
+	refused  *Refusal // what the caller gets then instead
 
 	wroteHeader bool
 	replaced    bool // v2's body is not for the caller

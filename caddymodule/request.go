@@ -29,34 +29,34 @@ func contentType(sent []string, body []byte) (value string, changed bool) {
 	return value, false
 }
 
-// useRecord makes a record from the query the body. Nothing of the query is
+// UseRecord makes a record from the query the body. Nothing of the query is
 // left in the URL.
-func (q *v2Request) useRecord(rec record) {
-	q.fromQuery = true
-	q.query = ""
-	q.contentType = "application/json"
-	q.body = rec.body
+func (q *Request) UseRecord(rec Record) {
+	q.FromQuery = true
+	q.Query = ""
+	q.ContentType = "application/json"
+	q.Body = rec.Body
 }
 
-// setContentType decides the Content-Type, once the body is there.
-func (q *v2Request) setContentType() {
-	start := q.body
-	for i := 0; i < len(q.more) && len(bytes.TrimLeft(start, jsonSpace)) == 0; i++ {
-		start = q.more[i]
+// SetContentType decides the Content-Type, once the body is there.
+func (q *Request) SetContentType() {
+	start := q.Body
+	for i := 0; i < len(q.More) && len(bytes.TrimLeft(start, jsonSpace)) == 0; i++ {
+		start = q.More[i]
 	}
-	sent := q.header["Content-Type"]
-	if listsToken(q.header["Connection"], "Content-Type") {
+	sent := q.Header["Content-Type"]
+	if ListsToken(q.Header["Connection"], "Content-Type") {
 		sent = nil // it does not go to v2
 	}
 	if value, changed := contentType(sent, start); changed {
-		q.contentType = value
+		q.ContentType = value
 	}
 }
 
-// length is the length of the body in bytes.
-func (q *v2Request) length() int {
-	n := len(q.body)
-	for _, part := range q.more {
+// Length is the length of the body in bytes.
+func (q *Request) Length() int {
+	n := len(q.Body)
+	for _, part := range q.More {
 		n += len(part)
 	}
 	return n
@@ -78,47 +78,47 @@ func startsObject(body []byte) bool {
 	return len(body) > 0 && body[0] == '{'
 }
 
-// forwarded holds the headers that tell v2 where a request came from. An
+// Forwarded holds the headers that tell v2 where a request came from. An
 // empty one is not sent.
-type forwarded struct {
-	clientIP, proto, host string // X-Forwarded-For, -Proto, -Host
-	via                   string
-	earlyData             bool // RFC 8470 section 5.2
+type Forwarded struct {
+	ClientIP, Proto, Host string // X-Forwarded-For, -Proto, -Host
+	Via                   string
+	EarlyData             bool // RFC 8470 section 5.2
 }
 
-// v2Request is a request as v2 gets it, but for the connection.
-type v2Request struct {
-	host string // of the region, or of the upstream option
-	destination
-	query       string // without `?` and without the write key
-	header      http.Header
-	credentials credentials
-	contentType string // replaces the caller's if not empty
-	forwarded   forwarded
-	body        []byte   // all of it, or its first part
-	more        [][]byte // the parts behind that
+// Request is a request as v2 gets it, but for the connection.
+type Request struct {
+	Host string // of the region, or of the upstream option
+	Destination
+	Query       string // without `?` and without the write key
+	Header      http.Header
+	Credentials Credentials
+	ContentType string // replaces the caller's if not empty
+	Forwarded   Forwarded
+	Body        []byte   // all of it, or its first part
+	More        [][]byte // the parts behind that
 
 	// fromQuery: the body is a record from the query, so what the caller says
 	// of a body of its own, or of a representation to GET, does not hold.
-	fromQuery bool
+	FromQuery bool
 }
 
-// appendHead appends the request's head in HTTP/1.1 form (RFC 9112 section 3)
+// AppendHead appends the request's head in HTTP/1.1 form (RFC 9112 section 3)
 // up to and including the empty line.
-func (q *v2Request) appendHead(dst []byte) []byte {
+func (q *Request) AppendHead(dst []byte) []byte {
 	dst = append(dst, "POST "+eventPrefix...)
-	dst = append(dst, q.database...)
+	dst = append(dst, q.Database...)
 	dst = append(dst, '/')
-	dst = append(dst, q.table...)
-	if q.query != "" {
+	dst = append(dst, q.Table...)
+	if q.Query != "" {
 		dst = append(dst, '?')
-		dst = appendQuery(dst, q.query)
+		dst = appendQuery(dst, q.Query)
 	}
 	dst = append(dst, " HTTP/1.1\r\nHost: "...)
-	dst = append(dst, q.host...)
+	dst = append(dst, q.Host...)
 	dst = append(dst, "\r\n"...)
-	connection := q.header["Connection"]
-	for name, values := range q.header {
+	connection := q.Header["Connection"]
+	for name, values := range q.Header {
 		if !q.passes(name, connection) {
 			continue
 		}
@@ -126,28 +126,28 @@ func (q *v2Request) appendHead(dst []byte) []byte {
 			dst = appendField(dst, name, value)
 		}
 	}
-	if q.contentType != "" {
-		dst = appendField(dst, "Content-Type", q.contentType)
+	if q.ContentType != "" {
+		dst = appendField(dst, "Content-Type", q.ContentType)
 	}
-	if q.credentials.writeKey != "" {
-		dst = appendField(dst, writeKeyHeader, q.credentials.writeKey)
+	if q.Credentials.WriteKey != "" {
+		dst = appendField(dst, WriteKeyHeader, q.Credentials.WriteKey)
 	}
-	if q.credentials.authorization != "" {
-		dst = appendField(dst, "Authorization", q.credentials.authorization)
+	if q.Credentials.Authorization != "" {
+		dst = appendField(dst, "Authorization", q.Credentials.Authorization)
 	}
-	dst = q.forwarded.appendTo(dst)
+	dst = q.Forwarded.appendTo(dst)
 	dst = append(dst, "Content-Length: "...)
-	dst = strconv.AppendInt(dst, int64(q.length()), 10)
+	dst = strconv.AppendInt(dst, int64(q.Length()), 10)
 	return append(dst, "\r\n\r\n"...)
 }
 
-// apply makes r the v2 request, for the next handler to forward. The body can be
+// Apply makes r the v2 request, for the next handler to forward. The body can be
 // read again for a retry.
-func (q *v2Request) apply(r *http.Request) {
-	r.Host = q.host
+func (q *Request) Apply(r *http.Request) {
+	r.Host = q.Host
 	r.Method = http.MethodPost
 	r.URL.Path, r.URL.RawPath = q.path(), ""
-	r.URL.RawQuery, r.URL.ForceQuery = string(appendQuery(nil, q.query)), false
+	r.URL.RawQuery, r.URL.ForceQuery = string(appendQuery(nil, q.Query)), false
 	r.RequestURI = r.URL.RequestURI()
 
 	// What Connection names goes now: reverse_proxy would do it later, and could
@@ -158,17 +158,17 @@ func (q *v2Request) apply(r *http.Request) {
 			delete(r.Header, name)
 		}
 	}
-	if q.credentials.writeKey != "" {
-		r.Header.Set(canonicalWriteKeyHeader, q.credentials.writeKey)
+	if q.Credentials.WriteKey != "" {
+		r.Header.Set(canonicalWriteKeyHeader, q.Credentials.WriteKey)
 	}
-	if q.credentials.authorization != "" {
-		r.Header.Set("Authorization", q.credentials.authorization)
+	if q.Credentials.Authorization != "" {
+		r.Header.Set("Authorization", q.Credentials.Authorization)
 	}
-	if q.contentType != "" {
-		r.Header.Set("Content-Type", q.contentType)
+	if q.ContentType != "" {
+		r.Header.Set("Content-Type", q.ContentType)
 	}
 
-	parts := append([][]byte{q.body}, q.more...)
+	parts := append([][]byte{q.Body}, q.More...)
 	r.GetBody = func() (io.ReadCloser, error) {
 		readers := make([]io.Reader, len(parts))
 		for i, part := range parts {
@@ -177,25 +177,25 @@ func (q *v2Request) apply(r *http.Request) {
 		return io.NopCloser(io.MultiReader(readers...)), nil
 	}
 	r.Body, _ = r.GetBody()
-	r.ContentLength = int64(q.length())
+	r.ContentLength = int64(q.Length())
 	r.TransferEncoding, r.Trailer = nil, nil
-	r.Header.Set("Content-Length", strconv.Itoa(q.length()))
+	r.Header.Set("Content-Length", strconv.Itoa(q.Length()))
 }
 
-func (f *forwarded) appendTo(dst []byte) []byte {
-	if f.clientIP != "" {
-		dst = appendField(dst, "X-Forwarded-For", f.clientIP)
+func (f *Forwarded) appendTo(dst []byte) []byte {
+	if f.ClientIP != "" {
+		dst = appendField(dst, "X-Forwarded-For", f.ClientIP)
 	}
-	if f.proto != "" {
-		dst = appendField(dst, "X-Forwarded-Proto", f.proto)
+	if f.Proto != "" {
+		dst = appendField(dst, "X-Forwarded-Proto", f.Proto)
 	}
-	if f.host != "" {
-		dst = appendField(dst, "X-Forwarded-Host", f.host)
+	if f.Host != "" {
+		dst = appendField(dst, "X-Forwarded-Host", f.Host)
 	}
-	if f.via != "" {
-		dst = appendField(dst, "Via", f.via)
+	if f.Via != "" {
+		dst = appendField(dst, "Via", f.Via)
 	}
-	if f.earlyData {
+	if f.EarlyData {
 		dst = appendField(dst, "Early-Data", "1")
 	}
 	return dst

@@ -61,9 +61,9 @@ func headLines(t testing.TB, head []byte) (line string, fields []string) {
 }
 
 func TestAppendHead(t *testing.T) {
-	base := func(change func(*v2Request)) v2Request {
-		q := v2Request{host: "us01.records.in.treasuredata.com", destination: destination{"db", "tbl"}, body: []byte("{}"), header: http.Header{}}
-		q.credentials.writeKey = "1/a"
+	base := func(change func(*Request)) Request {
+		q := Request{Host: "us01.records.in.treasuredata.com", Destination: Destination{"db", "tbl"}, Body: []byte("{}"), Header: http.Header{}}
+		q.Credentials.WriteKey = "1/a"
 		change(&q)
 		return q
 	}
@@ -75,44 +75,44 @@ func TestAppendHead(t *testing.T) {
 	)
 	for _, tc := range []struct {
 		name   string
-		change func(*v2Request)
+		change func(*Request)
 		line   string
 		fields []string
 	}{
-		{"least", func(*v2Request) {}, line, []string{length, host, key}},
-		{"query", func(q *v2Request) { q.query = "a=%7e&b=;c" }, "POST /postback/v3/event/db/tbl?a=%7e&b=;c HTTP/1.1", []string{length, host, key}},
+		{"least", func(*Request) {}, line, []string{length, host, key}},
+		{"query", func(q *Request) { q.Query = "a=%7e&b=;c" }, "POST /postback/v3/event/db/tbl?a=%7e&b=;c HTTP/1.1", []string{length, host, key}},
 		{
 			"a space in the query cannot end the request line",
-			func(q *v2Request) { q.query = "a=b c\x7f" },
+			func(q *Request) { q.Query = "a=b c\x7f" },
 			"POST /postback/v3/event/db/tbl?a=b%20c%7F HTTP/1.1",
 			[]string{length, host, key},
 		},
-		{"authorization", func(q *v2Request) { q.credentials = credentials{authorization: "TD1 1/t"} }, line, []string{"Authorization: TD1 1/t", length, host}},
+		{"authorization", func(q *Request) { q.Credentials = Credentials{Authorization: "TD1 1/t"} }, line, []string{"Authorization: TD1 1/t", length, host}},
 		{
 			"the caller's headers stay",
-			func(q *v2Request) {
-				q.header = http.Header{"User-Agent": {"x/1"}, "Content-Encoding": {"gzip"}, "X-Multi": {"1", "2"}, "Content-Type": {"a/b"}, "Accept": {""}}
+			func(q *Request) {
+				q.Header = http.Header{"User-Agent": {"x/1"}, "Content-Encoding": {"gzip"}, "X-Multi": {"1", "2"}, "Content-Type": {"a/b"}, "Accept": {""}}
 			},
 			line,
 			[]string{"Accept: ", "Content-Encoding: gzip", length, "Content-Type: a/b", host, "User-Agent: x/1", "X-Multi: 1", "X-Multi: 2", key},
 		},
 		{
 			"a new content type replaces the caller's",
-			func(q *v2Request) {
-				q.header, q.contentType = http.Header{"Content-Type": {"text/plain"}}, "application/json"
+			func(q *Request) {
+				q.Header, q.ContentType = http.Header{"Content-Type": {"text/plain"}}, "application/json"
 			},
 			line,
 			[]string{length, "Content-Type: application/json", host, key},
 		},
 		{
 			"hop-by-hop headers, cookies, Expect and old keys go",
-			func(q *v2Request) {
-				q.header = http.Header{}
+			func(q *Request) {
+				q.Header = http.Header{}
 				for _, name := range []string{
 					"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer",
 					"Transfer-Encoding", "Upgrade", "Http2-Settings", "Cookie", "Expect", "X-Td-Write-Key", "Authorization", "Content-Length", "Host",
 				} {
-					q.header[name] = []string{"x"}
+					q.Header[name] = []string{"x"}
 				}
 			},
 			line,
@@ -120,32 +120,32 @@ func TestAppendHead(t *testing.T) {
 		},
 		{
 			"what Connection names goes, but never the key",
-			func(q *v2Request) {
-				q.header = http.Header{"Connection": {"close, x-hop", "X-TD-Write-Key"}, "X-Hop": {"1"}, "X-Stays": {"1"}}
+			func(q *Request) {
+				q.Header = http.Header{"Connection": {"close, x-hop", "X-TD-Write-Key"}, "X-Hop": {"1"}, "X-Stays": {"1"}}
 			},
 			line,
 			[]string{length, host, "X-Stays: 1", key},
 		},
 		{
 			"forwarded headers are the gateway's",
-			func(q *v2Request) {
-				q.header = http.Header{"X-Forwarded-For": {"6.6.6.6"}, "X-Forwarded-Proto": {"gopher"}, "X-Forwarded-Host": {"evil"}, "Via": {"x"}}
-				q.forwarded = forwarded{clientIP: "192.0.2.1", proto: "http", host: "in.treasuredata.com", via: "x, 1.1 Caddy"}
+			func(q *Request) {
+				q.Header = http.Header{"X-Forwarded-For": {"6.6.6.6"}, "X-Forwarded-Proto": {"gopher"}, "X-Forwarded-Host": {"evil"}, "Via": {"x"}}
+				q.Forwarded = Forwarded{ClientIP: "192.0.2.1", Proto: "http", Host: "in.treasuredata.com", Via: "x, 1.1 Caddy"}
 			},
 			line,
 			[]string{length, host, "Via: x, 1.1 Caddy", "X-Forwarded-For: 192.0.2.1", "X-Forwarded-Host: in.treasuredata.com", "X-Forwarded-Proto: http", key},
 		},
-		{"early data", func(q *v2Request) { q.forwarded.earlyData = true }, line, []string{length, "Early-Data: 1", host, key}},
+		{"early data", func(q *Request) { q.Forwarded.EarlyData = true }, line, []string{length, "Early-Data: 1", host, key}},
 		{
 			"a line break from another handler is no line break",
-			func(q *v2Request) { q.header = http.Header{"X-Other": {"a\r\nX-Evil: 1\x00"}} },
+			func(q *Request) { q.Header = http.Header{"X-Other": {"a\r\nX-Evil: 1\x00"}} },
 			line,
 			[]string{length, host, "X-Other: a  X-Evil: 1 ", key},
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			q := base(tc.change)
-			line, fields := headLines(t, q.appendHead(nil))
+			line, fields := headLines(t, q.AppendHead(nil))
 			if line != tc.line {
 				t.Errorf("request line %q, want %q", line, tc.line)
 			}
@@ -166,20 +166,20 @@ func FuzzHead(f *testing.F) {
 		if !validName(strings.ReplaceAll(name, "-", "")) {
 			return // net/http refuses such names
 		}
-		cred, refused := findKey(decodeKey(param), []string{header}, []string{auth})
+		cred, refused := FindKey(decodeKey(param), []string{header}, []string{auth})
 		if refused != nil {
-			if refused.code != "missing_write_key" && refused.code != "invalid_write_key" {
-				t.Errorf("refused with %s", refused.code)
+			if refused.Code != "missing_write_key" && refused.Code != "invalid_write_key" {
+				t.Errorf("refused with %s", refused.Code)
 			}
 			return
 		}
-		rest, _ := cutWriteKey(query)
-		q := v2Request{
-			host: "v2.example", destination: destination{"db", "tbl"}, query: rest,
-			header: http.Header{http.CanonicalHeaderKey(name): {value}}, credentials: cred, body: []byte(body),
+		rest, _ := CutWriteKey(query)
+		q := Request{
+			Host: "v2.example", Destination: Destination{"db", "tbl"}, Query: rest,
+			Header: http.Header{http.CanonicalHeaderKey(name): {value}}, Credentials: cred, Body: []byte(body),
 		}
-		q.setContentType()
-		line, fields := headLines(t, q.appendHead(nil))
+		q.SetContentType()
+		line, fields := headLines(t, q.AppendHead(nil))
 		if strings.Count(line, " ") != 2 || strings.ContainsAny(line, "\r\n\t\x00") {
 			t.Errorf("request line %q", line)
 		}
@@ -192,8 +192,8 @@ func FuzzHead(f *testing.F) {
 			switch fieldName {
 			case "X-TD-Write-Key":
 				keys++
-				if content != cred.writeKey || keyProblem(content) != "" {
-					t.Errorf("key %q, want %q", content, cred.writeKey)
+				if content != cred.WriteKey || keyProblem(content) != "" {
+					t.Errorf("key %q, want %q", content, cred.WriteKey)
 				}
 			case "Authorization":
 				if keyProblem(strings.TrimPrefix(content, "TD1 ")) != "" {
@@ -201,7 +201,7 @@ func FuzzHead(f *testing.F) {
 				}
 			}
 		}
-		if keys > 1 || (keys == 0) != (cred.writeKey == "") {
+		if keys > 1 || (keys == 0) != (cred.WriteKey == "") {
 			t.Errorf("%d keys for %+v", keys, cred)
 		}
 	})
@@ -226,9 +226,9 @@ func FuzzContentType(f *testing.F) {
 			t.Errorf("%q around %q: got %q, %v, want %q, %v", sent, body, got, replaced, want, changed)
 		}
 		at := min(int(cut), len(body))
-		q := v2Request{header: http.Header{"Content-Type": {sent}}, body: []byte(body[:at]), more: [][]byte{nil, []byte(body[at:])}}
-		if q.setContentType(); (q.contentType != "") != changed {
-			t.Errorf("%q around %q and %q: got %q", sent, body[:at], body[at:], q.contentType)
+		q := Request{Header: http.Header{"Content-Type": {sent}}, Body: []byte(body[:at]), More: [][]byte{nil, []byte(body[at:])}}
+		if q.SetContentType(); (q.ContentType != "") != changed {
+			t.Errorf("%q around %q and %q: got %q", sent, body[:at], body[at:], q.ContentType)
 		}
 	})
 }

@@ -38,48 +38,48 @@ func withoutZone(ip string) string {
 }
 
 // caller reads what a record may take from the request beside its query.
-func (h *Handler) caller(r *http.Request) caller {
+func (h *Handler) caller(r *http.Request) Caller {
 	ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
-	from := caller{ip: withoutZone(ip), userAgent: r.UserAgent()}
+	from := Caller{IP: withoutZone(ip), UserAgent: r.UserAgent()}
 	if len(r.Header["Cookie"]) > 0 {
 		if cookie, err := r.Cookie(h.GlobalID); err == nil {
-			from.globalID = cookie.Value
+			from.GlobalID = cookie.Value
 		}
 	}
 	return from
 }
 
 // prepare builds the v2 request but for its body.
-func (h *Handler) prepare(r *http.Request, dest destination) (out v2Request, way *route, refused *refusal) {
+func (h *Handler) prepare(r *http.Request, dest Destination) (out Request, way *route, refused *Refusal) {
 	if r.Method != http.MethodPost && r.Method != http.MethodGet {
-		return out, nil, errMethod
+		return out, nil, ErrMethod
 	}
 	if way, refused = h.route(r.Host); refused != nil {
 		return out, nil, refused
 	}
-	query, param := cutWriteKey(r.URL.RawQuery)
-	cred, refused := findKey(param, r.Header[canonicalWriteKeyHeader], r.Header["Authorization"])
+	query, param := CutWriteKey(r.URL.RawQuery)
+	cred, refused := FindKey(param, r.Header[canonicalWriteKeyHeader], r.Header["Authorization"])
 	if refused != nil {
-		out.credentials.source = cred.source
+		out.Credentials.Source = cred.Source
 		return out, nil, refused
 	}
-	return v2Request{
-		host:        way.host,
-		destination: dest,
-		query:       query,
-		header:      r.Header,
-		credentials: cred,
-		forwarded:   h.forwarded(r),
+	return Request{
+		Host:        way.host,
+		Destination: dest,
+		Query:       query,
+		Header:      r.Header,
+		Credentials: cred,
+		Forwarded:   h.forwarded(r),
 	}, way, nil
 }
 
 // route finds the way to v2 for a request's Host. With handoff and neither
 // region nor upstream there is none to know: the Host stays.
-func (h *Handler) route(host string) (*route, *refusal) {
+func (h *Handler) route(host string) (*route, *Refusal) {
 	if h.byRegion != nil {
-		region, ok := regionOf(host)
+		region, ok := RegionOf(host)
 		if !ok {
-			return nil, unknownRegion()
+			return nil, UnknownRegion()
 		}
 		return h.byRegion[region], nil
 	}
@@ -92,32 +92,32 @@ func (h *Handler) route(host string) (*route, *refusal) {
 // forwarded builds the headers that tell v2 where a request came from, by the
 // rules of Caddy's reverse_proxy: what the caller says of itself counts only
 // if it is a trusted proxy.
-func (h *Handler) forwarded(r *http.Request) forwarded {
+func (h *Handler) forwarded(r *http.Request) Forwarded {
 	trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool)
-	f := forwarded{
-		proto: "http",
-		host:  r.Host,
-		via:   chain(r.Header["Via"], via(r.ProtoMajor, r.ProtoMinor)),
+	f := Forwarded{
+		Proto: "http",
+		Host:  r.Host,
+		Via:   chain(r.Header["Via"], via(r.ProtoMajor, r.ProtoMinor)),
 	}
-	f.earlyData = len(r.Header["Early-Data"]) > 0 // by a proxy before this one
+	f.EarlyData = len(r.Header["Early-Data"]) > 0 // by a proxy before this one
 	if r.TLS != nil {
-		f.proto = "https"
-		f.earlyData = f.earlyData || !r.TLS.HandshakeComplete
+		f.Proto = "https"
+		f.EarlyData = f.EarlyData || !r.TLS.HandshakeComplete
 	}
 	ip, _, err := net.SplitHostPort(r.RemoteAddr)
-	f.clientIP = withoutZone(ip)
+	f.ClientIP = withoutZone(ip)
 	if !trusted {
 		if err != nil { // a Unix socket, say: there is no peer to tell of
-			f.clientIP, f.proto, f.host = "", "", ""
+			f.ClientIP, f.Proto, f.Host = "", "", ""
 		}
 		return f
 	}
-	f.clientIP = chain(r.Header["X-Forwarded-For"], f.clientIP)
+	f.ClientIP = chain(r.Header["X-Forwarded-For"], f.ClientIP)
 	if prior := last(r.Header["X-Forwarded-Proto"]); prior != "" {
-		f.proto = prior
+		f.Proto = prior
 	}
 	if prior := last(r.Header["X-Forwarded-Host"]); prior != "" {
-		f.host = prior
+		f.Host = prior
 	}
 	return f
 }

@@ -267,11 +267,11 @@ func (s *selected) show(id spool.ID, record spool.Record) keptRecord {
 		shown.Body, shown.Bytes = string(body), len(body)
 	}
 	shown.Header.Del("Authorization")
-	cred := credentials{
-		writeKey:      request.Header.Get(canonicalWriteKeyHeader),
-		authorization: request.Header.Get("Authorization"),
+	cred := Credentials{
+		WriteKey:      request.Header.Get(canonicalWriteKeyHeader),
+		Authorization: request.Header.Get("Authorization"),
 	}
-	shown.Account = cred.account()
+	shown.Account = cred.Account()
 	return shown
 }
 

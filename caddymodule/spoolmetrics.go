@@ -35,8 +35,8 @@ var (
 )
 
 // spoolTimes has the counters of spoolRecordsTotal by what a record's time is.
-var spoolTimes = func() (counters [len(recordTimeNames)]prometheus.Counter) {
-	for i, name := range recordTimeNames {
+var spoolTimes = func() (counters [len(RecordTimeNames)]prometheus.Counter) {
+	for i, name := range RecordTimeNames {
 		counters[i] = spoolRecordsTotal.WithLabelValues(name)
 	}
 	return counters

@@ -4,35 +4,35 @@ import (
 	"net/http"
 )
 
-// surface is the kind of a legacy call.
-type surface uint8
+// Kind is the kind of a legacy call.
+type Kind uint8
 
 const (
-	surfaceOther  surface = iota // a preflight, or a method that is refused
-	surfacePost                  // a record in the body
-	surfaceGet                   // a record in the query
-	surfacePixel                 // the same, answered with an image
-	surfaceBeacon                // a POST that has its record in the query: a ping, or no body
+	Other  Kind = iota // a preflight, or a method that is refused
+	Post               // a record in the body
+	Get                // a record in the query
+	Pixel              // the same, answered with an image
+	Beacon             // a POST that has its record in the query: a ping, or no body
 )
 
-var surfaceNames = [...]string{"other", "post", "get", "pixel", "beacon"}
+var KindNames = [...]string{"other", "post", "get", "pixel", "beacon"}
 
 // String is the surface's name in metrics and logs.
-func (s surface) String() string { return surfaceNames[s] }
+func (s Kind) String() string { return KindNames[s] }
 
-// surfaceOf tells what kind of call a request is, but for a POST without a
+// kindOf tells what kind of call a request is, but for a POST without a
 // body: that may be a beacon.
-func surfaceOf(r *http.Request) surface {
+func kindOf(r *http.Request) Kind {
 	switch {
 	case r.Method != http.MethodPost && r.Method != http.MethodGet:
-		return surfaceOther
+		return Other
 	case wantsPixel(r.URL.RawQuery):
-		return surfacePixel
+		return Pixel
 	case r.Method == http.MethodGet:
-		return surfaceGet
+		return Get
 	case isPing(r.Header["Content-Type"]):
-		return surfaceBeacon
+		return Beacon
 	default:
-		return surfacePost
+		return Post
 	}
 }

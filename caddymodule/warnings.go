@@ -49,17 +49,17 @@ func (w *warning) check(logger *zap.Logger) *zapcore.CheckedEntry {
 
 // warnOfKey tells of what v2 would not complain about: a key that is probably
 // wrong, and an Authorization that did not go along.
-func (h *Handler) warnOfKey(r *http.Request, out *v2Request) {
-	cred := &out.credentials
-	if !usualKey(cred.key()) {
+func (h *Handler) warnOfKey(r *http.Request, out *Request) {
+	cred := &out.Credentials
+	if !UsualKey(cred.Key()) {
 		if c := unusualKey.check(h.logger); c != nil {
-			c.Write(zap.String("account", cred.account()), zap.String("database", out.database), zap.String("table", out.table),
+			c.Write(zap.String("account", cred.Account()), zap.String("database", out.Database), zap.String("table", out.Table),
 				zap.String("advice", "compare the caller's key with the one in Treasure Data, 1234/ and hexadecimal digits: v2 answers 200 to a wrong key and loses the record"))
 		}
 	}
-	if len(r.Header["Authorization"]) > 0 && cred.authorization == "" {
+	if len(r.Header["Authorization"]) > 0 && cred.Authorization == "" {
 		if c := droppedAuth.check(h.logger); c != nil {
-			c.Write(zap.String("database", out.database), zap.String("table", out.table),
+			c.Write(zap.String("database", out.Database), zap.String("table", out.Table),
 				zap.String("advice", "nothing, if the caller sends it for something else; if it is meant for v2, send Authorization: TD1 without td_write_key in the URL"))
 		}
 	}
@@ -67,17 +67,17 @@ func (h *Handler) warnOfKey(r *http.Request, out *v2Request) {
 
 // warnOfRedirect tells of a td_redirect that is not followed. The record is
 // sent all the same.
-func (h *Handler) warnOfRedirect(out *v2Request) {
+func (h *Handler) warnOfRedirect(out *Request) {
 	if c := refusedRedirect.check(h.logger); c != nil {
-		c.Write(zap.String("database", out.database), zap.String("table", out.table),
+		c.Write(zap.String("database", out.Database), zap.String("table", out.Table),
 			zap.String("advice", "if the target of td_redirect is yours, add its host to redirect_hosts"))
 	}
 }
 
 // warnOfMemoryLimit tells of a record that is refused because all bodies
 // together have become too large.
-func (h *Handler) warnOfMemoryLimit(refused *refusal) {
-	if refused != errOverloaded {
+func (h *Handler) warnOfMemoryLimit(refused *Refusal) {
+	if refused != ErrOverloaded {
 		return
 	}
 	if c := outOfMemory.check(h.logger); c != nil {
@@ -87,16 +87,16 @@ func (h *Handler) warnOfMemoryLimit(refused *refusal) {
 }
 
 // warnOfFailure tells of a record that v2 did not get, or not for certain.
-func (h *Handler) warnOfFailure(refused *refusal, err error, way *route) {
+func (h *Handler) warnOfFailure(refused *Refusal, err error, way *route) {
 	advice := "check v2's host in DNS, the way there, HTTPS_PROXY and tls_ca"
 	switch refused {
-	case errOverloaded:
+	case ErrOverloaded:
 		advice = "v2 is too slow for this load, or max_conns is too low"
-	case errUpstreamTimeout, errBrokenOff:
+	case ErrUpstreamTimeout, ErrBrokenOff:
 		advice = "check v2's status and the network; callers that send again may send the record twice"
 	}
 	if c := notDelivered.check(h.logger); c != nil {
-		c.Write(zap.String("code", refused.code), zap.String("upstream", way.host), zap.Error(err), zap.String("advice", advice))
+		c.Write(zap.String("code", refused.Code), zap.String("upstream", way.host), zap.Error(err), zap.String("advice", advice))
 	}
 }
 
@@ -128,15 +128,15 @@ func warnOfDeadLetter(logger *zap.Logger, reason spool.Fate, result *spool.Resul
 }
 
 // warnOfUnkept tells of a record for which the spool has no room.
-func (h *Handler) warnOfUnkept(refused *refusal, err error, way *route) {
+func (h *Handler) warnOfUnkept(refused *Refusal, err error, way *route) {
 	advice := "see to the spool's disk or cluster; the callers have got 503"
 	switch refused {
-	case errOverloaded:
+	case ErrOverloaded:
 		advice = "a record that is kept counts four times in max_buffered: raise it and with it GOMEMLIMIT; the callers have got 503"
-	case errSpoolFull:
+	case ErrSpoolFull:
 		advice = "v2 has been away for too long for max_size: raise it, or drop dead letters with td-spool; the callers have got 503"
 	}
 	if c := notKept.check(h.logger); c != nil {
-		c.Write(zap.String("code", refused.code), zap.String("upstream", way.host), zap.Error(err), zap.String("advice", advice))
+		c.Write(zap.String("code", refused.Code), zap.String("upstream", way.host), zap.Error(err), zap.String("advice", advice))
 	}
 }
