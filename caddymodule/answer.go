@@ -9,6 +9,8 @@ import (
 	"net/http/httputil"
 	"net/textproto"
 	"strconv"
+
+	"github.com/td-postback/gateway/postback"
 )
 
 // This file passes v2's answer on to the caller.
@@ -132,7 +134,7 @@ func (x *exchange) copyHeader(complete bool, n int) {
 		start = f.end
 		one := values[i : i+1 : i+1]
 		switch {
-		case len(connection) > 0 && ListsToken(connection, f.name):
+		case len(connection) > 0 && postback.ListsToken(connection, f.name):
 		case f.name == "Server" && !seen:
 			seen = true
 			h[f.name] = one

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/td-postback/gateway/postback"
 	"github.com/valyala/fasthttp"
 	"go.uber.org/zap"
 )
@@ -123,8 +124,8 @@ func (stubConn) Close() error                    { return nil }
 // stubHandler forwards to a v2 without a kernel.
 func stubHandler() *Handler {
 	return &Handler{
-		MaxBody: MaxBody, GlobalID: defaultGlobalID, logger: zap.NewNop(),
-		bodies: &bodies{maxBody: MaxBody, maxTotal: defaultMaxBuffered},
+		MaxBody: postback.MaxBody, GlobalID: defaultGlobalID, logger: zap.NewNop(),
+		bodies: &bodies{maxBody: postback.MaxBody, maxTotal: defaultMaxBuffered},
 		fixed:  &route{host: "us01.records.in.treasuredata.com", upstream: stubUpstream()},
 	}
 }

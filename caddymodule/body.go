@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/td-postback/gateway/postback"
 )
 
 // bufferSizes are the sizes in which body buffers are kept, in bytes. A body
@@ -90,9 +92,9 @@ var noBody = &bodyBuffer{}
 
 // read reads a request's body to its end, or refuses the request. The buffer
 // goes back with release.
-func (s *bodies) read(r *http.Request) (*bodyBuffer, *Refusal) {
+func (s *bodies) read(r *http.Request) (*bodyBuffer, *postback.Refusal) {
 	if r.ContentLength > s.maxBody {
-		return nil, TooLarge(r.ContentLength, s.maxBody, true)
+		return nil, postback.TooLarge(r.ContentLength, s.maxBody, true)
 	}
 	if r.Body == nil || r.ContentLength == 0 {
 		return noBody, nil
@@ -114,7 +116,7 @@ func (s *bodies) read(r *http.Request) (*bodyBuffer, *Refusal) {
 		total += int64(n)
 		if total > s.maxBody {
 			s.release(first)
-			return nil, TooLarge(total, s.maxBody, false)
+			return nil, postback.TooLarge(total, s.maxBody, false)
 		}
 		switch {
 		case total == r.ContentLength:
@@ -129,28 +131,28 @@ func (s *bodies) read(r *http.Request) (*bodyBuffer, *Refusal) {
 }
 
 // bodyRefusal says why a body could not be read.
-func bodyRefusal(err error) *Refusal {
+func bodyRefusal(err error) *postback.Refusal {
 	var limited *http.MaxBytesError // by Caddy's request_body, before this handler
 	switch {
 	case errors.As(err, &limited):
-		return TooLarge(limited.Limit+1, limited.Limit, false)
+		return postback.TooLarge(limited.Limit+1, limited.Limit, false)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return ErrBodySlow
+		return postback.ErrBodySlow
 	default:
-		return ErrBodyCut
+		return postback.ErrBodyCut
 	}
 }
 
-func (s *bodies) take(size int) (*bodyBuffer, *Refusal) {
+func (s *bodies) take(size int) (*bodyBuffer, *postback.Refusal) {
 	if !s.reserve(int64(bufferSizes[size])) {
-		return nil, ErrOverloaded
+		return nil, postback.ErrOverloaded
 	}
 	return takeBuffer(size), nil
 }
 
 // room takes a buffer for a body of about this size, in one part, which does
 // not come from the caller. It is never larger than the largest body.
-func (s *bodies) room(size int) (*bodyBuffer, *Refusal) {
+func (s *bodies) room(size int) (*bodyBuffer, *postback.Refusal) {
 	size = min(size, int(s.maxBody))
 	for i := range bufferSizes {
 		if size <= bufferSizes[i] {
@@ -158,33 +160,33 @@ func (s *bodies) room(size int) (*bodyBuffer, *Refusal) {
 		}
 	}
 	if !s.reserve(int64(size)) {
-		return nil, ErrOverloaded
+		return nil, postback.ErrOverloaded
 	}
 	return &bodyBuffer{data: make([]byte, 0, size)}, nil
 }
 
 // record makes the record of a query. The buffer that it is in goes back with
 // release.
-func (s *bodies) record(query string, from Caller) (Record, *bodyBuffer, *Refusal) {
+func (s *bodies) record(query string, from postback.Caller) (postback.Record, *bodyBuffer, *postback.Refusal) {
 	room, refused := s.room(len(query) + len(query)/4 + len(from.UserAgent) + 256)
 	if refused != nil {
-		return Record{}, nil, refused
+		return postback.Record{}, nil, refused
 	}
-	cost := RecordCost(query)
+	cost := postback.RecordCost(query)
 	if !s.reserve(cost) {
 		s.release(room)
-		return Record{}, nil, ErrOverloaded
+		return postback.Record{}, nil, postback.ErrOverloaded
 	}
-	rec := AppendRecord(room.data, query, from, int(s.maxBody))
+	rec := postback.AppendRecord(room.data, query, from, int(s.maxBody))
 	s.free(cost)
 	if rec.TooLarge {
 		s.release(room)
-		return Record{}, nil, TooLarge(int64(len(rec.Body)), s.maxBody, false)
+		return postback.Record{}, nil, postback.TooLarge(int64(len(rec.Body)), s.maxBody, false)
 	}
 	if grown := int64(len(rec.Body) - cap(room.data)); grown > 0 { // much had to be escaped
 		if !s.reserve(grown) {
 			s.release(room)
-			return Record{}, nil, ErrOverloaded
+			return postback.Record{}, nil, postback.ErrOverloaded
 		}
 		rec.Body = slices.Clip(rec.Body) // release counts the capacity
 	}
@@ -210,7 +212,7 @@ func (s *bodies) free(bytes int64) {
 
 // grow makes room behind a body that fills its buffers: the next larger one,
 // or one more of the largest.
-func (s *bodies) grow(buf *bodyBuffer) (first, last *bodyBuffer, refused *Refusal) {
+func (s *bodies) grow(buf *bodyBuffer) (first, last *bodyBuffer, refused *postback.Refusal) {
 	size := slices.Index(bufferSizes[:], cap(buf.data))
 	if size == largestBuffer {
 		part, refused := s.take(largestBuffer)
@@ -223,7 +225,7 @@ func (s *bodies) grow(buf *bodyBuffer) (first, last *bodyBuffer, refused *Refusa
 	}
 	if !s.reserve(int64(bufferSizes[size+1] - bufferSizes[size])) {
 		s.release(buf)
-		return nil, nil, ErrOverloaded
+		return nil, nil, postback.ErrOverloaded
 	}
 	larger := takeBuffer(size + 1)
 	larger.data = append(larger.data, buf.data...)

@@ -11,12 +11,14 @@ import (
 	"sync"
 	"testing"
 	"testing/iotest"
+
+	"github.com/td-postback/gateway/postback"
 )
 
 func TestBodiesAccounting(t *testing.T) {
-	for _, size := range []int{1, 4 << 10, 4<<10 + 1, 65 << 10, 300 << 10, MaxBody} {
+	for _, size := range []int{1, 4 << 10, 4<<10 + 1, 65 << 10, 300 << 10, postback.MaxBody} {
 		for _, declared := range []bool{true, false} {
-			s := &bodies{maxBody: MaxBody, maxTotal: 1 << 20}
+			s := &bodies{maxBody: postback.MaxBody, maxTotal: 1 << 20}
 			want := make([]byte, size)
 			for i := range want {
 				want[i] = byte(i * 31 >> 3)
@@ -48,15 +50,15 @@ func TestBodiesAccounting(t *testing.T) {
 
 // TestBodiesLimit fills the limit with a body that is not finished.
 func TestBodiesLimit(t *testing.T) {
-	s := &bodies{maxBody: MaxBody, maxTotal: 1 << 20}
+	s := &bodies{maxBody: postback.MaxBody, maxTotal: 1 << 20}
 	send := func(length int64) (*http.Request, *io.PipeWriter) {
 		body, w := io.Pipe()
 		r := httptest.NewRequest(http.MethodPost, "/", body)
 		r.ContentLength = length
 		return r, w
 	}
-	slow, writer := send(MaxBody)
-	done := make(chan *Refusal)
+	slow, writer := send(postback.MaxBody)
+	done := make(chan *postback.Refusal)
 	go func() {
 		buf, refused := s.read(slow)
 		if refused == nil {
@@ -65,11 +67,11 @@ func TestBodiesLimit(t *testing.T) {
 		done <- refused
 	}()
 	// A pipe's Write returns once all of it has been read.
-	if _, err := writer.Write(make([]byte, MaxBody-1)); err != nil {
+	if _, err := writer.Write(make([]byte, postback.MaxBody-1)); err != nil {
 		t.Fatal(err)
 	}
 	quick := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("{}"))
-	if _, refused := s.read(quick); refused != ErrOverloaded {
+	if _, refused := s.read(quick); refused != postback.ErrOverloaded {
 		t.Errorf("with the memory full: %v", refused)
 	}
 	if _, err := writer.Write([]byte("x")); err != nil {
@@ -90,14 +92,14 @@ func TestBodiesRefusals(t *testing.T) {
 	for name, tc := range map[string]struct {
 		length int64
 		body   io.Reader
-		want   *Refusal
+		want   *postback.Refusal
 	}{
-		"ends early":        {5, strings.NewReader("abc"), ErrBodyCut},
-		"breaks":            {-1, io.MultiReader(strings.NewReader("abc"), iotest.ErrReader(io.ErrUnexpectedEOF)), ErrBodyCut},
-		"stalls":            {-1, io.MultiReader(strings.NewReader("abc"), iotest.ErrReader(os.ErrDeadlineExceeded)), ErrBodySlow},
-		"too large for all": {1001, strings.NewReader(""), TooLarge(1001, 1000, true)},
-		"too large, chunks": {-1, strings.NewReader(strings.Repeat("x", 1001)), TooLarge(1001, 1000, false)},
-		"request_body":      {-1, http.MaxBytesReader(nil, io.NopCloser(strings.NewReader("abcdef")), 3), TooLarge(4, 3, false)},
+		"ends early":        {5, strings.NewReader("abc"), postback.ErrBodyCut},
+		"breaks":            {-1, io.MultiReader(strings.NewReader("abc"), iotest.ErrReader(io.ErrUnexpectedEOF)), postback.ErrBodyCut},
+		"stalls":            {-1, io.MultiReader(strings.NewReader("abc"), iotest.ErrReader(os.ErrDeadlineExceeded)), postback.ErrBodySlow},
+		"too large for all": {1001, strings.NewReader(""), postback.TooLarge(1001, 1000, true)},
+		"too large, chunks": {-1, strings.NewReader(strings.Repeat("x", 1001)), postback.TooLarge(1001, 1000, false)},
+		"request_body":      {-1, http.MaxBytesReader(nil, io.NopCloser(strings.NewReader("abcdef")), 3), postback.TooLarge(4, 3, false)},
 	} {
 		s := &bodies{maxBody: 1000, maxTotal: 1 << 20}
 		r := httptest.NewRequest(http.MethodPost, "/", tc.body)
@@ -115,18 +117,18 @@ func TestBodiesRefusals(t *testing.T) {
 // the memory that counts is for what has been sent.
 func TestAnnouncedBody(t *testing.T) {
 	for sent, most := range map[int]int64{0: 4 << 10, 4<<10 - 1: 4 << 10, 5 << 10: 16 << 10, 65 << 10: 128 << 10} {
-		s := &bodies{maxBody: MaxBody, maxTotal: 1 << 30}
+		s := &bodies{maxBody: postback.MaxBody, maxTotal: 1 << 30}
 		body, rest := io.Pipe()
 		r := httptest.NewRequest(http.MethodPost, "/", body)
-		r.ContentLength = MaxBody
-		done := make(chan *Refusal)
+		r.ContentLength = postback.MaxBody
+		done := make(chan *postback.Refusal)
 		go func() { _, refused := s.read(r); done <- refused }()
 		_, _ = rest.Write(make([]byte, sent)) // returns when all of it has been read
 		if n := s.inUse.Load(); n > most {
 			t.Errorf("%d bytes sent: %d counted", sent, n)
 		}
 		_ = rest.Close()
-		if refused := <-done; refused != ErrBodyCut || s.inUse.Load() != 0 {
+		if refused := <-done; refused != postback.ErrBodyCut || s.inUse.Load() != 0 {
 			t.Errorf("%d bytes sent: %v, %d counted", sent, refused, s.inUse.Load())
 		}
 	}
@@ -135,7 +137,7 @@ func TestAnnouncedBody(t *testing.T) {
 // TestEmptyBodiesAreShared has the race detector watch what all empty bodies
 // share.
 func TestEmptyBodiesAreShared(t *testing.T) {
-	s := &bodies{maxBody: MaxBody, maxTotal: 1 << 20}
+	s := &bodies{maxBody: postback.MaxBody, maxTotal: 1 << 20}
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
@@ -154,13 +156,13 @@ func TestEmptyBodiesAreShared(t *testing.T) {
 // TestRoom makes room for records: of any size up to the largest body, also
 // when only one of those fits.
 func TestRoom(t *testing.T) {
-	s := &bodies{maxBody: MaxBody, maxTotal: 1 << 20}
-	for _, size := range []int{1, 4 << 10, 64<<10 + 1, MaxBody, 2 << 20} {
+	s := &bodies{maxBody: postback.MaxBody, maxTotal: 1 << 20}
+	for _, size := range []int{1, 4 << 10, 64<<10 + 1, postback.MaxBody, 2 << 20} {
 		buf, refused := s.room(size)
 		if refused != nil {
 			t.Fatalf("%d bytes: %v", size, refused)
 		}
-		if n := s.inUse.Load(); n != int64(cap(buf.data)) || n < int64(min(size, MaxBody)) {
+		if n := s.inUse.Load(); n != int64(cap(buf.data)) || n < int64(min(size, postback.MaxBody)) {
 			t.Errorf("%d bytes: room for %d, %d counted", size, cap(buf.data), n)
 		}
 		s.release(buf)
@@ -217,7 +219,7 @@ func FuzzBody(f *testing.F) {
 				t.Errorf("%d bytes of at most %d: %v", len(body), s.maxBody, refused)
 			}
 		case cut:
-			if refused != ErrBodyCut {
+			if refused != postback.ErrBodyCut {
 				t.Errorf("a cut body: %v", refused)
 			}
 		case refused != nil:

@@ -9,6 +9,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/dustin/go-humanize"
+	"github.com/td-postback/gateway/postback"
 )
 
 const directive = "td_postback"
@@ -61,7 +62,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		h.Region = d.Val()
 		seen["region"] = true
 		if h.Region == "" {
-			return d.Errf("region \"\": must be %s", AllowedRegions())
+			return d.Errf("region \"\": must be %s", postback.AllowedRegions())
 		}
 		if d.NextArg() {
 			return d.ArgErr()
@@ -83,7 +84,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err error) {
 	switch option {
 	case "region":
-		h.Region, err = wordArg(d, AllowedRegions())
+		h.Region, err = wordArg(d, postback.AllowedRegions())
 	case "upstream":
 		h.Upstream, err = wordArg(d, "http:// or https://, a host and maybe a port")
 	case "max_body":

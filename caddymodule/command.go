@@ -17,6 +17,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/sandbox"
 )
 
@@ -45,7 +46,7 @@ in a Caddyfile.
 `,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Flags().StringP("listen", "l", ":8080", "Address on which to receive requests")
-			cmd.Flags().StringP("region", "r", "", "Region to forward to: "+RegionNames()+", or auto, by the legacy host that the caller used")
+			cmd.Flags().StringP("region", "r", "", "Region to forward to: "+postback.RegionNames()+", or auto, by the legacy host that the caller used")
 			cmd.Flags().StringP("upstream", "u", "", "URL to forward to, instead of the region's v2 host")
 			cmd.Flags().BoolP("sandbox", "s", false, "Forward to a stand-in for v2 in this process, and print every record that it receives")
 			cmd.Flags().BoolP("access-log", "", false, "Enable the access log")
@@ -85,8 +86,8 @@ func handlerFromFlags(fs caddycmd.Flags) (*Handler, error) {
 	}
 	if size := fs.String("max-body"); size != "" {
 		bytes, err := humanize.ParseBytes(size)
-		if err != nil || bytes == 0 || bytes > MaxBody {
-			return nil, fmt.Errorf("--max-body %q: must be a size between 1 and %d bytes", size, MaxBody)
+		if err != nil || bytes == 0 || bytes > postback.MaxBody {
+			return nil, fmt.Errorf("--max-body %q: must be a size between 1 and %d bytes", size, postback.MaxBody)
 		}
 		h.MaxBody = int64(bytes)
 	}

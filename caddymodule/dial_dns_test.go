@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/td-postback/gateway/postback"
 )
 
 // TestConnectionAge counts the connections that are made while v2 answers
@@ -44,7 +46,7 @@ func TestConnectionAge(t *testing.T) {
 					u.close()
 					time.Sleep(2 * idleTimeout) // fasthttp sees only then that nothing is left to close
 				}()
-				out := &Request{Host: "v2.test", Destination: Destination{"db", "tbl"}, Credentials: Credentials{WriteKey: "1/a"}, Body: []byte("{}")}
+				out := &postback.Request{Host: "v2.test", Destination: postback.Destination{"db", "tbl"}, Credentials: postback.Credentials{WriteKey: "1/a"}, Body: []byte("{}")}
 				began := time.Now()
 				for {
 					w := httptest.NewRecorder()

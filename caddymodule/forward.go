@@ -16,6 +16,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/spool"
 )
 
@@ -141,7 +142,7 @@ type delivery struct {
 // forward sends a request to v2 and passes the answer on to the caller. If it
 // returns an error, nothing has been written to the caller. d is filled also if
 // the caller's connection is aborted by a panic.
-func (u *upstream) forward(w http.ResponseWriter, r *http.Request, out *Request, d *delivery) error {
+func (u *upstream) forward(w http.ResponseWriter, r *http.Request, out *postback.Request, d *delivery) error {
 	x := exchanges.Get().(*exchange)
 	defer x.put()
 	x.w, x.r, x.timeout = w, r, u.timeout
@@ -170,7 +171,7 @@ func (d *delivery) result(err error) spool.Result {
 	switch r.Status {
 	case 0:
 		_, notProcessed := errors.AsType[notProcessedError](err)
-		_, notSent := errors.AsType[*Refusal](err)
+		_, notSent := errors.AsType[*postback.Refusal](err)
 		r.Err, r.Ambiguous = err, !notProcessed && !notSent
 	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout:
 		r.Ambiguous = true // it may have failed only after it had stored the record
@@ -207,7 +208,7 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange, d *delivery) er
 		now = time.Now()
 	}
 	if errors.Is(err, fasthttp.ErrNoFreeConns) {
-		return ErrOverloaded
+		return postback.ErrOverloaded
 	}
 	if err != nil {
 		return notProcessedError{err, true}
@@ -317,7 +318,7 @@ func (x *exchange) put() {
 }
 
 // compose makes the bytes of a request.
-func (x *exchange) compose(out *Request) {
+func (x *exchange) compose(out *postback.Request) {
 	x.head = out.AppendHead(x.head[:0])
 	if len(out.Body) <= shortBody && len(out.More) == 0 {
 		x.head = append(x.head, out.Body...)

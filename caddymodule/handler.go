@@ -6,16 +6,17 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/td-postback/gateway/postback"
 )
 
 // ServeHTTP takes one request through the gateway: where does it belong, with
 // which key, how does it look to v2, is it small enough, forward, answer.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	dest, refused := ParsePath(r.URL.Path)
-	if refused == ErrNotFound && h.PassThru {
+	dest, refused := postback.ParsePath(r.URL.Path)
+	if refused == postback.ErrNotFound && h.PassThru {
 		return next.ServeHTTP(w, r)
 	}
-	o := outcome{Destination: dest, surface: kindOf(r)}
+	o := outcome{Destination: dest, surface: postback.KindOf(r)}
 	if h.Spool != nil {
 		o.arrival = time.Now()
 	}
@@ -38,7 +39,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return nil
 	}
 	h.warnOfKey(r, &out)
-	if o.surface != Post {
+	if o.surface != postback.Post {
 		linger := skipBody(w, r)
 		defer linger()
 		return h.serveRecord(w, r, &out, way, &o, next)
@@ -49,9 +50,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		o.refuse(w, r, refused)
 		return nil
 	}
-	if len(body.data) == 0 && HasColumn(out.Query, h.caller(r)) {
+	if len(body.data) == 0 && postback.HasColumn(out.Query, h.caller(r)) {
 		h.bodies.release(body)
-		o.surface = Beacon
+		o.surface = postback.Beacon
 		return h.serveRecord(w, r, &out, way, &o, next)
 	}
 	out.Body, out.More = body.data, body.parts()
@@ -61,7 +62,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 // serveRecord sends the record that the query holds, and answers as the query
 // asks for.
-func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *Request, way *route, o *outcome, next caddyhttp.Handler) error {
+func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *postback.Request, way *route, o *outcome, next caddyhttp.Handler) error {
 	from := h.caller(r)
 	rec, room, refused := h.bodies.record(out.Query, from)
 	if refused != nil {
@@ -73,9 +74,9 @@ func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *Reque
 	answer := &recordWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, request: r, pixel: rec.Pixel}
 	if rec.Redirect != "" {
 		var ok bool
-		if answer.location, ok = RedirectTarget(rec.Redirect, h.redirectHosts, from.GlobalID); !ok {
+		if answer.location, ok = postback.RedirectTarget(rec.Redirect, h.redirectHosts, from.GlobalID); !ok {
 			h.warnOfRedirect(out)
-			answer.refused = ErrRedirect
+			answer.refused = postback.ErrRedirect
 			asked := *r // handoff changes r
 			answer.request = &asked
 		}
@@ -89,7 +90,7 @@ func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *Reque
 
 // send forwards the request, or hands it to the next handler. v2's answer goes
 // to answer, a refusal to w.
-func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *Request, way *route, body *bodyBuffer, o *outcome, next caddyhttp.Handler) error {
+func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *postback.Request, way *route, body *bodyBuffer, o *outcome, next caddyhttp.Handler) error {
 	if h.Handoff {
 		defer h.bodies.drop(body)
 		o.result = handedOffResult
@@ -113,17 +114,17 @@ func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *Requ
 
 // failure turns an error of the upstream client into the caller's answer, and
 // tells the operator.
-func (h *Handler) failure(err error, way *route) *Refusal {
-	refused, ok := errors.AsType[*Refusal](err)
+func (h *Handler) failure(err error, way *route) *postback.Refusal {
+	refused, ok := errors.AsType[*postback.Refusal](err)
 	if !ok {
 		_, notProcessed := errors.AsType[notProcessedError](err)
 		switch {
 		case notProcessed:
-			refused = ErrUnreachable
+			refused = postback.ErrUnreachable
 		case isTimeout(err):
-			refused = ErrUpstreamTimeout
+			refused = postback.ErrUpstreamTimeout
 		default:
-			refused = ErrBrokenOff
+			refused = postback.ErrBrokenOff
 		}
 	}
 	h.warnOfFailure(refused, err, way)

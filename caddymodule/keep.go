@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/spool"
 )
 
@@ -16,7 +17,7 @@ import (
 // forwardOrKeep sends a record to v2, or keeps it for later if v2 does not take
 // it now or need not be asked: when it is down, only records that are kept are
 // sent to try it, since no caller waits for them.
-func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, out *Request, way *route, o *outcome) {
+func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, out *postback.Request, way *route, o *outcome) {
 	trying := way.queue.IsOpen()
 	if h.Spool.Mode == spoolAlways || trying {
 		err := h.keep(answer, r, out, way, o)
@@ -39,7 +40,7 @@ func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, 
 	}
 	result := o.delivery.result(err)
 	switch {
-	case err != ErrOverloaded: //nolint:errorlint // nothing wraps it
+	case err != postback.ErrOverloaded: //nolint:errorlint // nothing wraps it
 		way.queue.Failure(sent, result.RetryAfter)
 	case trying: // that says nothing of v2
 		way.queue.Forgo()
@@ -56,17 +57,17 @@ func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, 
 
 // keep makes a record durable and answers the caller as v2 would. After an
 // error nothing has been answered.
-func (h *Handler) keep(answer http.ResponseWriter, r *http.Request, out *Request, way *route, o *outcome) error {
+func (h *Handler) keep(answer http.ResponseWriter, r *http.Request, out *postback.Request, way *route, o *outcome) error {
 	size := keptCopies*int64(out.Length()) + keptHead
 	if !h.bodies.reserve(size) {
-		h.warnOfMemoryLimit(ErrOverloaded)
-		return ErrOverloaded
+		h.warnOfMemoryLimit(postback.ErrOverloaded)
+		return postback.ErrOverloaded
 	}
 	defer h.bodies.free(size)
 	buf := keptBuffers.Get().(*[]byte)
 	defer putKeptBuffer(buf)
-	var timed RecordTime
-	*buf, timed = AppendKept((*buf)[:0], out, o.arrival)
+	var timed postback.RecordTime
+	*buf, timed = postback.AppendKept((*buf)[:0], out, o.arrival)
 	err := way.queue.keep(spool.Record{Arrival: o.arrival, Data: *buf}, h.Spool.Mode == spoolAlways)
 	if err != nil {
 		return err
@@ -91,13 +92,13 @@ func taken(w http.ResponseWriter, r *http.Request) {
 
 // refuseUnkept tells a caller that its record is neither delivered nor kept.
 func (h *Handler) refuseUnkept(w http.ResponseWriter, r *http.Request, err error, way *route, o *outcome) {
-	refused, ok := errors.AsType[*Refusal](err)
+	refused, ok := errors.AsType[*postback.Refusal](err)
 	switch {
 	case ok:
 	case errors.Is(err, spool.ErrFull):
-		refused = ErrSpoolFull
+		refused = postback.ErrSpoolFull
 	default:
-		refused = ErrSpoolUnavailable
+		refused = postback.ErrSpoolUnavailable
 	}
 	h.warnOfUnkept(refused, err, way)
 	h.handover.end(w, r)

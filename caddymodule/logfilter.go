@@ -9,6 +9,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/logging"
+	"github.com/td-postback/gateway/postback"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
@@ -26,7 +27,7 @@ func init() {
 type LogFilter struct{}
 
 // queryStart is where a query may begin.
-var queryStart = regexp.MustCompile(`(?is)([?%]|` + WriteKeyParam + `).*`)
+var queryStart = regexp.MustCompile(`(?is)([?%]|` + postback.WriteKeyParam + `).*`)
 
 // CaddyModule returns the Caddy module information.
 func (LogFilter) CaddyModule() caddy.ModuleInfo {
@@ -86,7 +87,7 @@ func withoutQuery(value string) string {
 // isKeyHeader reports whether a header is X-TD-Write-Key, or would be with
 // other separators: Caddy's log has also the headers that it then drops.
 func isKeyHeader(name string) bool {
-	return strings.EqualFold(strings.NewReplacer("_", "-", ".", "-").Replace(name), WriteKeyHeader)
+	return strings.EqualFold(strings.NewReplacer("_", "-", ".", "-").Replace(name), postback.WriteKeyHeader)
 }
 
 // Interface guards

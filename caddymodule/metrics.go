@@ -6,6 +6,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/td-postback/gateway/postback"
 )
 
 func init() {
@@ -58,10 +59,10 @@ var (
 // forwardedTotal holds the counters of requestsTotal that nearly every request
 // needs, so that none is looked up by its labels. It also makes them visible
 // before the first request.
-var forwardedTotal = func() (counters [len(KindNames)][len(KeySourceNames)]prometheus.Counter) {
-	for s, surface := range KindNames {
-		for k, key := range KeySourceNames {
-			if s != int(Other) && k != int(KeyNone) {
+var forwardedTotal = func() (counters [len(postback.KindNames)][len(postback.KeySourceNames)]prometheus.Counter) {
+	for s, surface := range postback.KindNames {
+		for k, key := range postback.KeySourceNames {
+			if s != int(postback.Other) && k != int(postback.KeyNone) {
 				counters[s][k] = requestsTotal.WithLabelValues(surface, key, forwardedResult)
 			}
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/td-postback/gateway/postback"
 	"go.uber.org/zap"
 	"golang.org/x/net/http/httpguts"
 )
@@ -230,7 +231,7 @@ func (h *Handler) warnOfMemory(limit int64) {
 }
 
 func (h *Handler) applyDefaults() {
-	setDefault(&h.MaxBody, MaxBody)
+	setDefault(&h.MaxBody, postback.MaxBody)
 	setDefault(&h.GlobalID, defaultGlobalID)
 	setDefault(&h.MaxBuffered, defaultMaxBuffered)
 	if h.Handoff {
@@ -263,16 +264,16 @@ func setDefault[T comparable](option *T, value T) {
 // Validate refuses options with values that are not allowed.
 func (h *Handler) Validate() error {
 	if h.Region == "" && h.Upstream == "" && !h.Handoff {
-		return fmt.Errorf("region is not set: it must be %s, or upstream must be set", AllowedRegions())
+		return fmt.Errorf("region is not set: it must be %s, or upstream must be set", postback.AllowedRegions())
 	}
-	if _, known := LegacyHosts[h.Region]; h.Region != "" && h.Region != RegionAuto && !known {
-		return fmt.Errorf("region %q: must be %s", h.Region, AllowedRegions())
+	if _, known := postback.LegacyHosts[h.Region]; h.Region != "" && h.Region != postback.RegionAuto && !known {
+		return fmt.Errorf("region %q: must be %s", h.Region, postback.AllowedRegions())
 	}
-	if h.MaxBody < 1 || h.MaxBody > MaxBody {
-		return fmt.Errorf("max_body %d: must be between 1 and %d bytes, the most that Postback v2 takes", h.MaxBody, MaxBody)
+	if h.MaxBody < 1 || h.MaxBody > postback.MaxBody {
+		return fmt.Errorf("max_body %d: must be between 1 and %d bytes, the most that Postback v2 takes", h.MaxBody, postback.MaxBody)
 	}
 	for _, host := range h.RedirectHosts {
-		if !ValidRedirectHost(host) {
+		if !postback.ValidRedirectHost(host) {
 			return fmt.Errorf("redirect_hosts %q: must be a host name like example.com, or *.example.com for its subdomains", host)
 		}
 	}
@@ -330,7 +331,7 @@ func (h *Handler) makeRoutes() error {
 	if err != nil {
 		return err
 	}
-	target := func(region string) *url.URL { return &url.URL{Scheme: "https", Host: V2Host(region)} }
+	target := func(region string) *url.URL { return &url.URL{Scheme: "https", Host: postback.V2Host(region)} }
 	if h.Upstream != "" {
 		upstream, err := parseUpstream(h.Upstream)
 		if err != nil {
@@ -339,9 +340,9 @@ func (h *Handler) makeRoutes() error {
 		target = func(string) *url.URL { return upstream }
 	}
 	switch {
-	case h.Region == RegionAuto:
-		h.byRegion = make(map[string]*route, len(LegacyHosts))
-		for region := range LegacyHosts {
+	case h.Region == postback.RegionAuto:
+		h.byRegion = make(map[string]*route, len(postback.LegacyHosts))
+		for region := range postback.LegacyHosts {
 			if h.byRegion[region], err = h.newRoute(target(region), trust); err != nil {
 				return err
 			}

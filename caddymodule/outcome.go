@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/td-postback/gateway/postback"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
@@ -23,16 +24,16 @@ const (
 
 // outcome is what became of a request.
 type outcome struct {
-	Destination
-	surface     Kind
-	credentials Credentials
+	postback.Destination
+	surface     postback.Kind
+	credentials postback.Credentials
 	result      string // a result above, upstream_*xx, or the code of a refusal
 	delivery    delivery
 	arrival     time.Time // of the request; known only with a spool
 }
 
 // refuse answers a request with a refusal.
-func (o *outcome) refuse(w http.ResponseWriter, r *http.Request, f *Refusal) {
+func (o *outcome) refuse(w http.ResponseWriter, r *http.Request, f *postback.Refusal) {
 	o.result = f.Code
 	refuse(w, r, f)
 }
@@ -50,7 +51,7 @@ func (o *outcome) finish(r *http.Request) {
 	}
 	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		logged := &loggedOutcome{*o, o.credentials.Account()}
-		logged.credentials = Credentials{Source: o.credentials.Source}
+		logged.credentials = postback.Credentials{Source: o.credentials.Source}
 		extra.Set(zap.Object("td_postback", logged))
 	}
 }

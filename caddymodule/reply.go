@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/td-postback/gateway/postback"
 )
 
 // This file holds what the gateway itself answers: its refusals, the CORS
@@ -25,7 +26,7 @@ const (
 )
 
 // refuse answers a request with a refusal.
-func refuse(w http.ResponseWriter, r *http.Request, f *Refusal) {
+func refuse(w http.ResponseWriter, r *http.Request, f *postback.Refusal) {
 	h := w.Header()
 	h["Content-Type"] = []string{"application/json"}
 	h["Cache-Control"] = []string{"no-store"}
@@ -42,7 +43,7 @@ func refuse(w http.ResponseWriter, r *http.Request, f *Refusal) {
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 
 	linger := func() {}
-	if f != ErrBodyCut && f != ErrBodySlow {
+	if f != postback.ErrBodyCut && f != postback.ErrBodySlow {
 		linger = leaveBody(w, r)
 	}
 	w.WriteHeader(f.Status)
@@ -133,8 +134,8 @@ type recordWriter struct {
 	request *http.Request
 
 	pixel    bool
-	location string   // where the caller is led once v2 has taken the record
-	refused  *Refusal // what the caller gets then instead
+	location string            // where the caller is led once v2 has taken the record
+	refused  *postback.Refusal // what the caller gets then instead
 
 	wroteHeader bool
 	replaced    bool // v2's body is not for the caller

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/td-postback/gateway/postback"
 )
 
 // chain appends an entry to a header that lists the hops so far. Empty ones do
@@ -38,9 +39,9 @@ func withoutZone(ip string) string {
 }
 
 // caller reads what a record may take from the request beside its query.
-func (h *Handler) caller(r *http.Request) Caller {
+func (h *Handler) caller(r *http.Request) postback.Caller {
 	ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
-	from := Caller{IP: withoutZone(ip), UserAgent: r.UserAgent()}
+	from := postback.Caller{IP: withoutZone(ip), UserAgent: r.UserAgent()}
 	if len(r.Header["Cookie"]) > 0 {
 		if cookie, err := r.Cookie(h.GlobalID); err == nil {
 			from.GlobalID = cookie.Value
@@ -50,20 +51,20 @@ func (h *Handler) caller(r *http.Request) Caller {
 }
 
 // prepare builds the v2 request but for its body.
-func (h *Handler) prepare(r *http.Request, dest Destination) (out Request, way *route, refused *Refusal) {
+func (h *Handler) prepare(r *http.Request, dest postback.Destination) (out postback.Request, way *route, refused *postback.Refusal) {
 	if r.Method != http.MethodPost && r.Method != http.MethodGet {
-		return out, nil, ErrMethod
+		return out, nil, postback.ErrMethod
 	}
 	if way, refused = h.route(r.Host); refused != nil {
 		return out, nil, refused
 	}
-	query, param := CutWriteKey(r.URL.RawQuery)
-	cred, refused := FindKey(param, r.Header[canonicalWriteKeyHeader], r.Header["Authorization"])
+	query, param := postback.CutWriteKey(r.URL.RawQuery)
+	cred, refused := postback.FindKey(param, r.Header[http.CanonicalHeaderKey(postback.WriteKeyHeader)], r.Header["Authorization"])
 	if refused != nil {
 		out.Credentials.Source = cred.Source
 		return out, nil, refused
 	}
-	return Request{
+	return postback.Request{
 		Host:        way.host,
 		Destination: dest,
 		Query:       query,
@@ -75,11 +76,11 @@ func (h *Handler) prepare(r *http.Request, dest Destination) (out Request, way *
 
 // route finds the way to v2 for a request's Host. With handoff and neither
 // region nor upstream there is none to know: the Host stays.
-func (h *Handler) route(host string) (*route, *Refusal) {
+func (h *Handler) route(host string) (*route, *postback.Refusal) {
 	if h.byRegion != nil {
-		region, ok := RegionOf(host)
+		region, ok := postback.RegionOf(host)
 		if !ok {
-			return nil, UnknownRegion()
+			return nil, postback.UnknownRegion()
 		}
 		return h.byRegion[region], nil
 	}
@@ -92,9 +93,9 @@ func (h *Handler) route(host string) (*route, *Refusal) {
 // forwarded builds the headers that tell v2 where a request came from, by the
 // rules of Caddy's reverse_proxy: what the caller says of itself counts only
 // if it is a trusted proxy.
-func (h *Handler) forwarded(r *http.Request) Forwarded {
+func (h *Handler) forwarded(r *http.Request) postback.Forwarded {
 	trusted, _ := caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool)
-	f := Forwarded{
+	f := postback.Forwarded{
 		Proto: "http",
 		Host:  r.Host,
 		Via:   chain(r.Header["Via"], via(r.ProtoMajor, r.ProtoMinor)),

@@ -15,6 +15,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/spool"
 )
 
@@ -267,8 +268,8 @@ func (s *selected) show(id spool.ID, record spool.Record) keptRecord {
 		shown.Body, shown.Bytes = string(body), len(body)
 	}
 	shown.Header.Del("Authorization")
-	cred := Credentials{
-		WriteKey:      request.Header.Get(canonicalWriteKeyHeader),
+	cred := postback.Credentials{
+		WriteKey:      request.Header.Get(postback.WriteKeyHeader),
 		Authorization: request.Header.Get("Authorization"),
 	}
 	shown.Account = cred.Account()

@@ -7,6 +7,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/spool"
 )
 
@@ -35,8 +36,8 @@ var (
 )
 
 // spoolTimes has the counters of spoolRecordsTotal by what a record's time is.
-var spoolTimes = func() (counters [len(RecordTimeNames)]prometheus.Counter) {
-	for i, name := range RecordTimeNames {
+var spoolTimes = func() (counters [len(postback.RecordTimeNames)]prometheus.Counter) {
+	for i, name := range postback.RecordTimeNames {
 		counters[i] = spoolRecordsTotal.WithLabelValues(name)
 	}
 	return counters

@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/spool"
 )
 
@@ -49,9 +50,9 @@ func (w *warning) check(logger *zap.Logger) *zapcore.CheckedEntry {
 
 // warnOfKey tells of what v2 would not complain about: a key that is probably
 // wrong, and an Authorization that did not go along.
-func (h *Handler) warnOfKey(r *http.Request, out *Request) {
+func (h *Handler) warnOfKey(r *http.Request, out *postback.Request) {
 	cred := &out.Credentials
-	if !UsualKey(cred.Key()) {
+	if !postback.UsualKey(cred.Key()) {
 		if c := unusualKey.check(h.logger); c != nil {
 			c.Write(zap.String("account", cred.Account()), zap.String("database", out.Database), zap.String("table", out.Table),
 				zap.String("advice", "compare the caller's key with the one in Treasure Data, 1234/ and hexadecimal digits: v2 answers 200 to a wrong key and loses the record"))
@@ -67,7 +68,7 @@ func (h *Handler) warnOfKey(r *http.Request, out *Request) {
 
 // warnOfRedirect tells of a td_redirect that is not followed. The record is
 // sent all the same.
-func (h *Handler) warnOfRedirect(out *Request) {
+func (h *Handler) warnOfRedirect(out *postback.Request) {
 	if c := refusedRedirect.check(h.logger); c != nil {
 		c.Write(zap.String("database", out.Database), zap.String("table", out.Table),
 			zap.String("advice", "if the target of td_redirect is yours, add its host to redirect_hosts"))
@@ -76,8 +77,8 @@ func (h *Handler) warnOfRedirect(out *Request) {
 
 // warnOfMemoryLimit tells of a record that is refused because all bodies
 // together have become too large.
-func (h *Handler) warnOfMemoryLimit(refused *Refusal) {
-	if refused != ErrOverloaded {
+func (h *Handler) warnOfMemoryLimit(refused *postback.Refusal) {
+	if refused != postback.ErrOverloaded {
 		return
 	}
 	if c := outOfMemory.check(h.logger); c != nil {
@@ -87,12 +88,12 @@ func (h *Handler) warnOfMemoryLimit(refused *Refusal) {
 }
 
 // warnOfFailure tells of a record that v2 did not get, or not for certain.
-func (h *Handler) warnOfFailure(refused *Refusal, err error, way *route) {
+func (h *Handler) warnOfFailure(refused *postback.Refusal, err error, way *route) {
 	advice := "check v2's host in DNS, the way there, HTTPS_PROXY and tls_ca"
 	switch refused {
-	case ErrOverloaded:
+	case postback.ErrOverloaded:
 		advice = "v2 is too slow for this load, or max_conns is too low"
-	case ErrUpstreamTimeout, ErrBrokenOff:
+	case postback.ErrUpstreamTimeout, postback.ErrBrokenOff:
 		advice = "check v2's status and the network; callers that send again may send the record twice"
 	}
 	if c := notDelivered.check(h.logger); c != nil {
@@ -128,12 +129,12 @@ func warnOfDeadLetter(logger *zap.Logger, reason spool.Fate, result *spool.Resul
 }
 
 // warnOfUnkept tells of a record for which the spool has no room.
-func (h *Handler) warnOfUnkept(refused *Refusal, err error, way *route) {
+func (h *Handler) warnOfUnkept(refused *postback.Refusal, err error, way *route) {
 	advice := "see to the spool's disk or cluster; the callers have got 503"
 	switch refused {
-	case ErrOverloaded:
+	case postback.ErrOverloaded:
 		advice = "a record that is kept counts four times in max_buffered: raise it and with it GOMEMLIMIT; the callers have got 503"
-	case ErrSpoolFull:
+	case postback.ErrSpoolFull:
 		advice = "v2 has been away for too long for max_size: raise it, or drop dead letters with td-spool; the callers have got 503"
 	}
 	if c := notKept.check(h.logger); c != nil {

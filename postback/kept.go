@@ -1,4 +1,4 @@
-package caddymodule
+package postback
 
 import (
 	"slices"
@@ -17,14 +17,14 @@ func AppendKept(dst []byte, q *Request, arrival time.Time) ([]byte, RecordTime) 
 		body = slices.Concat(append([][]byte{q.Body}, q.More...)...)
 	}
 	later.Body, later.More = body, nil
-	timed := timeNoObject
+	timed := TimeNoObject
 	if !q.describesBytes() && len(body)+maxTimeMember <= MaxBody {
 		var (
 			room   [maxTimeMember]byte
 			member []byte
 			end    int
 		)
-		if member, end, timed = timeMember(room[:0], body, arrival.Unix()); timed == timeAdded {
+		if member, end, timed = timeMember(room[:0], body, arrival.Unix()); timed == TimeAdded {
 			later.Body, later.More = body[:end], [][]byte{member, body[end:]}
 		}
 	}

@@ -1,4 +1,4 @@
-package caddymodule
+package postback
 
 import (
 	"net/http"
@@ -20,9 +20,9 @@ var KindNames = [...]string{"other", "post", "get", "pixel", "beacon"}
 // String is the surface's name in metrics and logs.
 func (s Kind) String() string { return KindNames[s] }
 
-// kindOf tells what kind of call a request is, but for a POST without a
+// KindOf tells what kind of call a request is, but for a POST without a
 // body: that may be a beacon.
-func kindOf(r *http.Request) Kind {
+func KindOf(r *http.Request) Kind {
 	switch {
 	case r.Method != http.MethodPost && r.Method != http.MethodGet:
 		return Other

@@ -1,4 +1,4 @@
-package caddymodule
+package postback
 
 import (
 	"bytes"
@@ -21,24 +21,24 @@ func TestAppendKept(t *testing.T) {
 		body   string
 		timed  RecordTime
 	}{
-		{"without a time", func(q *Request) { q.Body = []byte(`{"a":1}`) }, "Content-Length: 35\r\n", `{"a":1,"td_record_time":1700000000}`, timeAdded},
+		{"without a time", func(q *Request) { q.Body = []byte(`{"a":1}`) }, "Content-Length: 35\r\n", `{"a":1,"td_record_time":1700000000}`, TimeAdded},
 		{
 			"in parts",
 			func(q *Request) { q.Body, q.More = []byte(`{"a"`), [][]byte{[]byte(":1"), []byte("}")} },
-			"Content-Length: 35\r\n", `{"a":1,"td_record_time":1700000000}`, timeAdded,
+			"Content-Length: 35\r\n", `{"a":1,"td_record_time":1700000000}`, TimeAdded,
 		},
-		{"with a time", func(q *Request) { q.Body = []byte(`{"time":1}`) }, "Content-Length: 10\r\n", `{"time":1}`, timeOwn},
-		{"no object", func(q *Request) { q.Body = []byte(`[1]`) }, "Content-Length: 3\r\n", `[1]`, timeNoObject},
+		{"with a time", func(q *Request) { q.Body = []byte(`{"time":1}`) }, "Content-Length: 10\r\n", `{"time":1}`, TimeOwn},
+		{"no object", func(q *Request) { q.Body = []byte(`[1]`) }, "Content-Length: 3\r\n", `[1]`, TimeNoObject},
 		{
 			"described bytes",
 			func(q *Request) { q.Body, q.Header = []byte(`{"a":1}`), http.Header{"Content-Md5": {"x"}} },
-			"Content-Md5: x\r\nContent-Length: 7\r\n", `{"a":1}`, timeNoObject,
+			"Content-Md5: x\r\nContent-Length: 7\r\n", `{"a":1}`, TimeNoObject,
 		},
-		{"no room for a time", func(q *Request) { q.Body = []byte(large) }, "Content-Length: 1048064\r\n", large, timeNoObject},
+		{"no room for a time", func(q *Request) { q.Body = []byte(large) }, "Content-Length: 1048064\r\n", large, TimeNoObject},
 		{
 			"early data is over by then",
 			func(q *Request) { q.Body, q.Forwarded.EarlyData = []byte(`{"time":1}`), true },
-			"Content-Length: 10\r\n", `{"time":1}`, timeOwn,
+			"Content-Length: 10\r\n", `{"time":1}`, TimeOwn,
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

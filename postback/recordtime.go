@@ -1,4 +1,4 @@
-package caddymodule
+package postback
 
 import (
 	"bytes"
@@ -14,9 +14,9 @@ import (
 type RecordTime uint8
 
 const (
-	timeAdded    RecordTime = iota // the gateway's: the arrival
-	timeOwn                        // the caller's
-	timeNoObject                   // not known: the body is not one JSON object
+	TimeAdded    RecordTime = iota // the gateway's: the arrival
+	TimeOwn                        // the caller's
+	TimeNoObject                   // not known: the body is not one JSON object
 )
 
 var RecordTimeNames = [...]string{"added", "own", "no_object"}
@@ -34,16 +34,16 @@ const maxTimeMember = len(`,"td_record_time":`) + len("-9223372036854775808")
 func timeMember(dst, body []byte, arrival int64) (member []byte, end int, timed RecordTime) {
 	switch {
 	case !startsObject(body), !json.Valid(body):
-		return dst, 0, timeNoObject
+		return dst, 0, TimeNoObject
 	case hasTime(body):
-		return dst, 0, timeOwn
+		return dst, 0, TimeOwn
 	}
 	end = len(bytes.TrimRight(body, jsonSpace)) - len("}")
 	if members := body[bytes.IndexByte(body, '{')+1 : end]; len(bytes.TrimLeft(members, jsonSpace)) > 0 {
 		dst = append(dst, ',')
 	}
 	dst = append(dst, `"td_record_time":`...)
-	return strconv.AppendInt(dst, arrival, 10), end, timeAdded
+	return strconv.AppendInt(dst, arrival, 10), end, TimeAdded
 }
 
 // hasTime reports whether a body, which is one valid JSON object, has a member

@@ -1,4 +1,4 @@
-package caddymodule
+package postback
 
 import (
 	"bytes"
@@ -44,60 +44,60 @@ func TestAppendRecordTime(t *testing.T) {
 		{name: "an escaped backslash before u", body: `{"t\\u0069me":1}`, want: `{"t\\u0069me":1,"td_record_time":1700000000}`},
 		{name: "other escapes", body: `{"\u0054ime":1,"t\u0169me":2,"\t\u0069me":3,"tim\u0065\u0000":4,"t\u0131me":5}`, want: `{"\u0054ime":1,"t\u0169me":2,"\t\u0069me":3,"tim\u0065\u0000":4,"t\u0131me":5,"td_record_time":1700000000}`},
 
-		{name: "td_record_time", body: `{"a":1,"td_record_time":1600000000}`, result: timeOwn},
-		{name: "time", body: `{"time":1600000000,"a":1}`, result: timeOwn},
-		{name: "both", body: `{"time":1,"td_record_time":2}`, result: timeOwn},
-		{name: "time, null", body: `{"time":null}`, result: timeOwn},
-		{name: "td_record_time, null", body: `{"td_record_time":null}`, result: timeOwn},
-		{name: "time, empty string", body: `{"time":""}`, result: timeOwn},
-		{name: "time, object", body: `{"time":{"a":1}}`, result: timeOwn},
-		{name: "time, array", body: `{"time":[]}`, result: timeOwn},
-		{name: "time with white space", body: "\n{ \"a\" : 1 , \"time\" : 2 }\n", result: timeOwn},
-		{name: "time with one escape", body: `{"t\u0069me":1}`, result: timeOwn},
-		{name: "time in escapes", body: `{"a":1,"\u0074\u0069\u006D\u0065":1}`, result: timeOwn},
-		{name: "td_record_time in escapes", body: `{"td\u005Frecord\u005ftim\u0065":1}`, result: timeOwn},
-		{name: "time behind values with everything", body: `{"a":{"b":[1,{"c":"]}"}]},"d":"\"","e":[[],{}],"time":1}`, result: timeOwn},
-		{name: "time behind an escaped backslash", body: `{"a":"\\","time":1}`, result: timeOwn},
+		{name: "td_record_time", body: `{"a":1,"td_record_time":1600000000}`, result: TimeOwn},
+		{name: "time", body: `{"time":1600000000,"a":1}`, result: TimeOwn},
+		{name: "both", body: `{"time":1,"td_record_time":2}`, result: TimeOwn},
+		{name: "time, null", body: `{"time":null}`, result: TimeOwn},
+		{name: "td_record_time, null", body: `{"td_record_time":null}`, result: TimeOwn},
+		{name: "time, empty string", body: `{"time":""}`, result: TimeOwn},
+		{name: "time, object", body: `{"time":{"a":1}}`, result: TimeOwn},
+		{name: "time, array", body: `{"time":[]}`, result: TimeOwn},
+		{name: "time with white space", body: "\n{ \"a\" : 1 , \"time\" : 2 }\n", result: TimeOwn},
+		{name: "time with one escape", body: `{"t\u0069me":1}`, result: TimeOwn},
+		{name: "time in escapes", body: `{"a":1,"\u0074\u0069\u006D\u0065":1}`, result: TimeOwn},
+		{name: "td_record_time in escapes", body: `{"td\u005Frecord\u005ftim\u0065":1}`, result: TimeOwn},
+		{name: "time behind values with everything", body: `{"a":{"b":[1,{"c":"]}"}]},"d":"\"","e":[[],{}],"time":1}`, result: TimeOwn},
+		{name: "time behind an escaped backslash", body: `{"a":"\\","time":1}`, result: TimeOwn},
 
-		{name: "empty", body: "", result: timeNoObject},
-		{name: "white space only", body: " \n", result: timeNoObject},
-		{name: "array", body: `[{"a":1}]`, result: timeNoObject},
-		{name: "string", body: `"{}"`, result: timeNoObject},
-		{name: "number", body: `1`, result: timeNoObject},
-		{name: "null", body: `null`, result: timeNoObject},
-		{name: "two objects", body: `{"a":1}{"b":2}`, result: timeNoObject},
-		{name: "two objects on lines", body: "{\"a\":1}\n{\"b\":2}\n", result: timeNoObject},
-		{name: "text behind the object", body: `{"a":1}x`, result: timeNoObject},
-		{name: "text before the object", body: `x{"a":1}`, result: timeNoObject},
-		{name: "a brace too many", body: `{"a":1}}`, result: timeNoObject},
-		{name: "trailing comma", body: `{"a":1,}`, result: timeNoObject},
-		{name: "comma only", body: `{,}`, result: timeNoObject},
-		{name: "comment", body: `{"a":1/*x*/}`, result: timeNoObject},
-		{name: "single quotes", body: `{'a':1}`, result: timeNoObject},
-		{name: "name without quotes", body: `{a:1}`, result: timeNoObject},
-		{name: "leading zero", body: `{"a":01}`, result: timeNoObject},
-		{name: "NaN", body: `{"a":NaN}`, result: timeNoObject},
-		{name: "control byte in a string", body: "{\"a\":\"\x01\"}", result: timeNoObject},
-		{name: "bad escape", body: `{"a":"\x41"}`, result: timeNoObject},
-		{name: "cut", body: `{"a":"x`, result: timeNoObject},
-		{name: "cut in an escape", body: `{"a":"\`, result: timeNoObject},
-		{name: "cut at the brace", body: `{"a":{}`, result: timeNoObject},
-		{name: "brace only", body: `{`, result: timeNoObject},
-		{name: "wrong brackets", body: `{"a":[}]`, result: timeNoObject},
-		{name: "byte order mark", body: "\ufeff{\"a\":1}", result: timeNoObject},
-		{name: "white space that is none in JSON", body: "\v{\"a\":1}", result: timeNoObject},
-		{name: "no-break space behind", body: "{\"a\":1}\u00a0", result: timeNoObject},
-		{name: "NUL behind", body: "{\"a\":1}\x00", result: timeNoObject},
-		{name: "UTF-16", body: "{\x00\"\x00a\x00\"\x00:\x001\x00}\x00", result: timeNoObject},
-		{name: "msgpack", body: "\x81\xa1a\x01", result: timeNoObject},
-		{name: "msgpack whose first byte is a brace", body: "{\xa1a\x01}", result: timeNoObject},
-		{name: "gzip", body: "\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xabV\xaaR\xb2\xaa\x05\x00}", result: timeNoObject},
-		{name: "invalid, with a time", body: `{"time":1,}`, result: timeNoObject},
-		{name: "nested too deep", body: nested(10_001), result: timeNoObject},
-		{name: "hostile nesting", body: strings.Repeat(`{"a":`, 1<<20/5), result: timeNoObject},
-		{name: "hostile nesting, arrays", body: `{"a":` + strings.Repeat("[", 1<<20), result: timeNoObject},
+		{name: "empty", body: "", result: TimeNoObject},
+		{name: "white space only", body: " \n", result: TimeNoObject},
+		{name: "array", body: `[{"a":1}]`, result: TimeNoObject},
+		{name: "string", body: `"{}"`, result: TimeNoObject},
+		{name: "number", body: `1`, result: TimeNoObject},
+		{name: "null", body: `null`, result: TimeNoObject},
+		{name: "two objects", body: `{"a":1}{"b":2}`, result: TimeNoObject},
+		{name: "two objects on lines", body: "{\"a\":1}\n{\"b\":2}\n", result: TimeNoObject},
+		{name: "text behind the object", body: `{"a":1}x`, result: TimeNoObject},
+		{name: "text before the object", body: `x{"a":1}`, result: TimeNoObject},
+		{name: "a brace too many", body: `{"a":1}}`, result: TimeNoObject},
+		{name: "trailing comma", body: `{"a":1,}`, result: TimeNoObject},
+		{name: "comma only", body: `{,}`, result: TimeNoObject},
+		{name: "comment", body: `{"a":1/*x*/}`, result: TimeNoObject},
+		{name: "single quotes", body: `{'a':1}`, result: TimeNoObject},
+		{name: "name without quotes", body: `{a:1}`, result: TimeNoObject},
+		{name: "leading zero", body: `{"a":01}`, result: TimeNoObject},
+		{name: "NaN", body: `{"a":NaN}`, result: TimeNoObject},
+		{name: "control byte in a string", body: "{\"a\":\"\x01\"}", result: TimeNoObject},
+		{name: "bad escape", body: `{"a":"\x41"}`, result: TimeNoObject},
+		{name: "cut", body: `{"a":"x`, result: TimeNoObject},
+		{name: "cut in an escape", body: `{"a":"\`, result: TimeNoObject},
+		{name: "cut at the brace", body: `{"a":{}`, result: TimeNoObject},
+		{name: "brace only", body: `{`, result: TimeNoObject},
+		{name: "wrong brackets", body: `{"a":[}]`, result: TimeNoObject},
+		{name: "byte order mark", body: "\ufeff{\"a\":1}", result: TimeNoObject},
+		{name: "white space that is none in JSON", body: "\v{\"a\":1}", result: TimeNoObject},
+		{name: "no-break space behind", body: "{\"a\":1}\u00a0", result: TimeNoObject},
+		{name: "NUL behind", body: "{\"a\":1}\x00", result: TimeNoObject},
+		{name: "UTF-16", body: "{\x00\"\x00a\x00\"\x00:\x001\x00}\x00", result: TimeNoObject},
+		{name: "msgpack", body: "\x81\xa1a\x01", result: TimeNoObject},
+		{name: "msgpack whose first byte is a brace", body: "{\xa1a\x01}", result: TimeNoObject},
+		{name: "gzip", body: "\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xabV\xaaR\xb2\xaa\x05\x00}", result: TimeNoObject},
+		{name: "invalid, with a time", body: `{"time":1,}`, result: TimeNoObject},
+		{name: "nested too deep", body: nested(10_001), result: TimeNoObject},
+		{name: "hostile nesting", body: strings.Repeat(`{"a":`, 1<<20/5), result: TimeNoObject},
+		{name: "hostile nesting, arrays", body: `{"a":` + strings.Repeat("[", 1<<20), result: TimeNoObject},
 	} {
-		if tc.result != timeAdded {
+		if tc.result != TimeAdded {
 			tc.want = tc.body
 		}
 		t.Run(tc.name, func(t *testing.T) {
@@ -117,7 +117,7 @@ func TestAppendRecordTime(t *testing.T) {
 // request.
 func appendRecordTime(dst, body []byte, arrival int64) ([]byte, RecordTime) {
 	member, end, timed := timeMember(nil, body, arrival)
-	if timed != timeAdded {
+	if timed != TimeAdded {
 		return append(dst, body...), timed
 	}
 	return slices.Concat(dst, body[:end], member, body[end:]), timed
@@ -133,10 +133,10 @@ func TestAppendRecordTimeMembers(t *testing.T) {
 		got, result := appendRecordTime(nil, body, 1_700_000_000)
 		results[result]++
 		want, names := membersOf(t, body)
-		if own := slices.Contains(names, "time") || slices.Contains(names, "td_record_time"); own != (result == timeOwn) {
+		if own := slices.Contains(names, "time") || slices.Contains(names, "td_record_time"); own != (result == TimeOwn) {
 			t.Errorf("%q: %v", body, result)
 		}
-		if result == timeAdded {
+		if result == TimeAdded {
 			names = append(names, "td_record_time")
 			want["td_record_time"] = json.Number("1700000000")
 		}
@@ -144,8 +144,8 @@ func TestAppendRecordTimeMembers(t *testing.T) {
 			t.Errorf("%q became %q", body, got)
 		}
 	}
-	if results[timeAdded] < 1000 || results[timeOwn] < 1000 || results[timeNoObject] > 0 {
-		t.Errorf("%d added, %d own, %d no object", results[timeAdded], results[timeOwn], results[timeNoObject])
+	if results[TimeAdded] < 1000 || results[TimeOwn] < 1000 || results[TimeNoObject] > 0 {
+		t.Errorf("%d added, %d own, %d no object", results[TimeAdded], results[TimeOwn], results[TimeNoObject])
 	}
 }
 
@@ -198,12 +198,12 @@ func FuzzRecordTime(f *testing.F) {
 		f.Add([]byte(seed), int64(1_700_000_000))
 	}
 	f.Fuzz(func(t *testing.T, body []byte, arrival int64) {
-		want := timeNoObject
+		want := TimeNoObject
 		var members map[string]json.RawMessage
 		if json.Unmarshal(body, &members) == nil && members != nil {
-			want = timeAdded
+			want = TimeAdded
 			if _, names := decodeObject(t, body); slices.Contains(names, "td_record_time") || slices.Contains(names, "time") {
-				want = timeOwn
+				want = TimeOwn
 			}
 		}
 		got, result := appendRecordTime([]byte("before"), body, arrival)
@@ -214,7 +214,7 @@ func FuzzRecordTime(f *testing.F) {
 		if !ok || json.Valid(got) != json.Valid(body) {
 			t.Errorf("%q became %q", body, got)
 		}
-		if want == timeAdded {
+		if want == TimeAdded {
 			added := `"td_record_time":` + strconv.FormatInt(arrival, 10)
 			if len(members) > 0 {
 				added = "," + added
