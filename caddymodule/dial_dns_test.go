@@ -46,7 +46,7 @@ func TestConnectionAge(t *testing.T) {
 					u.close()
 					time.Sleep(2 * idleTimeout) // fasthttp sees only then that nothing is left to close
 				}()
-				out := &postback.Request{Host: "v2.test", Destination: postback.Destination{"db", "tbl"}, Credentials: postback.Credentials{WriteKey: "1/a"}, Body: []byte("{}")}
+				out := &postback.Request{Host: "v2.test", Destination: postback.Destination{Database: "db", Table: "tbl"}, Credentials: postback.Credentials{WriteKey: "1/a"}, Body: []byte("{}")}
 				began := time.Now()
 				for {
 					w := httptest.NewRecorder()
