@@ -1,16 +1,13 @@
 package caddymodule
 
 import (
-	"bufio"
 	"crypto/tls"
 	"errors"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"runtime"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -284,89 +281,4 @@ func parseRetryAfter(value string, now time.Time) time.Duration {
 
 func isTimeout(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, fasthttp.ErrTimeout)
-}
-
-// exchange is one request to v2 and its answer. It is used again, so that what
-// it holds is allocated once.
-type exchange struct {
-	w http.ResponseWriter // nil if no caller waits for the answer
-	r *http.Request
-
-	conn    net.Conn
-	timeout time.Duration // of a pause in the answer
-
-	head   []byte   // of the request; a short body is behind it
-	pieces [][]byte // head, and a body that is not short
-	unsent net.Buffers
-
-	answer fasthttp.ResponseHeader
-	fixed  fixedReader
-	fields []field // of the answer, as they go to the caller
-	values []byte  // their values, one after the other
-	buf    []byte  // answerBuffer bytes of the answer's body
-}
-
-var exchanges = sync.Pool{New: func() any {
-	return &exchange{buf: make([]byte, answerBuffer)}
-}}
-
-func (x *exchange) put() {
-	clear(x.head) // it holds the write key
-	clear(x.pieces)
-	x.w, x.r, x.conn, x.fixed.r = nil, nil, nil, nil
-	exchanges.Put(x)
-}
-
-// compose makes the bytes of a request.
-func (x *exchange) compose(out *postback.Request) {
-	x.head = out.AppendHead(x.head[:0])
-	if len(out.Body) <= shortBody && len(out.More) == 0 {
-		x.head = append(x.head, out.Body...)
-		x.pieces = append(x.pieces[:0], x.head)
-		return
-	}
-	x.pieces = append(x.pieces[:0], x.head, out.Body)
-	x.pieces = append(x.pieces, out.More...)
-}
-
-// send sends the request in one piece, if the connection can.
-func (x *exchange) send() error {
-	if len(x.pieces) == 1 {
-		_, err := x.conn.Write(x.pieces[0])
-		return err
-	}
-	// WriteTo takes apart what it is called on, and a retry sends it again.
-	x.unsent = append(x.unsent[:0], x.pieces...)
-	unsent := x.unsent
-	_, err := x.unsent.WriteTo(x.conn)
-	clear(unsent)
-	x.unsent = unsent
-	return err
-}
-
-// extend puts off the deadline while a long answer flows.
-func (x *exchange) extend() {
-	_ = x.conn.SetReadDeadline(time.Now().Add(x.timeout))
-}
-
-// readHead reads the head of the final answer, past any 1xx.
-func (x *exchange) readHead(br *bufio.Reader) error {
-	for range maxInterim {
-		x.answer.Reset()
-		x.answer.DisableNormalizing()
-		x.answer.SetNoDefaultContentType(true)
-		if err := x.answer.Read(br); err != nil {
-			if isTimeout(err) {
-				return err
-			}
-			return badAnswerError("no valid head") // fasthttp's text quotes it
-		}
-		switch status := x.answer.StatusCode(); {
-		case status == http.StatusSwitchingProtocols || status < 100:
-			return badAnswerError("unexpected status")
-		case status >= 200:
-			return nil
-		}
-	}
-	return badAnswerError("too many interim answers")
 }
