@@ -15,9 +15,10 @@ import (
 
 // This file passes v2's answer on to the caller.
 
-// pass passes the answer on to the caller. reusable says whether the
-// connection can carry another request.
-func (x *exchange) pass(br *bufio.Reader) (reusable bool, err error) {
+// pass passes the answer on to the caller, when begin, if it is not nil, has
+// added its headers. reusable says whether the connection can carry another
+// request.
+func (x *exchange) pass(br *bufio.Reader, begin func(http.ResponseWriter, *http.Request)) (reusable bool, err error) {
 	body, length := x.body(br)
 
 	// Most answers are `{}`: read to their end, so that a broken one is still
@@ -25,6 +26,9 @@ func (x *exchange) pass(br *bufio.Reader) (reusable bool, err error) {
 	n, complete, err := readAvailable(br, body, x.buf, length)
 	if err != nil {
 		return false, err
+	}
+	if begin != nil {
+		begin(x.w, x.r)
 	}
 	x.copyHeader(complete, n)
 	x.w.WriteHeader(x.answer.StatusCode())
@@ -124,7 +128,6 @@ type field struct {
 func (x *exchange) copyHeader(complete bool, n int) {
 	connection := x.collectFields()
 	h := x.w.Header()
-	allowOrigin(h, x.r)
 	text := string(x.values)                // one string for all values
 	values := make([]string, len(x.fields)) // and one slice for all headers
 	start := 0

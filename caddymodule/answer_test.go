@@ -76,7 +76,7 @@ func answerOf(sent []byte) (got *httptest.ResponseRecorder, left int, reusable b
 	if err := x.readHead(br); err != nil {
 		return got, 0, false, err
 	}
-	reusable, err = x.pass(br)
+	reusable, err = x.pass(br, nil)
 	rest, _ := io.Copy(io.Discard, br)
 	return got, int(rest), reusable, err
 }

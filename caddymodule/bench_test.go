@@ -7,13 +7,13 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/td-postback/gateway/postback"
-	"github.com/valyala/fasthttp"
 	"go.uber.org/zap"
 )
 
@@ -126,16 +126,18 @@ func stubHandler() *Handler {
 	return &Handler{
 		MaxBody: postback.MaxBody, GlobalID: defaultGlobalID, logger: zap.NewNop(),
 		bodies: &bodies{maxBody: postback.MaxBody, maxTotal: defaultMaxBuffered},
-		fixed:  &route{host: "us01.records.in.treasuredata.com", upstream: stubUpstream()},
+		fixed:  &route{host: "us01.records.in.treasuredata.com", Client: stubUpstream()},
 	}
 }
 
-func stubUpstream() *upstream {
-	dial := func(string, time.Duration) (net.Conn, error) {
-		return &connection{Conn: stubConn{}, socket: newWatch(stubConn{})}, nil
+func stubUpstream() *Client {
+	client, err := New(Config{
+		URL:     &url.URL{Scheme: "http", Host: "v2"},
+		Dial:    func(string) (net.Conn, error) { return stubConn{}, nil },
+		Timeout: time.Minute, MaxConns: 512,
+	})
+	if err != nil {
+		panic(err)
 	}
-	return &upstream{
-		pool:    &fasthttp.HostClient{Addr: "v2:443", DialTimeout: dial, ReadBufferSize: answerBuffer},
-		timeout: time.Minute,
-	}
+	return client
 }

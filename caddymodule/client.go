@@ -1,8 +1,10 @@
 package caddymodule
 
 import (
+	"bufio"
 	"crypto/tls"
 	"errors"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -14,14 +16,11 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/td-postback/gateway/postback"
-	"github.com/td-postback/gateway/spool"
 )
 
-// This file is the upstream client. fasthttp's HostClient keeps the
-// connections and parses answers; which failure may be retried, and on what
-// connection, is decided here, because only here is it known what was sent.
-// How a connection is made is in dial.go, what becomes of an answer in
-// answer.go.
+// fasthttp's HostClient keeps the connections and parses answers. Which failure
+// may be retried, and on what connection, is decided here, because only here is
+// it known what was sent.
 
 const (
 	// idleTimeout is below the 60 s after which v2's load balancer gives an
@@ -53,185 +52,197 @@ const (
 	shortBody = 4 << 10
 )
 
-// upstream forwards to one v2 host.
-type upstream struct {
+// Config says what a Client sends to, and how.
+type Config struct {
+	// URL is where v2 is: a scheme, http or https, and a host.
+	URL *url.URL
+
+	// TLS has what an https URL needs: the certificate authorities to trust, if
+	// not the system's.
+	TLS *tls.Config
+
+	// Dial makes a connection to host:port. Nil for TCP, through the
+	// environment's proxy if there is one for this URL.
+	Dial func(addr string) (net.Conn, error)
+
+	// DialTimeout is how long making a connection may take, TLS included.
+	DialTimeout time.Duration
+
+	// Timeout is how long v2 may take until its answer is there, and then
+	// between two pieces of it.
+	Timeout time.Duration
+
+	// MaxConns is how many connections may be in use at a time, retries apart.
+	MaxConns int
+
+	// Retries is how often a request that v2 cannot have processed is sent
+	// again.
+	Retries int
+
+	// Begin is called before the head of v2's answer is written to a caller; nil
+	// for nothing. It may add headers.
+	Begin func(http.ResponseWriter, *http.Request)
+
+	// Withhold reports whether an answer with this status is not for the caller;
+	// nil for none. Forward then fails with ErrWithheld.
+	Withhold func(status int) bool
+}
+
+// Client sends requests to one v2 host. Its methods may be called concurrently.
+type Client struct {
+	Config
+
 	// pool has the kept-alive connections. fresh has none: a retry dials, so
 	// that it cannot meet another connection that v2 has closed meanwhile.
 	pool, fresh *fasthttp.HostClient
 
-	retries     int
-	dialTimeout time.Duration
-	timeout     time.Duration
-	handover    *Handover // of the callers' server, or nil
-	spooled     bool      // what v2 does not take now is kept, so its answer is not for the caller
-
 	closed atomic.Bool
 }
 
-// upstreamConfig is what an upstream is made from.
-type upstreamConfig struct {
-	url         *url.URL // scheme and host
-	dialTimeout time.Duration
-	timeout     time.Duration
-	maxConns    int
-	retries     int
-	tls         *tls.Config // with the certificate authorities to trust, if not the system's
-	handover    *Handover
-	spooled     bool
-}
-
-func newUpstream(cfg upstreamConfig) (*upstream, error) {
+// New makes a client. It opens no connection. It fails if the environment names
+// a proxy for the URL that cannot be used.
+func New(cfg Config) (*Client, error) {
 	dial, err := newDialer(cfg)
 	if err != nil {
 		return nil, err
 	}
-	client := func() *fasthttp.HostClient {
+	pool := func() *fasthttp.HostClient {
 		return &fasthttp.HostClient{
-			Addr:                hostPort(cfg.url),
+			Addr:                hostPort(cfg.URL),
 			DialTimeout:         dial,
-			MaxConns:            cfg.maxConns,
+			MaxConns:            cfg.MaxConns,
 			MaxConnWaitTimeout:  queueTimeout,
 			MaxIdleConnDuration: idleTimeout,
 			ConnPoolStrategy:    fasthttp.LIFO,
 			ReadBufferSize:      answerBuffer,
 		}
 	}
-	return &upstream{
-		pool: client(), fresh: client(),
-		retries: cfg.retries, dialTimeout: cfg.dialTimeout, timeout: cfg.timeout, handover: cfg.handover, spooled: cfg.spooled,
-	}, nil
+	return &Client{Config: cfg, pool: pool(), fresh: pool()}, nil
 }
 
-// close gives up the idle connections. Those in use follow when they are
+// Close gives up the idle connections. Those in use follow when they are
 // released: a configuration is cleaned up while its last requests are served.
-func (u *upstream) close() {
-	u.closed.Store(true)
-	u.pool.CloseIdleConnections()
+func (c *Client) Close() {
+	c.closed.Store(true)
+	c.pool.CloseIdleConnections()
 }
 
-// notProcessedError is a failure after which v2 cannot have taken the record: it
+var (
+	// ErrNoConn: MaxConns connections are in use, and none became free in time.
+	// Nothing was sent.
+	ErrNoConn = errors.New("all connections to v2 are in use")
+
+	// ErrWithheld: v2 has answered, but its answer is not for the caller.
+	ErrWithheld = errors.New("v2's answer is not for the caller")
+)
+
+// NotProcessedError is a failure after which v2 cannot have taken the record: it
 // may be sent again.
-type notProcessedError struct {
+type NotProcessedError struct {
 	error
 	dialing bool // the connection could not be made
 }
 
-func (e notProcessedError) Unwrap() error { return e.error }
+// Unwrap returns what happened.
+func (e NotProcessedError) Unwrap() error { return e.error }
 
 // badAnswerError is an answer that is no HTTP. Its text never quotes the answer.
 type badAnswerError string
 
 func (e badAnswerError) Error() string { return "malformed answer: " + string(e) }
 
-// errNotTaken is an answer by which v2 asks for the record again later, and
-// that is not for the caller, because the spool has one.
-var errNotTaken = errors.New("not taken by Postback v2")
-
-// delivery is how a request to v2 went.
-type delivery struct {
-	bytes      int           // of the body
-	tries      int           // how often it was sent, or a connection was asked for
-	status     int           // of v2's answer; 0 without one
-	duration   time.Duration // from sending until the head of the answer was there
-	retryAfter time.Duration // that v2 asked for, if its answer is not for the caller
+// IsTimeout reports whether v2, or the way to it, was too slow.
+func IsTimeout(err error) bool {
+	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, fasthttp.ErrTimeout)
 }
 
-// forward sends a request to v2 and passes the answer on to the caller. If it
-// returns an error, nothing has been written to the caller. d is filled also if
-// the caller's connection is aborted by a panic.
-func (u *upstream) forward(w http.ResponseWriter, r *http.Request, out *postback.Request, d *delivery) error {
-	x := exchanges.Get().(*exchange)
-	defer x.put()
-	x.w, x.r, x.timeout = w, r, u.timeout
-	x.compose(out)
-	d.bytes = out.Length()
-	return u.exchange(x, d)
+// Trip is how sending a request went.
+type Trip struct {
+	Bytes      int           // of the body
+	Tries      int           // how often it was sent, or a connection was asked for
+	Dialed     int           // how many connections were made
+	Status     int           // of v2's answer; 0 without one
+	Duration   time.Duration // from sending until the head of the answer was there
+	RetryAfter time.Duration // that v2 asked for, if its answer is not for the caller
 }
 
-// deliver sends a request that was kept, for no caller.
-func (u *upstream) deliver(data []byte) spool.Result {
+// Forward sends a request to v2 and passes the answer on to the caller. If it
+// returns an error, nothing has been written to the caller: ErrNoConn,
+// ErrWithheld, a NotProcessedError, or what went wrong when v2 may have taken the
+// record. t is filled in any case, also when the caller's connection is aborted
+// by a panic.
+func (c *Client) Forward(w http.ResponseWriter, r *http.Request, q *postback.Request, t *Trip) error {
 	x := exchanges.Get().(*exchange)
 	defer x.put()
-	x.timeout = u.timeout
+	x.w, x.r, x.timeout = w, r, c.Timeout
+	x.compose(q)
+	t.Bytes = q.Length()
+	return c.exchange(x, t)
+}
+
+// Deliver sends a request that was kept, as the bytes of the whole request, for
+// no caller. Its errors are those of Forward but ErrWithheld.
+func (c *Client) Deliver(data []byte, t *Trip) error {
+	x := exchanges.Get().(*exchange)
+	defer x.put()
+	x.timeout = c.Timeout
 	x.pieces = append(x.pieces[:0], data)
-	var d delivery
-	err := u.exchange(x, &d)
-	return d.result(err)
-}
-
-// result says how sending a record went that has a spool.
-func (d *delivery) result(err error) spool.Result {
-	r := spool.Result{Status: d.status, RetryAfter: d.retryAfter}
-	if err != nil && !r.NotTaken() {
-		r.Status = 0 // an answer that broke off says nothing
-	}
-	switch r.Status {
-	case 0:
-		_, notProcessed := errors.AsType[notProcessedError](err)
-		_, notSent := errors.AsType[*postback.Refusal](err)
-		r.Err, r.Ambiguous = err, !notProcessed && !notSent
-	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout:
-		r.Ambiguous = true // it may have failed only after it had stored the record
-	}
-	return r
+	return c.exchange(x, t)
 }
 
 // exchange sends the request, again if v2 cannot have processed it, and passes
 // the answer on.
-func (u *upstream) exchange(x *exchange, d *delivery) error {
-	d.tries = 1
+func (c *Client) exchange(x *exchange, t *Trip) error {
+	t.Tries = 1
 	started := time.Now()
-	err := u.try(u.pool, x, d)
-	for n := 0; n < u.retries && err != nil; n++ {
-		failure, ok := errors.AsType[notProcessedError](err)
-		if !ok || failure.dialing && time.Since(started) >= u.dialTimeout {
+	err := c.try(c.pool, x, t)
+	for n := 0; n < c.Retries && err != nil; n++ {
+		failure, ok := errors.AsType[NotProcessedError](err)
+		if !ok || failure.dialing && time.Since(started) >= c.DialTimeout {
 			break // a second dial timeout would not help this caller
 		}
-		d.tries++
-		retriesTotal.Inc()
-		err = u.try(u.fresh, x, d)
+		t.Tries++
+		err = c.try(c.fresh, x, t)
 	}
 	return err
 }
 
-// try sends the request over one connection of the client and passes the
-// answer on.
-func (u *upstream) try(client *fasthttp.HostClient, x *exchange, d *delivery) error {
-	conn, err := client.AcquireConn(0, client == u.fresh)
-	now := time.Now()
-	for err == nil && !conn.LastUseTime().IsZero() && !conn.Conn().(*connection).reuse(now.Add(u.timeout)) {
-		client.CloseConn(conn)
-		conn, err = client.AcquireConn(0, client == u.fresh)
-		now = time.Now()
+// try sends the request over one connection of the pool and passes the answer
+// on.
+func (c *Client) try(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
+	conn, err := pool.AcquireConn(0, pool == c.fresh)
+	x.started = time.Now()
+	for err == nil && !conn.LastUseTime().IsZero() && !conn.Conn().(*connection).reuse(x.started.Add(c.Timeout)) {
+		pool.CloseConn(conn)
+		conn, err = pool.AcquireConn(0, pool == c.fresh)
+		x.started = time.Now()
 	}
-	if errors.Is(err, fasthttp.ErrNoFreeConns) {
-		return postback.ErrOverloaded
+	switch {
+	case errors.Is(err, fasthttp.ErrNoFreeConns):
+		return ErrNoConn
+	case err != nil:
+		return NotProcessedError{err, true}
 	}
-	if err != nil {
-		return notProcessedError{err, true}
-	}
-	reused := !conn.LastUseTime().IsZero()
-	keep := false
+	reusable := false
 	defer func() { // also when the caller's connection is aborted by a panic
-		if keep && client == u.pool && now.Sub(conn.CreatedTime()) < maxConnAge {
-			client.ReleaseConn(conn)
-			if u.closed.Load() {
-				client.CloseIdleConnections()
+		if reusable && pool == c.pool && x.started.Sub(conn.CreatedTime()) < maxConnAge {
+			pool.ReleaseConn(conn)
+			if c.closed.Load() {
+				pool.CloseIdleConnections()
 			}
 		} else {
-			client.CloseConn(conn)
+			pool.CloseConn(conn)
 		}
 	}()
-
-	x.conn = conn.Conn().(*connection).Conn
-	if !reused {
-		connectionsTotal.Inc()
-		if err := x.conn.SetDeadline(now.Add(u.timeout)); err != nil {
-			return notProcessedError{err, false}
+	x.conn, x.reused = conn.Conn().(*connection).Conn, !conn.LastUseTime().IsZero()
+	if !x.reused {
+		t.Dialed++
+		if err := x.conn.SetDeadline(x.started.Add(c.Timeout)); err != nil {
+			return NotProcessedError{err, false}
 		}
 	}
 	sendErr := x.send()
-	if isTimeout(sendErr) {
+	if IsTimeout(sendErr) {
 		return sendErr
 	}
 
@@ -240,31 +251,36 @@ func (u *upstream) try(client *fasthttp.HostClient, x *exchange, d *delivery) er
 	runtime.Gosched()
 
 	// Even if sending failed, v2 may have answered before it closed.
-	br := client.AcquireReader(x.conn)
-	defer client.ReleaseReader(br)
+	br := pool.AcquireReader(x.conn)
+	defer pool.ReleaseReader(br)
+	reusable, err = c.receive(x, br, t)
+	reusable = reusable && sendErr == nil
+	return err
+}
+
+// receive reads the answer and passes it on. reusable says whether the
+// connection can carry another request.
+func (c *Client) receive(x *exchange, br *bufio.Reader, t *Trip) (reusable bool, err error) {
 	if _, err := br.Peek(1); err != nil {
-		if reused && !isTimeout(err) && time.Since(now) < closeRace {
-			return notProcessedError{err, false}
+		if x.reused && !IsTimeout(err) && time.Since(x.started) < closeRace {
+			return false, NotProcessedError{err, false}
 		}
-		return err
+		return false, err
 	}
 	if err := x.readHead(br); err != nil {
-		return err
+		return false, err
 	}
-	d.status, d.duration = x.answer.StatusCode(), time.Since(now)
-	if x.w == nil || u.spooled && (spool.Result{Status: d.status}).NotTaken() {
-		d.retryAfter = parseRetryAfter(string(x.answer.Peek("Retry-After")), now)
-		reusable, err := x.skip(br)
-		keep = reusable && sendErr == nil
-		if x.w == nil {
-			return err
-		}
-		return errNotTaken
+	t.Status, t.Duration = x.answer.StatusCode(), time.Since(x.started)
+	withheld := x.w != nil && c.Withhold != nil && c.Withhold(t.Status)
+	if x.w != nil && !withheld {
+		return x.pass(br, c.Begin)
 	}
-	u.handover.end(x.w, x.r)
-	keep, err = x.pass(br)
-	keep = keep && sendErr == nil
-	return err
+	t.RetryAfter = parseRetryAfter(string(x.answer.Peek("Retry-After")), x.started)
+	reusable, err = x.skip(br)
+	if withheld {
+		err = ErrWithheld
+	}
+	return reusable, err
 }
 
 // parseRetryAfter reads a Retry-After header: seconds or a date (RFC 9110
@@ -277,8 +293,4 @@ func parseRetryAfter(value string, now time.Time) time.Duration {
 		return max(0, date.Sub(now))
 	}
 	return 0
-}
-
-func isTimeout(err error) bool {
-	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, fasthttp.ErrTimeout)
 }

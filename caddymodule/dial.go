@@ -35,7 +35,7 @@ func (c *connection) reuse(deadline time.Time) bool {
 		if over.SetReadDeadline(time.Unix(1, 0)) != nil {
 			return false
 		}
-		if n, err := over.Read(c.one[:]); n > 0 || !isTimeout(err) {
+		if n, err := over.Read(c.one[:]); n > 0 || !IsTimeout(err) {
 			return false
 		}
 	}
@@ -57,26 +57,15 @@ func hostPort(u *url.URL) string {
 	return net.JoinHostPort(u.Hostname(), port)
 }
 
-// newDialer returns the function that makes a connection ready to use: through
-// the environment's proxy if there is one for this upstream, and with TLS
-// established if the upstream is https, all within dialTimeout: what it
-// returns is always a *connection. Names are
-// looked up at every dial, IPv4 and IPv6 are tried side by side (RFC 8305).
-func newDialer(cfg upstreamConfig) (fasthttp.DialFuncWithTimeout, error) {
-	direct := &net.Dialer{Timeout: cfg.dialTimeout}
-	dial := func(addr string) (net.Conn, error) { return direct.Dial("tcp", addr) }
-
-	proxyURL, err := httpproxy.FromEnvironment().ProxyFunc()(cfg.url)
+// newDialer returns the function that makes a connection ready to use, with TLS
+// established if the upstream is https, all within DialTimeout. What it returns
+// is always a *connection.
+func newDialer(cfg Config) (fasthttp.DialFuncWithTimeout, error) {
+	dial, err := cfg.dialFunc()
 	if err != nil {
-		// The error quotes the variable, which may hold a password.
-		return nil, errors.New("the environment's HTTP_PROXY or HTTPS_PROXY is no valid URL")
+		return nil, err
 	}
-	if proxyURL != nil {
-		if dial, err = dialThrough(proxyURL, cfg.dialTimeout); err != nil {
-			return nil, fmt.Errorf("the environment's HTTP_PROXY or HTTPS_PROXY must be an http or socks5 URL: %w", err)
-		}
-	}
-	if cfg.url.Scheme != "https" {
+	if cfg.URL.Scheme != "https" {
 		return func(addr string, _ time.Duration) (net.Conn, error) {
 			conn, err := dial(addr)
 			if err != nil {
@@ -86,12 +75,12 @@ func newDialer(cfg upstreamConfig) (fasthttp.DialFuncWithTimeout, error) {
 		}, nil
 	}
 
-	tlsConfig := cfg.tls.Clone()
-	tlsConfig.ServerName = cfg.url.Hostname()
+	tlsConfig := cfg.TLS.Clone()
+	tlsConfig.ServerName = cfg.URL.Hostname()
 	tlsConfig.NextProtos = []string{"http/1.1"}
 	tlsConfig.ClientSessionCache = tls.NewLRUClientSessionCache(0)
 	return func(addr string, _ time.Duration) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), cfg.dialTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), cfg.DialTimeout)
 		defer cancel()
 		raw, err := dial(addr)
 		if err != nil {
@@ -104,6 +93,28 @@ func newDialer(cfg upstreamConfig) (fasthttp.DialFuncWithTimeout, error) {
 		}
 		return &connection{Conn: conn, socket: newWatch(raw)}, nil
 	}, nil
+}
+
+// dialFunc returns what makes a connection to host:port. Names are looked up at
+// every dial, IPv4 and IPv6 are tried side by side (RFC 8305).
+func (cfg *Config) dialFunc() (func(addr string) (net.Conn, error), error) {
+	if cfg.Dial != nil {
+		return cfg.Dial, nil
+	}
+	proxyURL, err := httpproxy.FromEnvironment().ProxyFunc()(cfg.URL)
+	if err != nil {
+		// The error quotes the variable, which may hold a password.
+		return nil, errors.New("the environment's HTTP_PROXY or HTTPS_PROXY is no valid URL")
+	}
+	if proxyURL == nil {
+		direct := &net.Dialer{Timeout: cfg.DialTimeout}
+		return func(addr string) (net.Conn, error) { return direct.Dial("tcp", addr) }, nil
+	}
+	dial, err := dialThrough(proxyURL, cfg.DialTimeout)
+	if err != nil {
+		return nil, fmt.Errorf("the environment's HTTP_PROXY or HTTPS_PROXY must be an http or socks5 URL: %w", err)
+	}
+	return dial, nil
 }
 
 // dialThrough returns a function that dials through a proxy.

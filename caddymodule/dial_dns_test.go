@@ -31,7 +31,7 @@ func TestConnectionAge(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				u, err := newUpstream(upstreamConfig{url: &url.URL{Scheme: "http", Host: "v2.test"}, timeout: time.Second, maxConns: 1})
+				u, err := New(Config{URL: &url.URL{Scheme: "http", Host: "v2.test"}, Timeout: time.Second, MaxConns: 1})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -43,14 +43,14 @@ func TestConnectionAge(t *testing.T) {
 					return &connection{Conn: conn, socket: newWatch(conn)}, nil
 				}
 				defer func() {
-					u.close()
+					u.Close()
 					time.Sleep(2 * idleTimeout) // fasthttp sees only then that nothing is left to close
 				}()
 				out := &postback.Request{Host: "v2.test", Destination: postback.Destination{Database: "db", Table: "tbl"}, Credentials: postback.Credentials{WriteKey: "1/a"}, Body: []byte("{}")}
 				began := time.Now()
 				for {
 					w := httptest.NewRecorder()
-					if err := u.forward(w, httptest.NewRequest(http.MethodPost, "/", nil), out, new(delivery)); err != nil || w.Code != http.StatusOK {
+					if err := u.Forward(w, httptest.NewRequest(http.MethodPost, "/", nil), out, new(Trip)); err != nil || w.Code != http.StatusOK {
 						t.Fatalf("after %v: got %d, %v", time.Since(began), w.Code, err)
 					}
 					if time.Since(began) >= tc.last {

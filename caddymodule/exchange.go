@@ -18,6 +18,8 @@ type exchange struct {
 	r *http.Request
 
 	conn    net.Conn
+	reused  bool          // the connection has carried a request before
+	started time.Time     // when this try was
 	timeout time.Duration // of a pause in the answer
 
 	head   []byte   // of the request; a short body is behind it
@@ -43,15 +45,15 @@ func (x *exchange) put() {
 }
 
 // compose makes the bytes of a request.
-func (x *exchange) compose(out *postback.Request) {
-	x.head = out.AppendHead(x.head[:0])
-	if len(out.Body) <= shortBody && len(out.More) == 0 {
-		x.head = append(x.head, out.Body...)
+func (x *exchange) compose(q *postback.Request) {
+	x.head = q.AppendHead(x.head[:0])
+	if len(q.Body) <= shortBody && len(q.More) == 0 {
+		x.head = append(x.head, q.Body...)
 		x.pieces = append(x.pieces[:0], x.head)
 		return
 	}
-	x.pieces = append(x.pieces[:0], x.head, out.Body)
-	x.pieces = append(x.pieces, out.More...)
+	x.pieces = append(x.pieces[:0], x.head, q.Body)
+	x.pieces = append(x.pieces, q.More...)
 }
 
 // send sends the request in one piece, if the connection can.
@@ -81,7 +83,7 @@ func (x *exchange) readHead(br *bufio.Reader) error {
 		x.answer.DisableNormalizing()
 		x.answer.SetNoDefaultContentType(true)
 		if err := x.answer.Read(br); err != nil {
-			if isTimeout(err) {
+			if IsTimeout(err) {
 				return err
 			}
 			return badAnswerError("no valid head") // fasthttp's text quotes it

@@ -102,31 +102,35 @@ func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *post
 		h.forwardOrKeep(answer, w, r, out, way, o)
 		return nil
 	}
-	if err := way.forward(answer, r, out, &o.delivery); err != nil {
+	if err := way.Forward(answer, r, out, &o.delivery); err != nil {
 		h.handover.end(w, r)
 		o.refuse(w, r, h.failure(err, way))
 		return nil
 	}
-	o.result = upstreamResult(o.delivery.status)
-	h.warnOfAnswer(o.delivery.status, way)
+	o.result = upstreamResult(o.delivery.Status)
+	h.warnOfAnswer(o.delivery.Status, way)
 	return nil
 }
 
 // failure turns an error of the upstream client into the caller's answer, and
 // tells the operator.
 func (h *Handler) failure(err error, way *route) *postback.Refusal {
-	refused, ok := errors.AsType[*postback.Refusal](err)
-	if !ok {
-		_, notProcessed := errors.AsType[notProcessedError](err)
-		switch {
-		case notProcessed:
-			refused = postback.ErrUnreachable
-		case isTimeout(err):
-			refused = postback.ErrUpstreamTimeout
-		default:
-			refused = postback.ErrBrokenOff
-		}
+	_, notProcessed := errors.AsType[NotProcessedError](err)
+	refused := postback.ErrBrokenOff
+	switch {
+	case errors.Is(err, ErrNoConn):
+		refused = postback.ErrOverloaded
+	case notProcessed:
+		refused = postback.ErrUnreachable
+	case IsTimeout(err):
+		refused = postback.ErrUpstreamTimeout
 	}
 	h.warnOfFailure(refused, err, way)
 	return refused
+}
+
+// begin adds to an answer what the gateway has to say to its caller.
+func (h *Handler) begin(w http.ResponseWriter, r *http.Request) {
+	h.handover.end(w, r)
+	allowOrigin(w.Header(), r)
 }

@@ -31,16 +31,16 @@ func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, 
 		// A spool that takes nothing must not stop what v2 takes.
 	}
 	sent := time.Now()
-	err := way.forward(answer, r, out, &o.delivery)
+	err := way.Forward(answer, r, out, &o.delivery)
 	if err == nil {
 		way.queue.Success()
-		o.result = upstreamResult(o.delivery.status)
-		h.warnOfAnswer(o.delivery.status, way)
+		o.result = upstreamResult(o.delivery.Status)
+		h.warnOfAnswer(o.delivery.Status, way)
 		return
 	}
-	result := o.delivery.result(err)
+	result := resultOf(&o.delivery, err)
 	switch {
-	case err != postback.ErrOverloaded: //nolint:errorlint // nothing wraps it
+	case !errors.Is(err, ErrNoConn):
 		way.queue.Failure(sent, result.RetryAfter)
 	case trying: // that says nothing of v2
 		way.queue.Forgo()
@@ -54,6 +54,26 @@ func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, 
 		spoolDuplicates.Inc()
 	}
 }
+
+// resultOf says how sending a record went that has a spool.
+func resultOf(t *Trip, err error) spool.Result {
+	r := spool.Result{Status: t.Status, RetryAfter: t.RetryAfter}
+	if err != nil && !r.NotTaken() {
+		r.Status = 0 // an answer that broke off says nothing
+	}
+	switch r.Status {
+	case 0:
+		_, notProcessed := errors.AsType[NotProcessedError](err)
+		r.Err, r.Ambiguous = err, !notProcessed && !errors.Is(err, ErrNoConn)
+	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout:
+		r.Ambiguous = true // it may have failed only after it had stored the record
+	}
+	return r
+}
+
+// spoolTakes reports whether an answer is not for the caller, because the spool
+// takes the record.
+func spoolTakes(status int) bool { return spool.Result{Status: status}.NotTaken() }
 
 // keep makes a record durable and answers the caller as v2 would. After an
 // error nothing has been answered.
@@ -74,7 +94,7 @@ func (h *Handler) keep(answer http.ResponseWriter, r *http.Request, out *postbac
 	}
 	spoolTimes[timed].Inc()
 	o.result = spooledResult
-	o.delivery.bytes = out.Length()
+	o.delivery.Bytes = out.Length()
 	h.handover.end(answer, r)
 	taken(answer, r)
 	return nil

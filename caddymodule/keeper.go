@@ -47,7 +47,7 @@ type spoolQueue struct {
 	spool.Circuit
 	name      string
 	keeper    *keeper
-	upstream  atomic.Pointer[upstream]
+	upstream  atomic.Pointer[Client]
 	failed    atomic.Bool                     // the Log refuses its records
 	deliverer atomic.Pointer[spool.Deliverer] // nil while the Log cannot be opened
 }
@@ -56,9 +56,9 @@ type spoolQueue struct {
 // has not gone decides how records are delivered.
 type block struct {
 	handler   *Handler
-	config    <-chan struct{}      // tells configurations apart
-	own       []*url.URL           // the v2 hosts that it forwards to
-	upstreams map[string]*upstream // by queue
+	config    <-chan struct{}    // tells configurations apart
+	own       []*url.URL         // the v2 hosts that it forwards to
+	upstreams map[string]*Client // by queue
 }
 
 // openKeeper makes a keeper and opens its Log. If the disk is in trouble, that
@@ -174,7 +174,10 @@ func (q *spoolQueue) send(data []byte) spool.Result {
 	if up == nil {
 		return spool.Result{Err: errNoUpstream}
 	}
-	return up.deliver(data)
+	var t Trip
+	err := up.Deliver(data, &t)
+	countTrip(&t)
+	return resultOf(&t, err)
 }
 
 var errNoUpstream = errors.New("no td_postback block can deliver to this host")
@@ -183,7 +186,7 @@ var errNoUpstream = errors.New("no td_postback block can deliver to this host")
 func (k *keeper) attach(h *Handler, config <-chan struct{}) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	b := &block{handler: h, config: config, upstreams: map[string]*upstream{}}
+	b := &block{handler: h, config: config, upstreams: map[string]*Client{}}
 	for _, other := range k.blocks {
 		if other.config == config && !sameSpool(other.handler.Spool, h.Spool) {
 			return fmt.Errorf("spool %s: another td_postback block has other options for it: give both the same, or each a dir of its own", k.place)
@@ -215,7 +218,7 @@ func (k *keeper) detach(h *Handler) {
 		k.blocks = slices.Delete(k.blocks, i, i+1)
 		k.adopt()
 		for _, up := range b.upstreams {
-			up.close()
+			up.Close()
 		}
 		return
 	}
@@ -250,7 +253,7 @@ func (k *keeper) adopt() {
 
 // upstreamFor finds who delivers a queue: the last block that forwards to its
 // host, or else the last block, with its options.
-func (k *keeper) upstreamFor(name string) *upstream {
+func (k *keeper) upstreamFor(name string) *Client {
 	chosen := k.blocks[len(k.blocks)-1]
 	for _, b := range slices.Backward(k.blocks) {
 		if slices.ContainsFunc(b.own, func(u *url.URL) bool { return u.String() == name }) {

@@ -111,11 +111,22 @@ func (o *outcome) count() {
 	} else {
 		requestsTotal.WithLabelValues(o.surface.String(), o.credentials.Source.String(), o.result).Inc()
 	}
-	if o.delivery.tries > 0 {
-		bodyBytes.Observe(float64(o.delivery.bytes))
+	if o.delivery.Tries > 0 {
+		bodyBytes.Observe(float64(o.delivery.Bytes))
 	}
-	if o.delivery.status > 0 {
-		upstreamDuration.Observe(o.delivery.duration.Seconds())
+	if o.delivery.Status > 0 {
+		upstreamDuration.Observe(o.delivery.Duration.Seconds())
+	}
+	countTrip(&o.delivery)
+}
+
+// countTrip counts what a trip to v2 has cost beyond a kept-alive connection.
+func countTrip(t *Trip) {
+	if t.Tries > 1 {
+		retriesTotal.Add(float64(t.Tries - 1))
+	}
+	if t.Dialed > 0 {
+		connectionsTotal.Add(float64(t.Dialed))
 	}
 }
 

@@ -151,7 +151,7 @@ type Handler struct {
 type route struct {
 	host string
 	url  *url.URL // nil with handoff
-	*upstream
+	*Client
 	queue *spoolQueue // nil without a spool
 }
 
@@ -357,37 +357,39 @@ func (h *Handler) newRoute(target *url.URL, trust *tls.Config) (*route, error) {
 	if h.Handoff {
 		return &route{host: target.Host}, nil
 	}
-	up, err := newUpstream(h.upstreamConfig(target, trust))
+	cfg := h.upstreamConfig(target, trust)
+	if h.Spool != nil {
+		cfg.Withhold = spoolTakes
+	}
+	up, err := New(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &route{host: target.Host, url: target, upstream: up}, nil
+	return &route{host: target.Host, url: target, Client: up}, nil
 }
 
-func (h *Handler) upstreamConfig(target *url.URL, trust *tls.Config) upstreamConfig {
-	return upstreamConfig{
-		url:         target,
-		dialTimeout: time.Duration(h.DialTimeout),
-		timeout:     time.Duration(h.ResponseTimeout),
-		maxConns:    h.MaxConns,
-		retries:     *h.Retries,
-		tls:         trust,
-		handover:    h.handover,
-		spooled:     h.Spool != nil,
+func (h *Handler) upstreamConfig(target *url.URL, trust *tls.Config) Config {
+	return Config{
+		URL:         target,
+		DialTimeout: time.Duration(h.DialTimeout),
+		Timeout:     time.Duration(h.ResponseTimeout),
+		MaxConns:    h.MaxConns,
+		Retries:     *h.Retries,
+		TLS:         trust,
+		Begin:       h.begin,
 	}
 }
 
 // newDelivery makes an upstream for records that were kept. It has connections
 // of its own, so that a backlog takes none from callers.
-func (h *Handler) newDelivery(target *url.URL) (*upstream, error) {
+func (h *Handler) newDelivery(target *url.URL) (*Client, error) {
 	trust, err := h.trust()
 	if err != nil {
 		return nil, err
 	}
 	cfg := h.upstreamConfig(target, trust)
-	cfg.handover = nil
-	cfg.maxConns = maxDeliveries // which are counted before they need one
-	return newUpstream(cfg)
+	cfg.MaxConns = maxDeliveries // which are counted before they need one
+	return New(cfg)
 }
 
 // trust reads tls_ca.
@@ -444,8 +446,8 @@ func (h *Handler) Cleanup() error {
 		}
 	}
 	for _, r := range h.routes() {
-		if r.upstream != nil {
-			r.close()
+		if r.Client != nil {
+			r.Close()
 		}
 	}
 	return nil

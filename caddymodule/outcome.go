@@ -28,7 +28,7 @@ type outcome struct {
 	surface     postback.Kind
 	credentials postback.Credentials
 	result      string // a result above, upstream_*xx, or the code of a refusal
-	delivery    delivery
+	delivery    Trip
 	arrival     time.Time // of the request; known only with a spool
 }
 
@@ -75,12 +75,12 @@ func (o *loggedOutcome) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 		enc.AddString("account", o.account)
 	}
 	enc.AddString("result", o.result)
-	if o.delivery.status > 0 {
-		enc.AddInt("upstream_status", o.delivery.status)
-		enc.AddFloat64("upstream_duration", o.delivery.duration.Seconds())
+	if o.delivery.Status > 0 {
+		enc.AddInt("upstream_status", o.delivery.Status)
+		enc.AddFloat64("upstream_duration", o.delivery.Duration.Seconds())
 	}
-	if o.delivery.tries > 0 {
-		enc.AddInt("retried", o.delivery.tries-1)
+	if o.delivery.Tries > 0 {
+		enc.AddInt("retried", o.delivery.Tries-1)
 	}
 	return nil
 }
