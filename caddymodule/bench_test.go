@@ -1,7 +1,6 @@
 package caddymodule
 
 import (
-	"bufio"
 	"context"
 	"io"
 	"net"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/td-postback/gateway/postback"
+	"github.com/td-postback/gateway/upstream"
 	"go.uber.org/zap"
 )
 
@@ -26,22 +26,6 @@ const (
 	benchQuery = "td_format=pixel&event=view&page_url=https%3A%2F%2Fshop.example%2Fitem%3Fid%3D7&title=Caf%C3%A9+noir&user=42&td_ip=td_ip&td_ua=td_ua"
 	benchAgent = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 )
-
-func BenchmarkCopyHeader(b *testing.B) {
-	x := &exchange{r: benchRequest(http.MethodPost, benchPath, 300)}
-	if err := x.readHead(bufio.NewReader(stubConn{})); err != nil {
-		b.Fatal(err)
-	}
-	w := &stubWriter{header: http.Header{}}
-	x.w = w
-	b.ReportAllocs()
-	for b.Loop() {
-		clear(w.header)
-		if x.copyHeader(true, 2); len(w.header) != 5 {
-			b.Fatal(w.header)
-		}
-	}
-}
 
 func BenchmarkPost(b *testing.B)    { benchHandler(b, http.MethodPost, benchPath, 300) }
 func BenchmarkPost64K(b *testing.B) { benchHandler(b, http.MethodPost, benchPath, 64<<10) }
@@ -130,8 +114,8 @@ func stubHandler() *Handler {
 	}
 }
 
-func stubUpstream() *Client {
-	client, err := New(Config{
+func stubUpstream() *upstream.Client {
+	client, err := upstream.New(upstream.Config{
 		URL:     &url.URL{Scheme: "http", Host: "v2"},
 		Dial:    func(string) (net.Conn, error) { return stubConn{}, nil },
 		Timeout: time.Minute, MaxConns: 512,

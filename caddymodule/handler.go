@@ -7,6 +7,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/td-postback/gateway/postback"
+	"github.com/td-postback/gateway/upstream"
 )
 
 // ServeHTTP takes one request through the gateway: where does it belong, with
@@ -115,14 +116,14 @@ func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *post
 // failure turns an error of the upstream client into the caller's answer, and
 // tells the operator.
 func (h *Handler) failure(err error, way *route) *postback.Refusal {
-	_, notProcessed := errors.AsType[NotProcessedError](err)
+	_, notProcessed := errors.AsType[upstream.NotProcessedError](err)
 	refused := postback.ErrBrokenOff
 	switch {
-	case errors.Is(err, ErrNoConn):
+	case errors.Is(err, upstream.ErrNoConn):
 		refused = postback.ErrOverloaded
 	case notProcessed:
 		refused = postback.ErrUnreachable
-	case IsTimeout(err):
+	case upstream.IsTimeout(err):
 		refused = postback.ErrUpstreamTimeout
 	}
 	h.warnOfFailure(refused, err, way)

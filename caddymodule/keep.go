@@ -9,6 +9,7 @@ import (
 
 	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/spool"
+	"github.com/td-postback/gateway/upstream"
 )
 
 // This file is the request's way through a spool. What becomes of a kept record
@@ -40,7 +41,7 @@ func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, 
 	}
 	result := resultOf(&o.delivery, err)
 	switch {
-	case !errors.Is(err, ErrNoConn):
+	case !errors.Is(err, upstream.ErrNoConn):
 		way.queue.Failure(sent, result.RetryAfter)
 	case trying: // that says nothing of v2
 		way.queue.Forgo()
@@ -56,15 +57,15 @@ func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, 
 }
 
 // resultOf says how sending a record went that has a spool.
-func resultOf(t *Trip, err error) spool.Result {
+func resultOf(t *upstream.Trip, err error) spool.Result {
 	r := spool.Result{Status: t.Status, RetryAfter: t.RetryAfter}
 	if err != nil && !r.NotTaken() {
 		r.Status = 0 // an answer that broke off says nothing
 	}
 	switch r.Status {
 	case 0:
-		_, notProcessed := errors.AsType[NotProcessedError](err)
-		r.Err, r.Ambiguous = err, !notProcessed && !errors.Is(err, ErrNoConn)
+		_, notProcessed := errors.AsType[upstream.NotProcessedError](err)
+		r.Err, r.Ambiguous = err, !notProcessed && !errors.Is(err, upstream.ErrNoConn)
 	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout:
 		r.Ambiguous = true // it may have failed only after it had stored the record
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/td-postback/gateway/spool"
 	"github.com/td-postback/gateway/spool/disk"
 	"github.com/td-postback/gateway/spool/jetstream"
+	"github.com/td-postback/gateway/upstream"
 )
 
 // keepers has the keeper of each spool, by its place. They outlive
@@ -47,7 +48,7 @@ type spoolQueue struct {
 	spool.Circuit
 	name      string
 	keeper    *keeper
-	upstream  atomic.Pointer[Client]
+	upstream  atomic.Pointer[upstream.Client]
 	failed    atomic.Bool                     // the Log refuses its records
 	deliverer atomic.Pointer[spool.Deliverer] // nil while the Log cannot be opened
 }
@@ -56,9 +57,9 @@ type spoolQueue struct {
 // has not gone decides how records are delivered.
 type block struct {
 	handler   *Handler
-	config    <-chan struct{}    // tells configurations apart
-	own       []*url.URL         // the v2 hosts that it forwards to
-	upstreams map[string]*Client // by queue
+	config    <-chan struct{}             // tells configurations apart
+	own       []*url.URL                  // the v2 hosts that it forwards to
+	upstreams map[string]*upstream.Client // by queue
 }
 
 // openKeeper makes a keeper and opens its Log. If the disk is in trouble, that
@@ -174,7 +175,7 @@ func (q *spoolQueue) send(data []byte) spool.Result {
 	if up == nil {
 		return spool.Result{Err: errNoUpstream}
 	}
-	var t Trip
+	var t upstream.Trip
 	err := up.Deliver(data, &t)
 	countTrip(&t)
 	return resultOf(&t, err)
@@ -186,7 +187,7 @@ var errNoUpstream = errors.New("no td_postback block can deliver to this host")
 func (k *keeper) attach(h *Handler, config <-chan struct{}) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	b := &block{handler: h, config: config, upstreams: map[string]*Client{}}
+	b := &block{handler: h, config: config, upstreams: map[string]*upstream.Client{}}
 	for _, other := range k.blocks {
 		if other.config == config && !sameSpool(other.handler.Spool, h.Spool) {
 			return fmt.Errorf("spool %s: another td_postback block has other options for it: give both the same, or each a dir of its own", k.place)
@@ -253,7 +254,7 @@ func (k *keeper) adopt() {
 
 // upstreamFor finds who delivers a queue: the last block that forwards to its
 // host, or else the last block, with its options.
-func (k *keeper) upstreamFor(name string) *Client {
+func (k *keeper) upstreamFor(name string) *upstream.Client {
 	chosen := k.blocks[len(k.blocks)-1]
 	for _, b := range slices.Backward(k.blocks) {
 		if slices.ContainsFunc(b.own, func(u *url.URL) bool { return u.String() == name }) {

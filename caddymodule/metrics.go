@@ -7,6 +7,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/td-postback/gateway/postback"
+	"github.com/td-postback/gateway/upstream"
 )
 
 func init() {
@@ -121,7 +122,7 @@ func (o *outcome) count() {
 }
 
 // countTrip counts what a trip to v2 has cost beyond a kept-alive connection.
-func countTrip(t *Trip) {
+func countTrip(t *upstream.Trip) {
 	if t.Tries > 1 {
 		retriesTotal.Add(float64(t.Tries - 1))
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/td-postback/gateway/postback"
+	"github.com/td-postback/gateway/upstream"
 	"go.uber.org/zap"
 	"golang.org/x/net/http/httpguts"
 )
@@ -151,7 +152,7 @@ type Handler struct {
 type route struct {
 	host string
 	url  *url.URL // nil with handoff
-	*Client
+	*upstream.Client
 	queue *spoolQueue // nil without a spool
 }
 
@@ -361,15 +362,15 @@ func (h *Handler) newRoute(target *url.URL, trust *tls.Config) (*route, error) {
 	if h.Spool != nil {
 		cfg.Withhold = spoolTakes
 	}
-	up, err := New(cfg)
+	up, err := upstream.New(cfg)
 	if err != nil {
 		return nil, err
 	}
 	return &route{host: target.Host, url: target, Client: up}, nil
 }
 
-func (h *Handler) upstreamConfig(target *url.URL, trust *tls.Config) Config {
-	return Config{
+func (h *Handler) upstreamConfig(target *url.URL, trust *tls.Config) upstream.Config {
+	return upstream.Config{
 		URL:         target,
 		DialTimeout: time.Duration(h.DialTimeout),
 		Timeout:     time.Duration(h.ResponseTimeout),
@@ -382,14 +383,14 @@ func (h *Handler) upstreamConfig(target *url.URL, trust *tls.Config) Config {
 
 // newDelivery makes an upstream for records that were kept. It has connections
 // of its own, so that a backlog takes none from callers.
-func (h *Handler) newDelivery(target *url.URL) (*Client, error) {
+func (h *Handler) newDelivery(target *url.URL) (*upstream.Client, error) {
 	trust, err := h.trust()
 	if err != nil {
 		return nil, err
 	}
 	cfg := h.upstreamConfig(target, trust)
 	cfg.MaxConns = maxDeliveries // which are counted before they need one
-	return New(cfg)
+	return upstream.New(cfg)
 }
 
 // trust reads tls_ca.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/td-postback/gateway/postback"
+	"github.com/td-postback/gateway/upstream"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
@@ -28,7 +29,7 @@ type outcome struct {
 	surface     postback.Kind
 	credentials postback.Credentials
 	result      string // a result above, upstream_*xx, or the code of a refusal
-	delivery    Trip
+	delivery    upstream.Trip
 	arrival     time.Time // of the request; known only with a spool
 }
 

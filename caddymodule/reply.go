@@ -10,6 +10,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/td-postback/gateway/postback"
+	"github.com/td-postback/gateway/upstream"
 )
 
 // This file holds what the gateway itself answers: its refusals, the CORS
@@ -164,7 +165,7 @@ func (w *recordWriter) WriteHeader(status int) {
 		h["Content-Length"] = []string{"0"}
 		h["Cache-Control"] = []string{"no-store, no-cache"}
 		w.ResponseWriter.WriteHeader(http.StatusFound)
-	case w.pixel && !bodyless(status):
+	case w.pixel && !upstream.Bodyless(status):
 		w.replaced = true
 		dropContent(h)
 		h["Content-Type"] = []string{"image/gif"}

@@ -1,4 +1,4 @@
-package caddymodule
+package upstream
 
 import (
 	"bufio"
@@ -52,7 +52,7 @@ func (x *exchange) skip(br *bufio.Reader) (reusable bool, err error) {
 func (x *exchange) body(br *bufio.Reader) (body io.Reader, length int) {
 	length = x.answer.ContentLength()
 	switch {
-	case bodyless(x.answer.StatusCode()):
+	case Bodyless(x.answer.StatusCode()):
 		return http.NoBody, 0
 	case length >= 0:
 		x.fixed = fixedReader{r: br, left: length}
@@ -67,7 +67,7 @@ func (x *exchange) body(br *bufio.Reader) (body io.Reader, length int) {
 // reusable reports whether the connection can carry another request.
 func (x *exchange) reusable(br *bufio.Reader, complete bool) bool {
 	switch {
-	case bodyless(x.answer.StatusCode()):
+	case Bodyless(x.answer.StatusCode()):
 		complete = x.answer.ContentLength() <= 0 && len(x.answer.Peek("Transfer-Encoding")) == 0
 	case x.answer.ContentLength() == -1 && complete:
 		complete = br.Buffered() > 0 && x.answer.ReadTrailer(br) == nil
@@ -150,7 +150,7 @@ func (x *exchange) copyHeader(complete bool, n int) {
 	if _, sent := h["Content-Type"]; !sent {
 		h["Content-Type"] = nil // or net/http would guess one
 	}
-	if complete && h["Content-Length"] == nil && !bodyless(x.answer.StatusCode()) {
+	if complete && h["Content-Length"] == nil && !Bodyless(x.answer.StatusCode()) {
 		h["Content-Length"] = []string{strconv.Itoa(n)}
 	}
 }
@@ -174,9 +174,9 @@ func (x *exchange) collectFields() (connection []string) {
 	return connection
 }
 
-// bodyless reports whether an answer with this status never has a body
+// Bodyless reports whether an answer with this status never has a body
 // (RFC 9110 sections 15.3.5 and 15.4.5).
-func bodyless(status int) bool {
+func Bodyless(status int) bool {
 	return status == http.StatusNoContent || status == http.StatusNotModified
 }
 
