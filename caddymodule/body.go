@@ -82,8 +82,9 @@ func (b *bodyBuffer) parts() [][]byte {
 // bodies reads request bodies into memory and keeps all of them together under
 // a limit.
 type bodies struct {
-	maxBody  int64 // of one body, in bytes
-	maxTotal int64 // of all buffers in use, in bytes
+	maxBody  int64  // of one body, in bytes
+	maxTotal int64  // of all buffers in use, in bytes
+	full     func() // told that maxTotal is used up; nil for nobody
 	inUse    atomic.Int64
 }
 
@@ -137,15 +138,15 @@ func bodyRefusal(err error) *postback.Refusal {
 	case errors.As(err, &limited):
 		return postback.TooLarge(limited.Limit+1, limited.Limit, false)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return postback.ErrBodySlow
+		return postback.BodySlow
 	default:
-		return postback.ErrBodyCut
+		return postback.BodyCut
 	}
 }
 
 func (s *bodies) take(size int) (*bodyBuffer, *postback.Refusal) {
 	if !s.reserve(int64(bufferSizes[size])) {
-		return nil, postback.ErrOverloaded
+		return nil, postback.Overloaded
 	}
 	return takeBuffer(size), nil
 }
@@ -160,44 +161,18 @@ func (s *bodies) room(size int) (*bodyBuffer, *postback.Refusal) {
 		}
 	}
 	if !s.reserve(int64(size)) {
-		return nil, postback.ErrOverloaded
+		return nil, postback.Overloaded
 	}
 	return &bodyBuffer{data: make([]byte, 0, size)}, nil
-}
-
-// record makes the record of a query. The buffer that it is in goes back with
-// release.
-func (s *bodies) record(query string, from postback.Caller) (postback.Record, *bodyBuffer, *postback.Refusal) {
-	room, refused := s.room(len(query) + len(query)/4 + len(from.UserAgent) + 256)
-	if refused != nil {
-		return postback.Record{}, nil, refused
-	}
-	cost := postback.RecordCost(query)
-	if !s.reserve(cost) {
-		s.release(room)
-		return postback.Record{}, nil, postback.ErrOverloaded
-	}
-	rec := postback.AppendRecord(room.data, query, from, int(s.maxBody))
-	s.free(cost)
-	if rec.TooLarge {
-		s.release(room)
-		return postback.Record{}, nil, postback.TooLarge(int64(len(rec.Body)), s.maxBody, false)
-	}
-	if grown := int64(len(rec.Body) - cap(room.data)); grown > 0 { // much had to be escaped
-		if !s.reserve(grown) {
-			s.release(room)
-			return postback.Record{}, nil, postback.ErrOverloaded
-		}
-		rec.Body = slices.Clip(rec.Body) // release counts the capacity
-	}
-	room.data = rec.Body
-	return rec, room, nil
 }
 
 // reserve counts bytes in, if they fit.
 func (s *bodies) reserve(bytes int64) bool {
 	if s.inUse.Add(bytes) > s.maxTotal {
 		s.inUse.Add(-bytes)
+		if s.full != nil {
+			s.full()
+		}
 		return false
 	}
 	buffered.Add(bytes)
@@ -225,7 +200,7 @@ func (s *bodies) grow(buf *bodyBuffer) (first, last *bodyBuffer, refused *postba
 	}
 	if !s.reserve(int64(bufferSizes[size+1] - bufferSizes[size])) {
 		s.release(buf)
-		return nil, nil, postback.ErrOverloaded
+		return nil, nil, postback.Overloaded
 	}
 	larger := takeBuffer(size + 1)
 	larger.data = append(larger.data, buf.data...)

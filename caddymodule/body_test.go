@@ -71,7 +71,7 @@ func TestBodiesLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	quick := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("{}"))
-	if _, refused := s.read(quick); refused != postback.ErrOverloaded {
+	if _, refused := s.read(quick); refused != postback.Overloaded {
 		t.Errorf("with the memory full: %v", refused)
 	}
 	if _, err := writer.Write([]byte("x")); err != nil {
@@ -94,9 +94,9 @@ func TestBodiesRefusals(t *testing.T) {
 		body   io.Reader
 		want   *postback.Refusal
 	}{
-		"ends early":        {5, strings.NewReader("abc"), postback.ErrBodyCut},
-		"breaks":            {-1, io.MultiReader(strings.NewReader("abc"), iotest.ErrReader(io.ErrUnexpectedEOF)), postback.ErrBodyCut},
-		"stalls":            {-1, io.MultiReader(strings.NewReader("abc"), iotest.ErrReader(os.ErrDeadlineExceeded)), postback.ErrBodySlow},
+		"ends early":        {5, strings.NewReader("abc"), postback.BodyCut},
+		"breaks":            {-1, io.MultiReader(strings.NewReader("abc"), iotest.ErrReader(io.ErrUnexpectedEOF)), postback.BodyCut},
+		"stalls":            {-1, io.MultiReader(strings.NewReader("abc"), iotest.ErrReader(os.ErrDeadlineExceeded)), postback.BodySlow},
 		"too large for all": {1001, strings.NewReader(""), postback.TooLarge(1001, 1000, true)},
 		"too large, chunks": {-1, strings.NewReader(strings.Repeat("x", 1001)), postback.TooLarge(1001, 1000, false)},
 		"request_body":      {-1, http.MaxBytesReader(nil, io.NopCloser(strings.NewReader("abcdef")), 3), postback.TooLarge(4, 3, false)},
@@ -128,7 +128,7 @@ func TestAnnouncedBody(t *testing.T) {
 			t.Errorf("%d bytes sent: %d counted", sent, n)
 		}
 		_ = rest.Close()
-		if refused := <-done; refused != postback.ErrBodyCut || s.inUse.Load() != 0 {
+		if refused := <-done; refused != postback.BodyCut || s.inUse.Load() != 0 {
 			t.Errorf("%d bytes sent: %v, %d counted", sent, refused, s.inUse.Load())
 		}
 	}
@@ -219,7 +219,7 @@ func FuzzBody(f *testing.F) {
 				t.Errorf("%d bytes of at most %d: %v", len(body), s.maxBody, refused)
 			}
 		case cut:
-			if refused != postback.ErrBodyCut {
+			if refused != postback.BodyCut {
 				t.Errorf("a cut body: %v", refused)
 			}
 		case refused != nil:

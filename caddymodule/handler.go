@@ -1,137 +1,106 @@
 package caddymodule
 
 import (
-	"errors"
 	"net/http"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
 	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/upstream"
 )
 
-// ServeHTTP takes one request through the gateway: where does it belong, with
-// which key, how does it look to v2, is it small enough, forward, answer.
+// call is a request on its way through the handler: what its steps hand on.
+type call struct {
+	postback.Call // what its head says
+
+	w    http.ResponseWriter // the caller
+	r    *http.Request
+	next caddyhttp.Handler
+
+	to    *route           // where v2 is
+	out   postback.Request // what v2 gets
+	body  *bodyBuffer      // what out.Body is in
+	asked *queryAnswer     // what w is, if the record is in the query
+
+	result  string        // what became of it: see outcome.go
+	trip    upstream.Trip // to v2
+	arrival time.Time     // of the request; known only with a spool
+}
+
+// ServeHTTP takes one call through its steps: read the call, where it goes and
+// its key, its record, forward or keep it, answer.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	dest, refused := postback.ParsePath(r.URL.Path)
-	if refused == postback.ErrNotFound && h.PassThru {
+	read, refused := postback.ReadCall(r)
+	if read.Foreign && h.PassThru {
 		return next.ServeHTTP(w, r)
 	}
-	o := outcome{Destination: dest, surface: postback.KindOf(r)}
+	c := call{Call: read, w: w, r: r, next: next}
 	if h.Spool != nil {
-		o.arrival = time.Now()
+		c.arrival = time.Now()
 	}
 	requestsInFlight.Inc()
-	defer o.finish(r)
-	h.handover.end(w, r)
+	defer c.finish()
+	if refused == nil && r.Method == http.MethodOptions {
+		h.preflight(&c)
+		return nil
+	}
+	if refused == nil {
+		refused = h.prepare(&c)
+	}
 	if refused != nil {
-		o.refuse(w, r, refused)
+		h.refuse(&c, refused)
 		return nil
 	}
-	if r.Method == http.MethodOptions {
-		o.result = preflightResult
-		preflight(w, r)
-		return nil
-	}
-	out, way, refused := h.prepare(r, dest)
-	o.credentials = out.Credentials
-	if refused != nil {
-		o.refuse(w, r, refused)
-		return nil
-	}
-	h.warnOfKey(r, &out)
-	if o.surface != postback.Post {
+	h.warnOfKey(&c)
+	if c.InQuery() {
 		linger := skipBody(w, r)
 		defer linger()
-		return h.serveRecord(w, r, &out, way, &o, next)
-	}
-	body, refused := h.bodies.read(r)
-	if refused != nil {
-		h.warnOfMemoryLimit(refused)
-		o.refuse(w, r, refused)
+	} else if refused = h.readBody(&c); refused != nil {
+		h.refuse(&c, refused)
 		return nil
 	}
-	if len(body.data) == 0 && postback.HasColumn(out.Query, h.caller(r)) {
-		h.bodies.release(body)
-		o.surface = postback.Beacon
-		return h.serveRecord(w, r, &out, way, &o, next)
+	if c.InQuery() { // which readBody may have found out
+		return h.serveQuery(&c)
 	}
-	out.Body, out.More = body.data, body.parts()
-	out.SetContentType()
-	return h.send(w, w, r, &out, way, body, &o, next)
+	return h.forward(&c)
 }
 
-// serveRecord sends the record that the query holds, and answers as the query
-// asks for.
-func (h *Handler) serveRecord(w http.ResponseWriter, r *http.Request, out *postback.Request, way *route, o *outcome, next caddyhttp.Handler) error {
-	from := h.caller(r)
-	rec, room, refused := h.bodies.record(out.Query, from)
-	if refused != nil {
-		h.warnOfMemoryLimit(refused)
-		o.refuse(w, r, refused)
-		return nil
+// readBody reads the call's body, which is the record, unless it is empty.
+func (h *Handler) readBody(c *call) (refused *postback.Refusal) {
+	if c.body, refused = h.bodies.read(c.r); refused != nil {
+		return refused
 	}
-	out.UseRecord(rec)
-	answer := &recordWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, request: r, pixel: rec.Pixel}
-	if rec.Redirect != "" {
-		var ok bool
-		if answer.location, ok = postback.RedirectTarget(rec.Redirect, h.redirectHosts, from.GlobalID); !ok {
-			h.warnOfRedirect(out)
-			answer.refused = postback.ErrRedirect
-			asked := *r // handoff changes r
-			answer.request = &asked
+	if len(c.body.data) == 0 {
+		if c.NoBody(h.caller(c.r)); c.InQuery() {
+			h.bodies.release(c.body)
+			return nil
 		}
 	}
-	err := h.send(answer, w, r, out, way, room, o, next)
-	if answer.replaced && answer.refused != nil {
-		o.result = answer.refused.Code
-	}
-	return err
-}
-
-// send forwards the request, or hands it to the next handler. v2's answer goes
-// to answer, a refusal to w.
-func (h *Handler) send(answer, w http.ResponseWriter, r *http.Request, out *postback.Request, way *route, body *bodyBuffer, o *outcome, next caddyhttp.Handler) error {
-	if h.Handoff {
-		defer h.bodies.drop(body)
-		o.result = handedOffResult
-		out.Apply(r)
-		return next.ServeHTTP(answer, r)
-	}
-	defer h.bodies.release(body)
-	if h.Spool != nil {
-		h.forwardOrKeep(answer, w, r, out, way, o)
-		return nil
-	}
-	if err := way.Forward(answer, r, out, &o.delivery); err != nil {
-		h.handover.end(w, r)
-		o.refuse(w, r, h.failure(err, way))
-		return nil
-	}
-	o.result = upstreamResult(o.delivery.Status)
-	h.warnOfAnswer(o.delivery.Status, way)
+	c.out.Body, c.out.More = c.body.data, c.body.parts()
+	c.out.SetContentType()
 	return nil
 }
 
-// failure turns an error of the upstream client into the caller's answer, and
-// tells the operator.
-func (h *Handler) failure(err error, way *route) *postback.Refusal {
-	_, notProcessed := errors.AsType[upstream.NotProcessedError](err)
-	refused := postback.ErrBrokenOff
-	switch {
-	case errors.Is(err, upstream.ErrNoConn):
-		refused = postback.ErrOverloaded
-	case notProcessed:
-		refused = postback.ErrUnreachable
-	case upstream.IsTimeout(err):
-		refused = postback.ErrUpstreamTimeout
+// serveQuery sends the record that the query holds, and answers as the query
+// asks for.
+func (h *Handler) serveQuery(c *call) error {
+	from := h.caller(c.r)
+	rec, body, refused := readQuery(h.bodies, c.Query, from)
+	if refused != nil {
+		h.refuse(c, refused)
+		return nil
 	}
-	h.warnOfFailure(refused, err, way)
-	return refused
-}
-
-// begin adds to an answer what the gateway has to say to its caller.
-func (h *Handler) begin(w http.ResponseWriter, r *http.Request) {
-	h.handover.end(w, r)
-	allowOrigin(w.Header(), r)
+	c.body = body
+	c.out.UseRecord(rec.Body)
+	c.asked = h.newQueryAnswer(c.w, c.r, rec, from.GlobalID)
+	if c.asked.refused != nil {
+		h.warnOfRedirect(c)
+	}
+	c.w = c.asked
+	err := h.forward(c)
+	if c.asked.replaced && c.asked.refused != nil {
+		c.result = c.asked.refused.Code
+	}
+	return err
 }

@@ -2,7 +2,6 @@ package caddymodule
 
 import (
 	"errors"
-	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -12,45 +11,88 @@ import (
 	"github.com/td-postback/gateway/upstream"
 )
 
-// This file is the request's way through a spool. What becomes of a kept record
-// later is in keeper.go and the spool package.
+// This file sends a record to v2, keeps it for later, or hands it on, and decides
+// what its caller gets then. What becomes of a kept record later is in package
+// spool.
+
+// forward forwards the record, or keeps it, or leaves it to the next handler.
+func (h *Handler) forward(c *call) error {
+	if h.Handoff {
+		defer h.bodies.drop(c.body)
+		c.result = handedOffResult
+		h.handover.end(c.w, c.r)
+		c.out.Apply(c.r)
+		return c.next.ServeHTTP(c.w, c.r)
+	}
+	defer h.bodies.release(c.body)
+	if h.Spool != nil {
+		h.forwardOrKeep(c)
+	} else if err := c.to.Forward(c.w, c.r, &c.out, &c.trip); err != nil {
+		h.refuseUndelivered(c, err)
+	} else {
+		h.noteAnswer(c)
+	}
+	return nil
+}
+
+// noteAnswer notes that v2's answer has gone to the caller.
+func (h *Handler) noteAnswer(c *call) {
+	c.result = upstreamResult(c.trip.Status)
+	h.warnOfAnswer(c)
+}
+
+// refuseUndelivered tells a caller that v2 did not get its record, or not for
+// certain.
+func (h *Handler) refuseUndelivered(c *call, err error) {
+	_, notProcessed := errors.AsType[upstream.NotProcessedError](err)
+	refused, advice := postback.UpstreamBrokenOff, "check v2's status and the network; callers that send again may send the record twice"
+	switch {
+	case errors.Is(err, upstream.ErrNoConn):
+		refused, advice = postback.Overloaded, "v2 is too slow for this load, or max_conns is too low"
+	case notProcessed:
+		refused, advice = postback.UpstreamUnreachable, "check v2's host in DNS, the way there, HTTPS_PROXY and tls_ca"
+	case upstream.IsTimeout(err):
+		refused = postback.UpstreamTimeout
+	}
+	h.warn(&notDelivered, c, refused, err, advice)
+	h.refuse(c, refused)
+}
 
 // forwardOrKeep sends a record to v2, or keeps it for later if v2 does not take
-// it now or need not be asked: when it is down, only records that are kept are
-// sent to try it, since no caller waits for them.
-func (h *Handler) forwardOrKeep(answer, w http.ResponseWriter, r *http.Request, out *postback.Request, way *route, o *outcome) {
-	trying := way.queue.IsOpen()
+// it now. If v2 is down, or need not be asked, the record is kept at once: no
+// caller waits for a kept record, so those try whether v2 is up again.
+func (h *Handler) forwardOrKeep(c *call) {
+	trying := c.to.queue.IsOpen()
 	if h.Spool.Mode == spoolAlways || trying {
-		err := h.keep(answer, r, out, way, o)
+		err := h.keep(c)
 		if err == nil {
 			return
 		}
-		if !way.queue.Allow() {
-			h.refuseUnkept(w, r, err, way, o)
+		if !c.to.queue.Allow() {
+			h.refuseUnkept(c, err)
 			return
 		}
 		// A spool that takes nothing must not stop what v2 takes.
 	}
 	sent := time.Now()
-	err := way.Forward(answer, r, out, &o.delivery)
+	err := c.to.Forward(c.w, c.r, &c.out, &c.trip)
 	if err == nil {
-		way.queue.Success()
-		o.result = upstreamResult(o.delivery.Status)
-		h.warnOfAnswer(o.delivery.Status, way)
+		c.to.queue.Success()
+		h.noteAnswer(c)
 		return
 	}
-	result := resultOf(&o.delivery, err)
+	result := resultOf(&c.trip, err)
 	switch {
 	case !errors.Is(err, upstream.ErrNoConn):
-		way.queue.Failure(sent, result.RetryAfter)
+		c.to.queue.Failure(sent, result.RetryAfter)
 	case trying: // that says nothing of v2
-		way.queue.Forgo()
+		c.to.queue.Forgo()
 	}
-	if err := h.keep(answer, r, out, way, o); err != nil {
-		h.refuseUnkept(w, r, err, way, o)
+	if err := h.keep(c); err != nil {
+		h.refuseUnkept(c, err)
 		return
 	}
-	warnOfKept(h.logger, &result, way.host)
+	warnOfKept(h.logger, &result, c.to.host)
 	if result.Ambiguous {
 		spoolDuplicates.Inc()
 	}
@@ -78,52 +120,43 @@ func spoolTakes(status int) bool { return spool.Result{Status: status}.NotTaken(
 
 // keep makes a record durable and answers the caller as v2 would. After an
 // error nothing has been answered.
-func (h *Handler) keep(answer http.ResponseWriter, r *http.Request, out *postback.Request, way *route, o *outcome) error {
-	size := keptCopies*int64(out.Length()) + keptHead
+func (h *Handler) keep(c *call) error {
+	size := keptCopies*int64(c.out.Length()) + keptHead
 	if !h.bodies.reserve(size) {
-		h.warnOfMemoryLimit(postback.ErrOverloaded)
-		return postback.ErrOverloaded
+		return errNoMemory
 	}
 	defer h.bodies.free(size)
 	buf := keptBuffers.Get().(*[]byte)
 	defer putKeptBuffer(buf)
 	var timed postback.RecordTime
-	*buf, timed = postback.AppendKept((*buf)[:0], out, o.arrival)
-	err := way.queue.keep(spool.Record{Arrival: o.arrival, Data: *buf}, h.Spool.Mode == spoolAlways)
+	*buf, timed = postback.AppendKept((*buf)[:0], &c.out, c.arrival)
+	err := c.to.queue.keep(spool.Record{Arrival: c.arrival, Data: *buf}, h.Spool.Mode == spoolAlways)
 	if err != nil {
 		return err
 	}
 	spoolTimes[timed].Inc()
-	o.result = spooledResult
-	o.delivery.Bytes = out.Length()
-	h.handover.end(answer, r)
-	taken(answer, r)
+	c.result = spooledResult
+	c.trip.Bytes = c.out.Length()
+	h.taken(c)
 	return nil
 }
 
-// taken answers a caller as v2 does when it has taken a record.
-func taken(w http.ResponseWriter, r *http.Request) {
-	h := w.Header()
-	h["Content-Type"] = []string{"application/json"}
-	h["Content-Length"] = []string{"2"}
-	allowOrigin(h, r)
-	w.WriteHeader(http.StatusOK)
-	_, _ = io.WriteString(w, "{}")
-}
+// errNoMemory says that a record cannot be kept since max_buffered is used up.
+var errNoMemory = errors.New("max_buffered is used up")
 
 // refuseUnkept tells a caller that its record is neither delivered nor kept.
-func (h *Handler) refuseUnkept(w http.ResponseWriter, r *http.Request, err error, way *route, o *outcome) {
-	refused, ok := errors.AsType[*postback.Refusal](err)
+func (h *Handler) refuseUnkept(c *call, err error) {
+	refused, advice := postback.SpoolUnavailable, "see to the spool's disk or cluster; the callers have got 503"
 	switch {
-	case ok:
+	case errors.Is(err, errNoMemory):
+		refused = postback.Overloaded
+		advice = "a record that is kept counts four times in max_buffered: raise it and with it GOMEMLIMIT; the callers have got 503"
 	case errors.Is(err, spool.ErrFull):
-		refused = postback.ErrSpoolFull
-	default:
-		refused = postback.ErrSpoolUnavailable
+		refused = postback.SpoolFull
+		advice = "v2 has been away for too long for max_size: raise it, or drop dead letters with td-spool; the callers have got 503"
 	}
-	h.warnOfUnkept(refused, err, way)
-	h.handover.end(w, r)
-	o.refuse(w, r, refused)
+	h.warn(&notKept, c, refused, err, advice)
+	h.refuse(c, refused)
 }
 
 // keptCopies is how many copies of a body there are at most until it is

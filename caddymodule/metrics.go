@@ -105,20 +105,20 @@ func (adminAPI) Provision(ctx caddy.Context) error {
 	return registerMetrics(ctx.GetMetricsRegistry())
 }
 
-// count adds a request to the metrics.
-func (o *outcome) count() {
-	if o.result == forwardedResult {
-		forwardedTotal[o.surface][o.credentials.Source].Inc()
+// count adds a call to the metrics.
+func (c *call) count() {
+	if c.result == forwardedResult {
+		forwardedTotal[c.Kind][c.Source].Inc()
 	} else {
-		requestsTotal.WithLabelValues(o.surface.String(), o.credentials.Source.String(), o.result).Inc()
+		requestsTotal.WithLabelValues(c.Kind.String(), c.Source.String(), c.result).Inc()
 	}
-	if o.delivery.Tries > 0 {
-		bodyBytes.Observe(float64(o.delivery.Bytes))
+	if c.trip.Tries > 0 {
+		bodyBytes.Observe(float64(c.trip.Bytes))
 	}
-	if o.delivery.Status > 0 {
-		upstreamDuration.Observe(o.delivery.Duration.Seconds())
+	if c.trip.Status > 0 {
+		upstreamDuration.Observe(c.trip.Duration.Seconds())
 	}
-	countTrip(&o.delivery)
+	countTrip(&c.trip)
 }
 
 // countTrip counts what a trip to v2 has cost beyond a kept-alive connection.

@@ -174,7 +174,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.applyDefaults()
 	h.redirectHosts = lower(h.RedirectHosts)
 	h.handover = handoverOf(ctx)
-	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered}
+	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered, full: h.warnOfFullMemory}
 	h.warnOfMemory(debug.SetMemoryLimit(-1)) // which only reads it
 	if err := h.makeRoutes(); err != nil || h.Spool == nil {
 		return err

@@ -1,9 +1,6 @@
 package caddymodule
 
 import (
-	"net/http"
-	"time"
-
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/upstream"
@@ -23,65 +20,53 @@ const (
 	spooledResult   = "spooled"    // the record is durable here, and delivered later
 )
 
-// outcome is what became of a request.
-type outcome struct {
-	postback.Destination
-	surface     postback.Kind
-	credentials postback.Credentials
-	result      string // a result above, upstream_*xx, or the code of a refusal
-	delivery    upstream.Trip
-	arrival     time.Time // of the request; known only with a spool
-}
-
-// refuse answers a request with a refusal.
-func (o *outcome) refuse(w http.ResponseWriter, r *http.Request, f *postback.Refusal) {
-	o.result = f.Code
-	refuse(w, r, f)
-}
-
-// finish counts a request and adds what became of it to its line in the access
+// finish counts a call and adds what became of it to its line in the access
 // log. It runs also when the connection to the caller is aborted by a panic.
-func (o *outcome) finish(r *http.Request) {
-	if o.result == "" {
-		o.result = cutResult
+func (c *call) finish() {
+	if c.result == "" {
+		c.result = cutResult
 	}
-	o.count()
+	c.count()
 	requestsInFlight.Dec()
-	if server, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); !ok || server.Logs == nil {
+	if server, ok := c.r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); !ok || server.Logs == nil {
 		return
 	}
-	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		logged := &loggedOutcome{*o, o.credentials.Account()}
-		logged.credentials = postback.Credentials{Source: o.credentials.Source}
-		extra.Set(zap.Object("td_postback", logged))
+	if extra, ok := c.r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		extra.Set(zap.Object("td_postback", &outcome{
+			to: c.Destination, kind: c.Kind, key: c.Source, account: c.Account(), result: c.result, trip: c.trip,
+		}))
 	}
 }
 
-// loggedOutcome is an outcome for the access log: with an account number, and
-// no key.
-type loggedOutcome struct {
-	outcome
+// outcome is what became of a call, for the access log: with an account number,
+// and no key.
+type outcome struct {
+	to      postback.Destination
+	kind    postback.Kind
+	key     postback.KeySource
 	account string
+	result  string // a result above, upstream_*xx, or the code of a refusal
+	trip    upstream.Trip
 }
 
 // MarshalLogObject writes the outcome for the access log.
-func (o *loggedOutcome) MarshalLogObject(enc zapcore.ObjectEncoder) error {
-	if o.Table != "" {
-		enc.AddString("database", o.Database)
-		enc.AddString("table", o.Table)
+func (o *outcome) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	if o.to.Table != "" {
+		enc.AddString("database", o.to.Database)
+		enc.AddString("table", o.to.Table)
 	}
-	enc.AddString("surface", o.surface.String())
-	enc.AddString("key", o.credentials.Source.String())
+	enc.AddString("surface", o.kind.String())
+	enc.AddString("key", o.key.String())
 	if o.account != "" {
 		enc.AddString("account", o.account)
 	}
 	enc.AddString("result", o.result)
-	if o.delivery.Status > 0 {
-		enc.AddInt("upstream_status", o.delivery.Status)
-		enc.AddFloat64("upstream_duration", o.delivery.Duration.Seconds())
+	if o.trip.Status > 0 {
+		enc.AddInt("upstream_status", o.trip.Status)
+		enc.AddFloat64("upstream_duration", o.trip.Duration.Seconds())
 	}
-	if o.delivery.Tries > 0 {
-		enc.AddInt("retried", o.delivery.Tries-1)
+	if o.trip.Tries > 0 {
+		enc.AddInt("retried", o.trip.Tries-1)
 	}
 	return nil
 }

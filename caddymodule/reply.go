@@ -14,7 +14,35 @@ import (
 )
 
 // This file holds what the gateway itself answers: its refusals, the CORS
-// preflight, pixels and redirects. What v2 answers goes back in answer.go.
+// preflight, pixels and redirects. What v2 answers goes through package upstream.
+
+// begin adds to the head of an answer what the gateway has to say to its
+// caller. Every answer to a call of the gateway's begins here, v2's too.
+func (h *Handler) begin(w http.ResponseWriter, r *http.Request) {
+	h.handover.end(w, r)
+	allowOrigin(w.Header(), r)
+}
+
+// refuse answers a call with a refusal: as JSON, also where a query has asked
+// for an image.
+func (h *Handler) refuse(c *call, f *postback.Refusal) {
+	c.result = f.Code
+	if c.asked != nil {
+		c.asked.plain = true
+	}
+	h.begin(c.w, c.r)
+	writeRefusal(c.w, c.r, f)
+}
+
+// taken answers a caller as v2 does when it has taken a record.
+func (h *Handler) taken(c *call) {
+	header := c.w.Header()
+	header["Content-Type"] = []string{"application/json"}
+	header["Content-Length"] = []string{"2"}
+	h.begin(c.w, c.r)
+	c.w.WriteHeader(http.StatusOK)
+	_, _ = io.WriteString(c.w, "{}")
+}
 
 const allowedMethods = "GET, POST, OPTIONS"
 
@@ -26,25 +54,24 @@ const (
 	lingerBytes = 64 << 20
 )
 
-// refuse answers a request with a refusal.
-func refuse(w http.ResponseWriter, r *http.Request, f *postback.Refusal) {
+// writeRefusal writes a refusal as an answer that has begun.
+func writeRefusal(w http.ResponseWriter, r *http.Request, f *postback.Refusal) {
 	h := w.Header()
 	h["Content-Type"] = []string{"application/json"}
 	h["Cache-Control"] = []string{"no-store"}
-	allowOrigin(h, r)
 	if f.Status == http.StatusMethodNotAllowed {
 		h["Allow"] = []string{allowedMethods}
 	}
 	if f.RetryAfter > 0 {
 		h["Retry-After"] = []string{strconv.Itoa(f.RetryAfter)}
 	}
-	// Codes and messages are constants of this package and numbers: nothing
+	// Codes and messages are constants of package postback, and numbers: nothing
 	// in them needs escaping.
 	body := `{"error":"` + f.Code + `","message":"` + f.Message + `"}` + "\n"
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 
 	linger := func() {}
-	if f != postback.ErrBodyCut && f != postback.ErrBodySlow {
+	if !f.BodyLost {
 		linger = leaveBody(w, r)
 	}
 	w.WriteHeader(f.Status)
@@ -107,43 +134,62 @@ func skipBody(w http.ResponseWriter, r *http.Request) (linger func()) {
 
 // preflight answers a CORS preflight: any page may send records, as it may to
 // the legacy endpoint.
-func preflight(w http.ResponseWriter, r *http.Request) {
-	h := w.Header()
-	h["Access-Control-Allow-Origin"] = []string{"*"}
-	h["Access-Control-Allow-Methods"] = []string{allowedMethods}
-	h["Access-Control-Max-Age"] = []string{"86400"}
-	if headers := r.Header["Access-Control-Request-Headers"]; len(headers) > 0 {
-		h["Access-Control-Allow-Headers"] = headers
-		h["Vary"] = []string{"Access-Control-Request-Headers"}
+func (h *Handler) preflight(c *call) {
+	c.result = preflightResult
+	h.begin(c.w, c.r)
+	header := c.w.Header()
+	header["Access-Control-Allow-Origin"] = []string{"*"}
+	header["Access-Control-Allow-Methods"] = []string{allowedMethods}
+	header["Access-Control-Max-Age"] = []string{"86400"}
+	if asked := c.r.Header["Access-Control-Request-Headers"]; len(asked) > 0 {
+		header["Access-Control-Allow-Headers"] = asked
+		header["Vary"] = []string{"Access-Control-Request-Headers"}
 	} else {
-		h["Access-Control-Allow-Headers"] = []string{"Content-Type, X-TD-Write-Key, Authorization"}
+		header["Access-Control-Allow-Headers"] = []string{"Content-Type, X-TD-Write-Key, Authorization"}
 	}
-	h["Allow"] = []string{allowedMethods}
-	linger := leaveBody(w, r)
-	w.WriteHeader(http.StatusNoContent)
+	header["Allow"] = []string{allowedMethods}
+	linger := leaveBody(c.w, c.r)
+	c.w.WriteHeader(http.StatusNoContent)
 	linger()
 }
 
 // pixel is a transparent GIF of 1×1.
 const pixel = "GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
 
-// recordWriter answers the caller of a record from a query: v2's answer, an
+// queryAnswer answers the caller of a record from a query: v2's answer, an
 // image, or a redirect. None of them may be kept by a cache: the next caller's
 // record would end there.
-type recordWriter struct {
+type queryAnswer struct {
 	*caddyhttp.ResponseWriterWrapper
-	request *http.Request
+	h *Handler
+	r *http.Request
 
 	pixel    bool
 	location string            // where the caller is led once v2 has taken the record
 	refused  *postback.Refusal // what the caller gets then instead
+	plain    bool              // what is written is for the caller as it is
 
 	wroteHeader bool
 	replaced    bool // v2's body is not for the caller
 }
 
+// newQueryAnswer prepares for the answer that a query asks for.
+func (h *Handler) newQueryAnswer(w http.ResponseWriter, r *http.Request, rec postback.QueryRecord, globalID string) *queryAnswer {
+	a := &queryAnswer{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, h: h, r: r, pixel: rec.Pixel}
+	if rec.Redirect == "" {
+		return a
+	}
+	var ok bool
+	if a.location, ok = postback.RedirectTarget(rec.Redirect, h.redirectHosts, globalID); !ok {
+		a.refused = postback.RedirectNotAllowed
+		asked := *r // handoff changes r
+		a.r = &asked
+	}
+	return a
+}
+
 // WriteHeader decides the answer by v2's status.
-func (w *recordWriter) WriteHeader(status int) {
+func (w *queryAnswer) WriteHeader(status int) {
 	if status < 200 {
 		w.ResponseWriter.WriteHeader(status)
 		return
@@ -152,12 +198,17 @@ func (w *recordWriter) WriteHeader(status int) {
 		return
 	}
 	w.wroteHeader = true
+	if w.plain {
+		w.ResponseWriter.WriteHeader(status)
+		return
+	}
 	h, taken := w.Header(), status < 300
 	switch {
 	case taken && w.refused != nil:
 		w.replaced = true
 		dropContent(h)
-		refuse(w.ResponseWriter, w.request, w.refused)
+		w.h.begin(w.ResponseWriter, w.r)
+		writeRefusal(w.ResponseWriter, w.r, w.refused)
 	case taken && w.location != "":
 		w.replaced = true
 		dropContent(h)
@@ -182,7 +233,7 @@ func (w *recordWriter) WriteHeader(status int) {
 }
 
 // Write passes v2's body on, unless the answer has replaced it.
-func (w *recordWriter) Write(p []byte) (int, error) {
+func (w *queryAnswer) Write(p []byte) (int, error) {
 	w.WriteHeader(http.StatusOK)
 	if w.replaced {
 		return len(p), nil
@@ -191,7 +242,7 @@ func (w *recordWriter) Write(p []byte) (int, error) {
 }
 
 // ReadFrom is Write for a reader: the wrapper's own would go past Write.
-func (w *recordWriter) ReadFrom(r io.Reader) (int64, error) {
+func (w *queryAnswer) ReadFrom(r io.Reader) (int64, error) {
 	w.WriteHeader(http.StatusOK)
 	if w.replaced {
 		return io.Copy(io.Discard, r)

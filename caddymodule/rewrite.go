@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -10,68 +11,28 @@ import (
 	"github.com/td-postback/gateway/postback"
 )
 
-// chain appends an entry to a header that lists the hops so far. Empty ones do
-// not count.
-func chain(prior []string, entry string) string {
-	joined := strings.Join(prior, ", ")
-	switch {
-	case joined == "":
-		return entry
-	case entry == "":
-		return joined
-	default:
-		return joined + ", " + entry
-	}
-}
+// This file makes a call's v2 request from what only Caddy knows of the caller's:
+// its route, its address, which proxies are trusted. The rules are in package
+// postback.
 
-// last returns the last of a header's values.
-func last(values []string) string {
-	if len(values) == 0 {
-		return ""
+// prepare finds out where a call goes and with which key, and begins its v2
+// request.
+func (h *Handler) prepare(c *call) (refused *postback.Refusal) {
+	if c.to, refused = h.route(c.r.Host); refused != nil {
+		return refused
 	}
-	return values[len(values)-1]
-}
-
-// withoutZone drops the zone of an IPv6 address: it means nothing elsewhere.
-func withoutZone(ip string) string {
-	ip, _, _ = strings.Cut(ip, "%")
-	return ip
-}
-
-// caller reads what a record may take from the request beside its query.
-func (h *Handler) caller(r *http.Request) postback.Caller {
-	ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
-	from := postback.Caller{IP: withoutZone(ip), UserAgent: r.UserAgent()}
-	if len(r.Header["Cookie"]) > 0 {
-		if cookie, err := r.Cookie(h.GlobalID); err == nil {
-			from.GlobalID = cookie.Value
-		}
+	if refused = c.ReadKey(c.r.URL.RawQuery, c.r.Header); refused != nil {
+		return refused
 	}
-	return from
-}
-
-// prepare builds the v2 request but for its body.
-func (h *Handler) prepare(r *http.Request, dest postback.Destination) (out postback.Request, way *route, refused *postback.Refusal) {
-	if r.Method != http.MethodPost && r.Method != http.MethodGet {
-		return out, nil, postback.ErrMethod
+	c.out = postback.Request{
+		Host:        c.to.host,
+		Destination: c.Destination,
+		Query:       c.Query,
+		Header:      c.r.Header,
+		Credentials: c.Credentials,
+		Forwarded:   h.forwarded(c.r),
 	}
-	if way, refused = h.route(r.Host); refused != nil {
-		return out, nil, refused
-	}
-	query, param := postback.CutWriteKey(r.URL.RawQuery)
-	cred, refused := postback.FindKey(param, r.Header[http.CanonicalHeaderKey(postback.WriteKeyHeader)], r.Header["Authorization"])
-	if refused != nil {
-		out.Credentials.Source = cred.Source
-		return out, nil, refused
-	}
-	return postback.Request{
-		Host:        way.host,
-		Destination: dest,
-		Query:       query,
-		Header:      r.Header,
-		Credentials: cred,
-		Forwarded:   h.forwarded(r),
-	}, way, nil
+	return nil
 }
 
 // route finds the way to v2 for a request's Host. With handoff and neither
@@ -80,7 +41,7 @@ func (h *Handler) route(host string) (*route, *postback.Refusal) {
 	if h.byRegion != nil {
 		region, ok := postback.RegionOf(host)
 		if !ok {
-			return nil, postback.UnknownRegion()
+			return nil, postback.UnknownRegion
 		}
 		return h.byRegion[region], nil
 	}
@@ -129,4 +90,73 @@ func via(major, minor int) string {
 		return "1.1 Caddy" // nearly all: there is nothing to build
 	}
 	return strconv.Itoa(major) + "." + strconv.Itoa(minor) + " Caddy"
+}
+
+// chain appends an entry to a header that lists the hops so far. Empty ones do
+// not count.
+func chain(prior []string, entry string) string {
+	joined := strings.Join(prior, ", ")
+	switch {
+	case joined == "":
+		return entry
+	case entry == "":
+		return joined
+	default:
+		return joined + ", " + entry
+	}
+}
+
+// last returns the last of a header's values.
+func last(values []string) string {
+	if len(values) == 0 {
+		return ""
+	}
+	return values[len(values)-1]
+}
+
+// withoutZone drops the zone of an IPv6 address: it means nothing elsewhere.
+func withoutZone(ip string) string {
+	ip, _, _ = strings.Cut(ip, "%")
+	return ip
+}
+
+// caller reads what a record may take from the request beside its query.
+func (h *Handler) caller(r *http.Request) postback.Caller {
+	ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
+	from := postback.Caller{IP: withoutZone(ip), UserAgent: r.UserAgent()}
+	if len(r.Header["Cookie"]) > 0 {
+		if cookie, err := r.Cookie(h.GlobalID); err == nil {
+			from.GlobalID = cookie.Value
+		}
+	}
+	return from
+}
+
+// readQuery makes the record of a query, in a buffer that goes back with
+// release.
+func readQuery(s *bodies, query string, from postback.Caller) (postback.QueryRecord, *bodyBuffer, *postback.Refusal) {
+	room, refused := s.room(len(query) + len(query)/4 + len(from.UserAgent) + 256)
+	if refused != nil {
+		return postback.QueryRecord{}, nil, refused
+	}
+	cost := postback.QueryCost(query)
+	if !s.reserve(cost) {
+		s.release(room)
+		return postback.QueryRecord{}, nil, postback.Overloaded
+	}
+	rec := postback.ReadQuery(room.data, query, from, int(s.maxBody))
+	s.free(cost)
+	if rec.TooLarge {
+		s.release(room)
+		return postback.QueryRecord{}, nil, postback.TooLarge(int64(len(rec.Body)), s.maxBody, false)
+	}
+	if grown := int64(len(rec.Body) - cap(room.data)); grown > 0 { // much had to be escaped
+		if !s.reserve(grown) {
+			s.release(room)
+			return postback.QueryRecord{}, nil, postback.Overloaded
+		}
+		rec.Body = slices.Clip(rec.Body) // release counts the capacity
+	}
+	room.data = rec.Body
+	return rec, room, nil
 }

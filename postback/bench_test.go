@@ -38,13 +38,13 @@ func benchBody(n int) []byte {
 // request.
 func TestAllocations(t *testing.T) {
 	for name, query := range benchQueries {
-		if n := testing.AllocsPerRun(100, func() { CutWriteKey(query) }); n > 1 {
+		if n := testing.AllocsPerRun(100, func() { cutWriteKey(query) }); n > 1 {
 			t.Errorf("cutWriteKey, key %s: %v allocations", name, n)
 		}
 	}
 	dst := make([]byte, 0, 4096)
 	from := Caller{IP: "192.0.2.7", UserAgent: benchAgent}
-	if n := testing.AllocsPerRun(100, func() { AppendRecord(dst, benchQuery, from, MaxBody) }); n > 2 {
+	if n := testing.AllocsPerRun(100, func() { ReadQuery(dst, benchQuery, from, MaxBody) }); n > 2 {
 		t.Errorf("appendRecord: %v allocations", n)
 	}
 	// Many runs, for the race detector takes scanners from encoding/json's pool.
@@ -58,7 +58,7 @@ func BenchmarkCutWriteKey(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if rest, param := CutWriteKey(query); len(rest) != len("a=1&b=2") || param.key != benchKey {
+				if rest, param := cutWriteKey(query); len(rest) != len("a=1&b=2") || param.key != benchKey {
 					b.Fatal(rest)
 				}
 			}
@@ -71,7 +71,7 @@ func BenchmarkRecord(b *testing.B) {
 	dst := make([]byte, 0, 4096)
 	b.ReportAllocs()
 	for b.Loop() {
-		if rec := AppendRecord(dst, benchQuery, from, MaxBody); rec.Columns != 6 {
+		if rec := ReadQuery(dst, benchQuery, from, MaxBody); rec.Columns != 6 {
 			b.Fatal(rec.Columns)
 		}
 	}

@@ -14,16 +14,16 @@ type Destination struct {
 	Database, Table string
 }
 
-// ParsePath reads the destination out of a percent-decoded path. Runs of `/`
+// parsePath reads the destination out of a percent-decoded path. Runs of `/`
 // count as one and the table may have one trailing slash: legacy callers send
-// both. A path outside /postback/ is ErrNotFound; inside, a path that is no
+// both. A path outside /postback/ is NotFound; inside, a path that is no
 // event path or has a bad name is invalid_path with the part that is wrong.
-func ParsePath(path string) (Destination, *Refusal) {
+func parsePath(path string) (Destination, *Refusal) {
 	if strings.Contains(path, "//") {
 		path = squeezeSlashes(path)
 	}
 	if !strings.HasPrefix(path, postbackPrefix) {
-		return Destination{}, ErrNotFound
+		return Destination{}, NotFound
 	}
 	names, ok := strings.CutPrefix(path, eventPrefix)
 	if !ok {

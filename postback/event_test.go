@@ -45,7 +45,7 @@ func TestParsePath(t *testing.T) {
 		{name: "query behind an ampersand", path: "/postback/v3/event/db/tbl&td_write_key=1", code: "invalid_path", says: "table name"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, refused := ParsePath(tc.path)
+			got, refused := parsePath(tc.path)
 			if tc.code != "" {
 				if refused == nil || refused.Code != tc.code || !strings.Contains(refused.Message, tc.says) {
 					t.Fatalf("got %v, want %s with %q", refused, tc.code, tc.says)
@@ -70,14 +70,14 @@ func FuzzPath(f *testing.F) {
 	event := regexp.MustCompile(`^/+postback/+v3/+event/+([A-Za-z0-9_]+)/+([A-Za-z0-9_]+)/*$`)
 	inside := regexp.MustCompile(`^/+postback/`)
 	f.Fuzz(func(t *testing.T, path string) {
-		got, refused := ParsePath(path)
+		got, refused := parsePath(path)
 		names := event.FindStringSubmatch(path)
 		switch {
 		case names != nil:
 			if refused != nil || got != (Destination{names[1], names[2]}) {
 				t.Fatalf("%q: got %+v, %v", path, got, refused)
 			}
-			if again, refused := ParsePath((&Request{Destination: got}).path()); refused != nil || again != got {
+			if again, refused := parsePath((&Request{Destination: got}).path()); refused != nil || again != got {
 				t.Errorf("%q: its canonical form leads to %+v, %v", path, again, refused)
 			}
 		case refused == nil:

@@ -17,7 +17,7 @@ const (
 // fateOf decides by a header's canonical name. It is the one list, for what is
 // forwarded and for what the next handler forwards. What is for one hop ends
 // (RFC 9110 section 7.6.1), and so does what is for one host (Cookie); keys are
-// set by FindKey's rule.
+// set by findKey's rule.
 func fateOf(name string) headerFate {
 	switch name {
 	case "Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection",

@@ -32,11 +32,11 @@ type urlKey struct {
 	invalid bool   // that value has a bad percent-escape, so there is no key to read
 }
 
-// CutWriteKey takes every td_write_key parameter out of a raw query. The other
+// cutWriteKey takes every td_write_key parameter out of a raw query. The other
 // parameters keep their order and their bytes; without any, rest is empty.
 // Only `&` separates parameters, as in the URL standard: a `;` is part of a
 // value.
-func CutWriteKey(query string) (rest string, key urlKey) {
+func cutWriteKey(query string) (rest string, key urlKey) {
 	var (
 		lo, hi = 0, -1         // what was kept is query[lo:hi], as long as it is in one piece
 		joined strings.Builder // what was kept, once it is in several
@@ -138,12 +138,12 @@ func (c *Credentials) Key() string {
 	return c.WriteKey
 }
 
-// FindKey decides what v2 gets to see, from the URL's key, the X-TD-Write-Key
+// findKey decides what v2 gets to see, from the URL's key, the X-TD-Write-Key
 // headers and the Authorization headers. In the legacy contract the header
 // wins over the URL and Authorization is ignored; in v2 Authorization wins. So
 // Authorization passes only where a caller speaks v2 already: TD1, and no key
 // in the URL that a legacy endpoint would have used.
-func FindKey(param urlKey, headers, authorizations []string) (cred Credentials, refused *Refusal) {
+func findKey(param urlKey, headers, authorizations []string) (cred Credentials, refused *Refusal) {
 	for _, value := range headers {
 		if cred.WriteKey = trimKey(value); cred.WriteKey != "" {
 			cred.Source = KeyHeader
@@ -161,7 +161,7 @@ func FindKey(param urlKey, headers, authorizations []string) (cred Credentials, 
 	problem := keyProblem(cred.WriteKey)
 	switch {
 	case cred.Source == KeyNone:
-		return cred, ErrMissingKey
+		return cred, MissingKey
 	case cred.Source == KeyParam && param.invalid:
 		problem = "the td_write_key parameter has a bad percent-escape"
 	case problem == "":

@@ -67,7 +67,7 @@ func TestCutWriteKey(t *testing.T) {
 		{name: "the name as a value", query: "a=td_write_key", rest: "a=td_write_key"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			rest, key := CutWriteKey(tc.query)
+			rest, key := cutWriteKey(tc.query)
 			if rest != tc.rest {
 				t.Errorf("rest %q, want %q", rest, tc.rest)
 			}
@@ -138,7 +138,7 @@ func TestFindKey(t *testing.T) {
 		{name: "unusual form passes", param: urlKey{key: "not-a-key"}, wantKey: "not-a-key"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, refused := FindKey(tc.param, tc.header, tc.auth)
+			got, refused := findKey(tc.param, tc.header, tc.auth)
 			if tc.code != "" {
 				if refused == nil || refused.Code != tc.code {
 					t.Fatalf("got %v, want %s", refused, tc.code)
@@ -192,7 +192,7 @@ func FuzzCutWriteKey(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, query string) {
-		rest, key := CutWriteKey(query)
+		rest, key := cutWriteKey(query)
 		var kept []string
 		first, found := urlKey{}, false
 		for param := range strings.SplitSeq(query, "&") {
@@ -216,7 +216,7 @@ func FuzzCutWriteKey(f *testing.F) {
 		if key != first {
 			t.Errorf("%q: key %+v, want %+v", query, key, first)
 		}
-		if again, key := CutWriteKey(rest); again != rest || key != (urlKey{}) {
+		if again, key := cutWriteKey(rest); again != rest || key != (urlKey{}) {
 			t.Errorf("%q: not stable", query)
 		}
 	})
@@ -265,7 +265,7 @@ func FuzzKey(f *testing.F) {
 			slices.ContainsFunc(used, func(key string) bool { return len(key) > 1024 || strings.ContainsFunc(key, invisible) }):
 			code = "invalid_write_key"
 		}
-		got, refused := FindKey(decodeKey(value), []string{header1, header2}, []string{auth1, auth2})
+		got, refused := findKey(decodeKey(value), []string{header1, header2}, []string{auth1, auth2})
 		switch {
 		case code == "" && (refused != nil || got != want):
 			t.Errorf("got %+v, %v, want %+v", got, refused, want)

@@ -18,8 +18,8 @@ type Caller struct {
 	GlobalID  string // empty without the cookie
 }
 
-// Record is what a query says.
-type Record struct {
+// QueryRecord is what a query says.
+type QueryRecord struct {
 	Body     []byte // one JSON object
 	Columns  int    // how many columns it has
 	Pixel    bool   // td_format=pixel: the caller wants an image
@@ -44,20 +44,20 @@ const fewColumns = 32
 // column and its entry in the map.
 const columnBytes = 128
 
-// RecordCost is how many bytes AppendRecord needs beside dst: nothing to speak
+// QueryCost is how many bytes ReadQuery needs beside dst: nothing to speak
 // of for a usual query, but a hostile one can have half a million columns.
-func RecordCost(query string) int64 {
+func QueryCost(query string) int64 {
 	if n := strings.Count(query, "&") + 1; n > fewColumns {
 		return int64(n) * columnBytes
 	}
 	return 0
 }
 
-// AppendRecord appends the record of a raw query, without the write key, to
+// ReadQuery appends the record of a raw query, without the write key, to
 // dst. It gives up once the body is larger than limit.
-func AppendRecord(dst []byte, query string, from Caller, limit int) Record {
+func ReadQuery(dst []byte, query string, from Caller, limit int) QueryRecord {
 	var (
-		rec   Record
+		rec   QueryRecord
 		few   [fewColumns]column
 		all   = few[:0]
 		names map[string]int32 // last index of each name, above fewColumns
@@ -104,7 +104,7 @@ func AppendRecord(dst []byte, query string, from Caller, limit int) Record {
 
 // read takes one parameter: a column, or one of the reserved names that are
 // none.
-func (rec *Record) read(param string, from Caller) (col column, ok bool) {
+func (rec *QueryRecord) read(param string, from Caller) (col column, ok bool) {
 	name, value, _ := strings.Cut(param, "=")
 	col = column{name: decode(name), value: value}
 	if !utf8.ValidString(col.name) {
@@ -142,10 +142,10 @@ func (rec *Record) read(param string, from Caller) (col column, ok bool) {
 	return col, true
 }
 
-// HasColumn reports whether a query without the write key has a column at
+// hasColumn reports whether a query without the write key has a column at
 // all.
-func HasColumn(query string, from Caller) bool {
-	var rec Record
+func hasColumn(query string, from Caller) bool {
+	var rec QueryRecord
 	for param := range strings.SplitSeq(query, "&") {
 		if param == "" {
 			continue

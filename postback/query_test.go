@@ -89,14 +89,14 @@ func TestAppendRecord(t *testing.T) {
 			if tc.from != nil {
 				source = *tc.from
 			}
-			rec := AppendRecord(nil, tc.query, source, MaxBody)
+			rec := ReadQuery(nil, tc.query, source, MaxBody)
 			if string(rec.Body) != tc.body {
 				t.Errorf("got  %s\nwant %s", rec.Body, tc.body)
 			}
 			if rec.Pixel != tc.pixel || rec.Redirect != tc.redirect || rec.TooLarge {
 				t.Errorf("pixel %v, redirect %q, too large %v", rec.Pixel, rec.Redirect, rec.TooLarge)
 			}
-			if got := HasColumn(tc.query, source); got != (tc.body != "{}") {
+			if got := hasColumn(tc.query, source); got != (tc.body != "{}") {
 				t.Errorf("has a column: %v", got)
 			}
 			if got := wantsPixel(tc.query); got != tc.pixel {
@@ -116,7 +116,7 @@ func TestManyColumns(t *testing.T) {
 		}
 		query.WriteString("c0=x&c5=y")
 		expected := "{" + strings.Replace(strings.Replace(want.String()[1:], `"c0":"0"`, `"c0":["0","x"]`, 1), `"c5":"5"`, `"c5":["5","y"]`, 1) + "}"
-		rec := AppendRecord(nil, query.String(), Caller{}, 10<<20)
+		rec := ReadQuery(nil, query.String(), Caller{}, 10<<20)
 		if string(rec.Body) != expected || rec.Columns != n {
 			t.Errorf("%d columns: got %d, %.200s", n, rec.Columns, rec.Body)
 		}
@@ -130,7 +130,7 @@ func TestRecordCost(t *testing.T) {
 		"": 0, "a=1&b=2": 0, strings.Repeat("&", fewColumns-1): 0,
 		strings.Repeat("&", fewColumns): (fewColumns + 1) * columnBytes,
 	} {
-		if got := RecordCost(query); got != want {
+		if got := QueryCost(query); got != want {
 			t.Errorf("%d parameters: %d bytes, want %d", strings.Count(query, "&")+1, got, want)
 		}
 	}
@@ -140,10 +140,10 @@ func TestRecordCost(t *testing.T) {
 		result := testing.Benchmark(func(b *testing.B) {
 			dst := make([]byte, 0, 2<<20)
 			for b.Loop() {
-				AppendRecord(dst, query, Caller{}, MaxBody)
+				ReadQuery(dst, query, Caller{}, MaxBody)
 			}
 		})
-		if used, cost := result.AllocedBytesPerOp(), RecordCost(query); used > cost {
+		if used, cost := result.AllocedBytesPerOp(), QueryCost(query); used > cost {
 			t.Errorf("%d bytes were allocated, %d estimated", used, cost)
 		}
 	}
@@ -169,7 +169,7 @@ func TestRecordLimit(t *testing.T) {
 		{"a=" + strings.Repeat("\xff", 30) + "xx", 100},
 	} {
 		for limit, tooLarge := range map[int]bool{tc.size: false, tc.size - 1: true} {
-			rec := AppendRecord([]byte("before"), tc.query, Caller{}, limit)
+			rec := ReadQuery([]byte("before"), tc.query, Caller{}, limit)
 			if rec.TooLarge != tooLarge {
 				t.Errorf("%.20s: too large for %d is %v, with %d bytes", tc.query, limit, rec.TooLarge, len(rec.Body)-len("before"))
 			}
@@ -211,8 +211,8 @@ func FuzzRecord(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, query string) {
-		rest, _ := CutWriteKey(query)
-		rec := AppendRecord(nil, rest, Caller{IP: "192.0.2.1", UserAgent: "ua", GlobalID: "gid"}, 1<<30)
+		rest, _ := cutWriteKey(query)
+		rec := ReadQuery(nil, rest, Caller{IP: "192.0.2.1", UserAgent: "ua", GlobalID: "gid"}, 1<<30)
 		if !json.Valid(rec.Body) || !utf8.Valid(rec.Body) {
 			t.Fatalf("%q: not valid: %q", query, rec.Body)
 		}
@@ -335,17 +335,17 @@ func FuzzRecordLimit(f *testing.F) {
 		if cookie {
 			from.GlobalID = "gid"
 		}
-		whole := AppendRecord(nil, query, from, 1<<30)
+		whole := ReadQuery(nil, query, from, 1<<30)
 		if whole.TooLarge || !json.Valid(whole.Body) {
 			t.Fatalf("%q: %q", query, whole.Body)
 		}
 		if wantsPixel(query) != whole.Pixel {
 			t.Errorf("%q: wants a pixel: %v, but the record says %v", query, wantsPixel(query), whole.Pixel)
 		}
-		if HasColumn(query, from) != (whole.Columns > 0) || whole.Columns == 0 && string(whole.Body) != "{}" {
-			t.Errorf("%q: has a column: %v, but the record is %q", query, HasColumn(query, from), whole.Body)
+		if hasColumn(query, from) != (whole.Columns > 0) || whole.Columns == 0 && string(whole.Body) != "{}" {
+			t.Errorf("%q: has a column: %v, but the record is %q", query, hasColumn(query, from), whole.Body)
 		}
-		limited := AppendRecord([]byte("before"), query, from, int(limit))
+		limited := ReadQuery([]byte("before"), query, from, int(limit))
 		if limited.TooLarge != (len(whole.Body) > int(limit)) {
 			t.Errorf("%q: %d bytes, limit %d: too large: %v", query, len(whole.Body), limit, limited.TooLarge)
 		}

@@ -15,51 +15,65 @@ type Refusal struct {
 
 	// RetryAfter, in seconds, tells callers when to come back; 0 for never.
 	RetryAfter int
+
+	// BodyLost says that the body could not be read: nothing of it is left to
+	// wait for.
+	BodyLost bool
 }
 
-// Error makes a refusal an error, for logs and tests.
-func (f *Refusal) Error() string { return f.Code + ": " + f.Message }
-
+// The refusals that say the same each time.
 var (
-	ErrNotFound = &Refusal{
+	NotFound = &Refusal{
 		Status: http.StatusNotFound, Code: "not_found",
 		Message: "only " + eventPrefix + "{database}/{table} is served here",
 	}
-	ErrMethod = &Refusal{
+	MethodNotAllowed = &Refusal{
 		Status: http.StatusMethodNotAllowed, Code: "method_not_allowed",
 		Message: "use POST, or GET for a record in the query",
 	}
-	ErrMissingKey = &Refusal{
+	MissingKey = &Refusal{
 		Status: http.StatusForbidden, Code: "missing_write_key",
 		Message: "send the write key as ?td_write_key=, in an X-TD-Write-Key header or as Authorization: TD1",
 	}
-	ErrOverloaded = &Refusal{
+	Overloaded = &Refusal{
 		Status: http.StatusServiceUnavailable, Code: "overloaded", RetryAfter: 1,
 		Message: "the gateway is at its limit; send the record again",
 	}
-	ErrRedirect = &Refusal{
+	RedirectNotAllowed = &Refusal{
 		Status: http.StatusBadRequest, Code: "redirect_not_allowed",
 		Message: "the record was taken, but td_redirect must be an http or https URL to a host in the gateway's redirect_hosts",
 	}
-	ErrBodyCut = &Refusal{
-		Status: http.StatusBadRequest, Code: "invalid_request",
+	BodyCut = &Refusal{
+		Status: http.StatusBadRequest, Code: "invalid_request", BodyLost: true,
 		Message: "the body ended early or is framed wrongly; send it whole",
 	}
-	ErrBodySlow = &Refusal{
-		Status: http.StatusRequestTimeout, Code: "request_timeout",
+	BodySlow = &Refusal{
+		Status: http.StatusRequestTimeout, Code: "request_timeout", BodyLost: true,
 		Message: "the body did not arrive in time; send it again",
 	}
-	ErrUnreachable = &Refusal{
+	UnknownRegion = &Refusal{
+		Status: http.StatusMisdirectedRequest, Code: "unknown_region",
+		Message: "the Host of the request is no legacy Postback host, so there is no region to forward to",
+	}
+	UpstreamUnreachable = &Refusal{
 		Status: http.StatusBadGateway, Code: "upstream_unreachable",
 		Message: "Postback v2 could not be reached; send the record again",
 	}
-	ErrBrokenOff = &Refusal{
+	UpstreamBrokenOff = &Refusal{
 		Status: http.StatusBadGateway, Code: "upstream_unreachable",
 		Message: "Postback v2 broke off or gave no valid answer; the record may have arrived all the same",
 	}
-	ErrUpstreamTimeout = &Refusal{
+	UpstreamTimeout = &Refusal{
 		Status: http.StatusGatewayTimeout, Code: "upstream_timeout",
 		Message: "Postback v2 did not answer in time; the record may have arrived all the same",
+	}
+	SpoolFull = &Refusal{
+		Status: http.StatusServiceUnavailable, Code: "spool_full", RetryAfter: 30,
+		Message: "Postback v2 does not take records now, and the gateway has no room to keep more; send the record again later",
+	}
+	SpoolUnavailable = &Refusal{
+		Status: http.StatusServiceUnavailable, Code: "spool_unavailable", RetryAfter: 5,
+		Message: "Postback v2 does not take records now, and the gateway cannot keep them; send the record again later",
 	}
 )
 
@@ -69,13 +83,6 @@ func invalidPath(message string) *Refusal {
 
 func invalidKey(message string) *Refusal {
 	return &Refusal{Status: http.StatusBadRequest, Code: "invalid_write_key", Message: message}
-}
-
-func UnknownRegion() *Refusal {
-	return &Refusal{
-		Status: http.StatusMisdirectedRequest, Code: "unknown_region",
-		Message: "the Host of the request is no legacy Postback host, so there is no region to forward to",
-	}
 }
 
 // TooLarge refuses a body by its declared size, or by the bytes read so far
@@ -90,14 +97,3 @@ func TooLarge(size, limit int64, declared bool) *Refusal {
 		Message: fmt.Sprintf("the record has %s%d bytes; at most %d are taken", atLeast, size, limit),
 	}
 }
-
-var (
-	ErrSpoolFull = &Refusal{
-		Status: http.StatusServiceUnavailable, Code: "spool_full", RetryAfter: 30,
-		Message: "Postback v2 does not take records now, and the gateway has no room to keep more; send the record again later",
-	}
-	ErrSpoolUnavailable = &Refusal{
-		Status: http.StatusServiceUnavailable, Code: "spool_unavailable", RetryAfter: 5,
-		Message: "Postback v2 does not take records now, and the gateway cannot keep them; send the record again later",
-	}
-)

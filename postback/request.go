@@ -31,11 +31,11 @@ func contentType(sent []string, body []byte) (value string, changed bool) {
 
 // UseRecord makes a record from the query the body. Nothing of the query is
 // left in the URL.
-func (q *Request) UseRecord(rec Record) {
+func (q *Request) UseRecord(record []byte) {
 	q.FromQuery = true
 	q.Query = ""
 	q.ContentType = "application/json"
-	q.Body = rec.Body
+	q.Body = record
 }
 
 // SetContentType decides the Content-Type, once the body is there.

@@ -166,14 +166,14 @@ func FuzzHead(f *testing.F) {
 		if !validName(strings.ReplaceAll(name, "-", "")) {
 			return // net/http refuses such names
 		}
-		cred, refused := FindKey(decodeKey(param), []string{header}, []string{auth})
+		cred, refused := findKey(decodeKey(param), []string{header}, []string{auth})
 		if refused != nil {
 			if refused.Code != "missing_write_key" && refused.Code != "invalid_write_key" {
 				t.Errorf("refused with %s", refused.Code)
 			}
 			return
 		}
-		rest, _ := CutWriteKey(query)
+		rest, _ := cutWriteKey(query)
 		q := Request{
 			Host: "v2.example", Destination: Destination{"db", "tbl"}, Query: rest,
 			Header: http.Header{http.CanonicalHeaderKey(name): {value}}, Credentials: cred, Body: []byte(body),
