@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -108,7 +109,7 @@ func (stubConn) Close() error                    { return nil }
 // stubHandler forwards to a v2 without a kernel.
 func stubHandler() *Handler {
 	return &Handler{
-		MaxBody: postback.MaxBody, GlobalID: defaultGlobalID, logger: zap.NewNop(),
+		MaxBody: postback.MaxBody, GlobalID: defaultGlobalID, logger: zap.NewNop(), leaving: new(atomic.Bool),
 		bodies: &bodies{maxBody: postback.MaxBody, maxTotal: defaultMaxBuffered},
 		fixed:  &route{host: "us01.records.in.treasuredata.com", Client: stubUpstream()},
 	}

@@ -20,7 +20,7 @@ func (h *Handler) forward(c *call) error {
 	if h.Handoff {
 		defer h.bodies.drop(c.body)
 		c.result = handedOffResult
-		h.handover.end(c.w, c.r)
+		h.closeIfLeaving(c.w, c.r)
 		c.out.Apply(c.r)
 		return c.next.ServeHTTP(c.w, c.r)
 	}

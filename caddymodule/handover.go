@@ -49,11 +49,24 @@ type Handover struct {
 
 	fresh   sync.Map     // connections that no request has come on
 	waiting atomic.Int64 // how many
-	leaving atomic.Bool
+	leaving *atomic.Bool // shared with the server's handlers
 }
 
-// handovers finds the wrapper of a server for its handlers.
-var handovers sync.Map // *caddyhttp.Server -> *Handover
+// leavings says of each server that is provisioned whether its configuration
+// ends. The wrapper sets it and the handlers read it; it does not matter which
+// of them Caddy provisions first.
+var leavings sync.Map // *caddyhttp.Server -> *atomic.Bool
+
+// leavingOf finds what says whether a server's configuration ends. Both who
+// sets and who reads it forget it in Cleanup: that is the end of all that the
+// server has.
+func leavingOf(server *caddyhttp.Server) *atomic.Bool {
+	if server == nil {
+		return new(atomic.Bool) // nobody tells
+	}
+	leaving, _ := leavings.LoadOrStore(server, new(atomic.Bool))
+	return leaving.(*atomic.Bool) //nolint:forcetypeassert // it has nothing else
+}
 
 // CaddyModule returns the Caddy module information.
 func (*Handover) CaddyModule() caddy.ModuleInfo {
@@ -69,8 +82,8 @@ func (h *Handover) Provision(ctx caddy.Context) error {
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		h.server = server
 		server.RegisterConnState(h.observe)
-		handovers.Store(server, h)
 	}
+	h.leaving = leavingOf(h.server)
 	events, err := ctx.App("events")
 	if err != nil {
 		return err
@@ -78,19 +91,9 @@ func (h *Handover) Provision(ctx caddy.Context) error {
 	return events.(*caddyevents.App).On("stopping", h)
 }
 
-// handoverOf finds the wrapper of the server that is being provisioned, or nil.
-func handoverOf(ctx caddy.Context) *Handover {
-	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
-		if h, ok := handovers.Load(server); ok {
-			return h.(*Handover)
-		}
-	}
-	return nil
-}
-
 // Cleanup forgets the server.
 func (h *Handover) Cleanup() error {
-	handovers.CompareAndDelete(h.server, h)
+	leavings.Delete(h.server)
 	return nil
 }
 
@@ -130,14 +133,6 @@ func (h *Handover) observe(conn net.Conn, state http.ConnState) {
 		h.waiting.Add(1)
 	} else if _, found := h.fresh.LoadAndDelete(conn); found {
 		h.waiting.Add(-1)
-	}
-}
-
-// end makes an answer the last one of its connection, if the configuration
-// ends. HTTP/3 has no such header, and clients refuse an answer that has it.
-func (h *Handover) end(w http.ResponseWriter, r *http.Request) {
-	if h != nil && h.leaving.Load() && r.ProtoMajor < 3 {
-		w.Header()["Connection"] = []string{"close"}
 	}
 }
 

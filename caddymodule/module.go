@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -138,8 +139,9 @@ type Handler struct {
 	keeper        *keeper // of the spool
 	logger        *zap.Logger
 	bodies        *bodies
-	redirectHosts []string  // in lower case
-	handover      *Handover // the server's, if it has one
+	redirectHosts []string // in lower case
+	server        *caddyhttp.Server
+	leaving       *atomic.Bool // the configuration ends
 
 	// fixed is where all requests go, unless the region is auto: then each
 	// goes where its legacy host's region says.
@@ -173,7 +175,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	h.applyDefaults()
 	h.redirectHosts = lower(h.RedirectHosts)
-	h.handover = handoverOf(ctx)
+	h.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	h.leaving = leavingOf(h.server)
 	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered, full: h.warnOfFullMemory}
 	h.warnOfMemory(debug.SetMemoryLimit(-1)) // which only reads it
 	if err := h.makeRoutes(); err != nil || h.Spool == nil {
@@ -446,6 +449,7 @@ func (h *Handler) Cleanup() error {
 			h.logger.Error("closing the spool", zap.Error(err))
 		}
 	}
+	leavings.Delete(h.server)
 	for _, r := range h.routes() {
 		if r.Client != nil {
 			r.Close()

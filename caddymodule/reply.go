@@ -19,8 +19,17 @@ import (
 // begin adds to the head of an answer what the gateway has to say to its
 // caller. Every answer to a call of the gateway's begins here, v2's too.
 func (h *Handler) begin(w http.ResponseWriter, r *http.Request) {
-	h.handover.end(w, r)
+	h.closeIfLeaving(w, r)
 	allowOrigin(w.Header(), r)
+}
+
+// closeIfLeaving makes an answer the last one of its connection, if the
+// configuration ends. HTTP/3 has no such header, and clients refuse an answer
+// that has it.
+func (h *Handler) closeIfLeaving(w http.ResponseWriter, r *http.Request) {
+	if h.leaving.Load() && r.ProtoMajor < 3 {
+		w.Header()["Connection"] = []string{"close"}
+	}
 }
 
 // refuse answers a call with a refusal: as JSON, also where a query has asked
