@@ -1,6 +1,10 @@
 package postback
 
 import (
+	"bufio"
+	"bytes"
+	"io"
+	"net/http"
 	"slices"
 	"time"
 )
@@ -34,4 +38,29 @@ func AppendKept(dst []byte, q *Request, arrival time.Time) ([]byte, RecordTime) 
 		dst = append(dst, part...)
 	}
 	return dst, timed
+}
+
+// Kept is a request that was kept, read back.
+type Kept struct {
+	Path, Query string
+	Header      http.Header // without the keys
+	Credentials Credentials // without their source
+	Body        []byte
+}
+
+// ReadKept reads a request that AppendKept has written. It fails if the request
+// is damaged; what could be read of it is returned all the same.
+func ReadKept(data []byte) (Kept, error) {
+	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(data)))
+	if err != nil {
+		return Kept{}, err
+	}
+	k := Kept{
+		Path: r.URL.Path, Query: r.URL.RawQuery, Header: r.Header,
+		Credentials: Credentials{WriteKey: r.Header.Get(WriteKeyHeader), Authorization: r.Header.Get("Authorization")},
+	}
+	r.Header.Del(WriteKeyHeader)
+	r.Header.Del("Authorization")
+	k.Body, err = io.ReadAll(r.Body)
+	return k, err
 }

@@ -75,3 +75,44 @@ func TestAppendKeptRoom(t *testing.T) {
 		}
 	}
 }
+
+// FuzzKept reads back what was kept.
+func FuzzKept(f *testing.F) {
+	f.Add("a=1&b=%2F", "application/json", "1234/abc", "", []byte(`{"a":1}`))
+	f.Add("", "", "", "1/a", []byte("\x00\r\n\r\n"))
+	f.Add(" \x7f", "a/b; c=d", "1/b", "1/a", []byte(`{"time":"x"} `))
+	f.Fuzz(func(t *testing.T, query, contentType, key, token string, body []byte) {
+		if keyProblem(key) != "" || keyProblem(token) != "" || len(body) > MaxBody/2 ||
+			strings.ContainsFunc(contentType, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			return // no call that is kept
+		}
+		authorization := ""
+		if token != "" {
+			authorization = "TD1 " + token
+		}
+		q := Request{
+			Host: "v2", Destination: Destination{"db", "tbl"}, Query: query, ContentType: contentType, Body: body,
+			Credentials: Credentials{WriteKey: key, Authorization: authorization},
+		}
+		data, timed := AppendKept(nil, &q, time.Unix(1_700_000_000, 0))
+		got, err := ReadKept(data)
+		if err != nil {
+			t.Fatalf("%v: %q", err, data)
+		}
+		if got.Path != "/postback/v3/event/db/tbl" || got.Query != string(appendQuery(nil, query)) {
+			t.Errorf("%q has become %q?%q", query, got.Path, got.Query)
+		}
+		if got.Credentials != q.Credentials {
+			t.Errorf("%q, %q have become %+v", key, authorization, got.Credentials)
+		}
+		if got.Header.Get(WriteKeyHeader) != "" || got.Header.Get("Authorization") != "" {
+			t.Errorf("a key is in the header: %q", got.Header)
+		}
+		if want, result := appendRecordTime(nil, body, 1_700_000_000); !bytes.Equal(got.Body, want) || timed != result {
+			t.Errorf("%q, %v has become %q, %v", body, result, got.Body, timed)
+		}
+		if _, err := ReadKept(data[:len(data)-1]); err == nil {
+			t.Errorf("a request without its last byte is whole: %q", data)
+		}
+	})
+}
