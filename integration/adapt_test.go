@@ -5,29 +5,21 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
-// TestAdapt adapts every Caddyfile in testdata/adapt. Below the line stands
-// either the handler's JSON, or the texts that the error must hold.
+// TestAdapt adapts every Caddyfile in testdata/adapt. Below the line stands the
+// handler's JSON, or that of the whole configuration, or the texts that the
+// error must hold. Durations in the JSON may be strings such as "5s".
 func TestAdapt(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("testdata/adapt/*.caddyfiletest")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no files", err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".caddyfiletest"), func(t *testing.T) {
+	for name, file := range goldenFiles(t) {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			content, err := os.ReadFile(file) //nolint:gosec // G304: found above
-			if err != nil {
-				t.Fatal(err)
-			}
-			caddyfile, want, ok := strings.Cut(string(content), "----------\n")
-			if !ok {
-				t.Fatal("no line of dashes")
-			}
+			caddyfile, want := file.caddyfile, file.want
 			path := write(t, "Caddyfile", caddyfile)
 			if !strings.HasPrefix(want, "{") {
 				output, code := run(t, "validate", "--adapter", "caddyfile", "--config", path)
@@ -49,18 +41,146 @@ func TestAdapt(t *testing.T) {
 			if code != 0 {
 				t.Fatalf("exit %d: %s", code, output)
 			}
-			var adapted, handler any
-			if err := json.Unmarshal([]byte(output[strings.Index(output, "\n{")+1:]), &adapted); err != nil {
+			var got, wanted any
+			if err := json.Unmarshal([]byte(output[strings.Index(output, "\n{")+1:]), &got); err != nil {
 				t.Fatalf("%v in %s", err, output)
 			}
-			if err := json.Unmarshal([]byte(want), &handler); err != nil {
+			if err := json.Unmarshal([]byte(want), &wanted); err != nil {
 				t.Fatal(err)
 			}
-			if got := findHandler(adapted); !reflect.DeepEqual(got, handler) {
-				t.Errorf("got %v, want %v", got, handler)
+			wanted = inNanoseconds(wanted)
+			if object, ok := wanted.(map[string]any); ok && object["handler"] != nil {
+				got = findHandler(got)
+			}
+			if !reflect.DeepEqual(got, wanted) {
+				t.Errorf("got %v, want %v", got, wanted)
 			}
 		})
 	}
+}
+
+// golden is a file in testdata/adapt: what stands above the line of dashes, and
+// what stands below it.
+type golden struct{ caddyfile, want string }
+
+// goldenFiles reads the files in testdata/adapt.
+func goldenFiles(t *testing.T) map[string]golden {
+	t.Helper()
+	paths, err := filepath.Glob("testdata/adapt/*.caddyfiletest")
+	if err != nil || len(paths) == 0 {
+		t.Fatal("no files", err)
+	}
+	files := make(map[string]golden, len(paths))
+	for _, path := range paths {
+		content, err := os.ReadFile(path) //nolint:gosec // G304: found above
+		if err != nil {
+			t.Fatal(err)
+		}
+		caddyfile, want, ok := strings.Cut(string(content), "----------\n")
+		if !ok {
+			t.Fatalf("%s has no line of dashes", path)
+		}
+		files[strings.TrimSuffix(filepath.Base(path), ".caddyfiletest")] = golden{caddyfile, want}
+	}
+	return files
+}
+
+// inNanoseconds replaces durations such as "5s" by what Caddy makes of them.
+func inNanoseconds(value any) any {
+	switch value := value.(type) {
+	case map[string]any:
+		for k, v := range value {
+			value[k] = inNanoseconds(v)
+		}
+	case []any:
+		for i, v := range value {
+			value[i] = inNanoseconds(v)
+		}
+	case string:
+		if duration, err := time.ParseDuration(value); err == nil {
+			return float64(duration)
+		}
+	}
+	return value
+}
+
+// TestDocuments keeps the configurations in the documents and their golden
+// files alike: every caddyfile block of a document is above the line of a
+// golden file, every json block below it, and every golden file that is for a
+// document is in one.
+func TestDocuments(t *testing.T) {
+	t.Parallel()
+	unused := map[string]bool{}
+	caddyfiles, jsons := map[string]string{}, map[string]string{}
+	for name, file := range goldenFiles(t) {
+		caddyfiles[file.caddyfile], jsons[file.want] = name, name
+		if strings.HasPrefix(name, "document_") {
+			unused[name] = true
+		}
+	}
+	for _, block := range documentBlocks(t) {
+		switch block.language {
+		case "caddyfile":
+			name, ok := caddyfiles[block.text]
+			if !ok {
+				t.Errorf("%s: no file in testdata/adapt has this block above its line:\n%s", block.place, block.text)
+			}
+			delete(unused, name)
+		case "json":
+			if jsons[block.text] == "" {
+				t.Errorf("%s: no file in testdata/adapt has this block below its line:\n%s", block.place, block.text)
+			}
+		case "":
+			t.Errorf("%s: the block does not say its language, such as sh, caddyfile, json or text", block.place)
+		}
+	}
+	for name := range unused {
+		t.Errorf("the Caddyfile of testdata/adapt/%s.caddyfiletest is in no document", name)
+	}
+}
+
+// block is a fenced block of a document.
+type block struct{ place, language, text string }
+
+// documentBlocks reads the fenced blocks of all documents.
+func documentBlocks(t *testing.T) []block {
+	t.Helper()
+	var blocks []block
+	for _, pattern := range []string{"../*.md", "../docs/*.md", "../bench/*.md"} {
+		paths, err := filepath.Glob(pattern)
+		if err != nil || len(paths) == 0 {
+			t.Fatal("no documents at", pattern, err)
+		}
+		for _, path := range paths {
+			content, err := os.ReadFile(path) //nolint:gosec // G304: found above
+			if err != nil {
+				t.Fatal(err)
+			}
+			blocks = append(blocks, fencedBlocks(path, string(content))...)
+		}
+	}
+	return blocks
+}
+
+// fencedBlocks finds the blocks between lines of three backquotes.
+func fencedBlocks(path, document string) []block {
+	var blocks []block
+	inside := false
+	number := 0
+	for line := range strings.Lines(document) {
+		number++
+		language, fence := strings.CutPrefix(strings.TrimSpace(line), "```")
+		switch {
+		case fence && !inside:
+			blocks = append(blocks, block{place: path + ":" + strconv.Itoa(number), language: language})
+			inside = true
+		case fence:
+			inside = false
+		case inside:
+			blocks[len(blocks)-1].text += line
+		}
+	}
+	return blocks
 }
 
 // findHandler finds the td_postback handler in a configuration.
