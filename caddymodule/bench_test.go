@@ -13,9 +13,10 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
 	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/upstream"
-	"go.uber.org/zap"
 )
 
 // What a request costs in the gateway's own code: without Caddy before it, and

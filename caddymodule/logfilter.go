@@ -9,9 +9,10 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/logging"
-	"github.com/td-postback/gateway/postback"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/td-postback/gateway/postback"
 )
 
 func init() {

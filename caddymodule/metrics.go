@@ -6,6 +6,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/upstream"
 )

@@ -2,10 +2,11 @@ package caddymodule
 
 import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/td-postback/gateway/postback"
-	"github.com/td-postback/gateway/upstream"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/td-postback/gateway/postback"
+	"github.com/td-postback/gateway/upstream"
 )
 
 // This file tells the operator what became of each request, in the metrics and

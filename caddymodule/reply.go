@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
 	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/upstream"
 )

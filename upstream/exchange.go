@@ -7,8 +7,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/td-postback/gateway/postback"
 	"github.com/valyala/fasthttp"
+
+	"github.com/td-postback/gateway/postback"
 )
 
 // exchange is one request to v2 and its answer. It is used again, so that what
