@@ -217,30 +217,45 @@ func TestForwardHooks(t *testing.T) {
 }
 
 // TestNoConn checks that a request waits for a connection, and gives up after a
-// while without having sent anything.
+// while without having sent anything. It runs on the real clock: fasthttp keeps
+// the timers of those who wait for the next test.
 func TestNoConn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &script{conns: [][]string{{silent}, {okAnswer}}}
-		client := newScripted(t, s, nil)
-		slow := make(chan error)
-		go func() {
-			_, err := forward(client, "slow", new(Trip))
-			slow <- err
-		}()
-		synctest.Wait()
-		began := time.Now()
-		var trip Trip
-		_, err := forward(client, "{}", &trip)
-		if !errors.Is(err, ErrNoConn) || time.Since(began) != queueTimeout || trip.Tries != 1 || trip.Dialed != 0 {
-			t.Errorf("got %v after %v, %+v", err, time.Since(began), trip)
-		}
-		if err := <-slow; !IsTimeout(err) {
-			t.Errorf("the one before: got %v", err)
-		}
-		if !slices.Equal(s.got, []string{"slow"}) {
-			t.Errorf("at v2: %q", s.got)
-		}
+	const wait = 20 * time.Millisecond
+	released := make(chan struct{})
+	entered := make(chan struct{})
+	client, err := New(Config{
+		URL: &url.URL{Scheme: "http", Host: "v2.test"}, MaxConns: 1, Timeout: time.Minute,
+		Dial: func(string) (net.Conn, error) {
+			close(entered)
+			<-released
+			return nil, errors.New("refused")
+		},
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if client.pool.MaxConnWaitTimeout != queueTimeout {
+		t.Errorf("a request waits for %v, want %v", client.pool.MaxConnWaitTimeout, queueTimeout)
+	}
+	client.pool.MaxConnWaitTimeout = wait
+	first := make(chan error)
+	go func() {
+		_, err := forward(client, "first", new(Trip))
+		first <- err
+	}()
+	<-entered
+	began := time.Now()
+	var trip Trip
+	if _, err := forward(client, "{}", &trip); !errors.Is(err, ErrNoConn) || trip.Tries != 1 || trip.Dialed != 0 {
+		t.Errorf("got %v, %+v", err, trip)
+	}
+	if waited := time.Since(began); waited < wait {
+		t.Errorf("given up after %v", waited)
+	}
+	close(released)
+	if _, ok := errors.AsType[NotProcessedError](<-first); !ok {
+		t.Error("the first has another error than that of its dial")
+	}
 }
 
 // TestDeliver sends what was kept, for no caller.
