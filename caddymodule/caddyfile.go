@@ -69,13 +69,19 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return d.ArgErr()
 		}
 	}
-	for d.NextBlock(0) {
+	return eachOption(d, "", seen, h.unmarshalOption)
+}
+
+// eachOption reads a block in which every option may stand once. seen has those
+// that stand before it, and errors begin with what the block is of.
+func eachOption(d *caddyfile.Dispenser, of string, seen map[string]bool, read func(*caddyfile.Dispenser, string) error) error {
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		option := d.Val()
 		if seen[option] {
-			return d.Errf("%s is set already", option)
+			return d.Errf("%s%s is set already", of, option)
 		}
 		seen[option] = true
-		if err := h.unmarshalOption(d, option); err != nil {
+		if err := read(d, option); err != nil {
 			return err
 		}
 	}
@@ -131,18 +137,7 @@ func (s *Spool) unmarshal(d *caddyfile.Dispenser) (err error) {
 			return err
 		}
 	}
-	seen := make(map[string]bool)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		option := d.Val()
-		if seen[option] {
-			return d.Errf("spool %s is set already", option)
-		}
-		seen[option] = true
-		if err := s.unmarshalOption(d, option); err != nil {
-			return err
-		}
-	}
-	return nil
+	return eachOption(d, "spool ", make(map[string]bool), s.unmarshalOption)
 }
 
 func (s *Spool) unmarshalOption(d *caddyfile.Dispenser, option string) (err error) {
@@ -173,7 +168,7 @@ func parseNothing(d *caddyfile.Dispenser) error {
 		return fmt.Errorf("%s has no options: %w", name, d.ArgErr())
 	}
 	if d.NextBlock(0) {
-		return d.Errf("unrecognized subdirective '%s': %s has no options", d.Val(), name)
+		return d.Errf("%s is no option of %s: %s has no options", d.Val(), name, name)
 	}
 	return nil
 }

@@ -54,7 +54,7 @@ func (h *Handler) refuseUndelivered(c *call, err error) {
 	case upstream.IsTimeout(err):
 		refused = postback.UpstreamTimeout
 	}
-	h.warn(&notDelivered, c, refused, err, advice)
+	h.warn(&undeliveredWarning, c, refused, err, advice)
 	h.refuse(c, refused)
 }
 
@@ -155,7 +155,7 @@ func (h *Handler) refuseUnkept(c *call, err error) {
 		refused = postback.SpoolFull
 		advice = "v2 has been away for too long for max_size: raise it, or drop dead letters with td-spool; the callers have got 503"
 	}
-	h.warn(&notKept, c, refused, err, advice)
+	h.warn(&unkeptWarning, c, refused, err, advice)
 	h.refuse(c, refused)
 }
 

@@ -23,15 +23,15 @@ type warning struct {
 const warningPause = 60 // seconds
 
 var (
-	unusualKey      = warning{message: "write key of unusual form"}
-	droppedAuth     = warning{message: "Authorization dropped beside a legacy key"}
-	refusedRedirect = warning{message: "redirect refused"}
-	outOfMemory     = warning{message: "record refused: max_buffered is used up"}
-	notDelivered    = warning{message: "record not delivered"}
-	notTaken        = warning{message: "Postback v2 did not take a record"}
-	kept            = warning{message: "record kept for later"}
-	deadLetter      = warning{message: "a kept record became a dead letter"}
-	notKept         = warning{message: "record neither delivered nor kept"}
+	unusualKeyWarning  = warning{message: "write key of unusual form"}
+	droppedAuthWarning = warning{message: "Authorization dropped beside a legacy key"}
+	redirectWarning    = warning{message: "redirect refused"}
+	memoryWarning      = warning{message: "record refused: max_buffered is used up"}
+	undeliveredWarning = warning{message: "record not delivered"}
+	answerWarning      = warning{message: "Postback v2 did not take a record"}
+	keptWarning        = warning{message: "record kept for later"}
+	deadLetterWarning  = warning{message: "a kept record became a dead letter"}
+	unkeptWarning      = warning{message: "record neither delivered nor kept"}
 )
 
 // due reports whether the last warning is a minute ago, and notes this one.
@@ -52,13 +52,13 @@ func (w *warning) check(logger *zap.Logger) *zapcore.CheckedEntry {
 // wrong, and an Authorization that did not go along.
 func (h *Handler) warnOfKey(c *call) {
 	if !postback.UsualKey(c.Key()) {
-		if e := unusualKey.check(h.logger); e != nil {
+		if e := unusualKeyWarning.check(h.logger); e != nil {
 			e.Write(zap.String("account", c.Account()), zap.String("database", c.Database), zap.String("table", c.Table),
 				zap.String("advice", "compare the caller's key with the one in Treasure Data, 1234/ and hexadecimal digits: v2 answers 200 to a wrong key and loses the record"))
 		}
 	}
 	if len(c.r.Header["Authorization"]) > 0 && c.Authorization == "" {
-		if e := droppedAuth.check(h.logger); e != nil {
+		if e := droppedAuthWarning.check(h.logger); e != nil {
 			e.Write(zap.String("database", c.Database), zap.String("table", c.Table),
 				zap.String("advice", "nothing, if the caller sends it for something else; if it is meant for v2, send Authorization: TD1 without td_write_key in the URL"))
 		}
@@ -68,7 +68,7 @@ func (h *Handler) warnOfKey(c *call) {
 // warnOfRedirect tells of a td_redirect that is not followed. The record is
 // sent all the same.
 func (h *Handler) warnOfRedirect(c *call) {
-	if e := refusedRedirect.check(h.logger); e != nil {
+	if e := redirectWarning.check(h.logger); e != nil {
 		e.Write(zap.String("database", c.Database), zap.String("table", c.Table),
 			zap.String("advice", "if the target of td_redirect is yours, add its host to redirect_hosts"))
 	}
@@ -77,7 +77,7 @@ func (h *Handler) warnOfRedirect(c *call) {
 // warnOfFullMemory tells of a record that is refused because all bodies together
 // have become too large.
 func (h *Handler) warnOfFullMemory() {
-	if e := outOfMemory.check(h.logger); e != nil {
+	if e := memoryWarning.check(h.logger); e != nil {
 		e.Write(zap.Int64("max_buffered", h.MaxBuffered),
 			zap.String("advice", "if v2 is slow, see to that; otherwise raise max_buffered and with it GOMEMLIMIT, or add a gateway"))
 	}
@@ -96,7 +96,7 @@ func (h *Handler) warnOfAnswer(c *call) {
 	if c.trip.Status < http.StatusInternalServerError && c.trip.Status != http.StatusTooManyRequests {
 		return
 	}
-	if e := notTaken.check(h.logger); e != nil {
+	if e := answerWarning.check(h.logger); e != nil {
 		e.Write(zap.Int("status", c.trip.Status), zap.String("upstream", c.to.host),
 			zap.String("advice", "check v2's status; the callers have got this answer, and must send again what they do not want to lose"))
 	}
@@ -104,7 +104,7 @@ func (h *Handler) warnOfAnswer(c *call) {
 
 // warnOfKept tells of a record that v2 did not take and that is in the spool.
 func warnOfKept(logger *zap.Logger, result *spool.Result, host string) {
-	if c := kept.check(logger); c != nil {
+	if c := keptWarning.check(logger); c != nil {
 		c.Write(zap.Int("status", result.Status), zap.String("upstream", host), zap.Error(result.Err),
 			zap.String("advice", "check v2's status and the way there; the records are delivered when it takes them again"))
 	}
@@ -112,7 +112,7 @@ func warnOfKept(logger *zap.Logger, result *spool.Result, host string) {
 
 // warnOfDeadLetter tells of a record that nobody tries to deliver any more.
 func warnOfDeadLetter(logger *zap.Logger, reason spool.Fate, result *spool.Result, host string) {
-	if c := deadLetter.check(logger); c != nil {
+	if c := deadLetterWarning.check(logger); c != nil {
 		c.Write(zap.String("reason", string(reason)), zap.Int("status", result.Status), zap.String("upstream", host),
 			zap.String("advice", "look at it with td-spool list --dead, and replay or drop it; how many there are is in the metrics"))
 	}

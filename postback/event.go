@@ -70,13 +70,13 @@ func validName(name string) bool {
 	return name != ""
 }
 
-// isPing reports whether a POST is the ping of a link, which carries its record
-// in the query whatever its body is.
+// isPing reports whether a POST is the ping of a link. Its record is in the
+// query, and its body says nothing.
 func isPing(contentType []string) bool {
 	return len(contentType) > 0 && strings.EqualFold(mediaType(contentType[0]), "text/ping")
 }
 
-// path is the canonical path, whatever spelling the caller used.
+// path is the canonical path, however the caller spelled it.
 func (q *Request) path() string {
 	return eventPrefix + q.Database + "/" + q.Table
 }

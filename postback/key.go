@@ -20,10 +20,6 @@ const (
 	// maxWriteKey is the longest key that is forwarded, in bytes. Real keys
 	// have about 45; a longer value is no key but a mistake worth an answer.
 	maxWriteKey = 1024
-
-	// MaxBody is the largest body that Postback v2 takes, in bytes. One
-	// more is its 413.
-	MaxBody = 1_048_064
 )
 
 // urlKey is what the td_write_key parameters of a query say.
@@ -117,6 +113,7 @@ const (
 	KeyTD1 // Authorization: TD1
 )
 
+// KeySourceNames has the sources' names in metrics and logs.
 var KeySourceNames = [...]string{"none", "param", "header", "td1"}
 
 // String is the source's name in metrics and logs.
@@ -138,8 +135,8 @@ func (c *Credentials) Key() string {
 	return c.WriteKey
 }
 
-// findKey decides what v2 gets to see, from the URL's key, the X-TD-Write-Key
-// headers and the Authorization headers. In the legacy contract the header
+// findKey decides which keys v2 gets: of the URL's, those in X-TD-Write-Key and
+// those in Authorization. In the legacy contract the header
 // wins over the URL and Authorization is ignored; in v2 Authorization wins. So
 // Authorization passes only where a caller speaks v2 already: TD1, and no key
 // in the URL that a legacy endpoint would have used.
@@ -190,8 +187,8 @@ func td1(authorizations []string) string {
 	return ""
 }
 
-// keyProblem says what is wrong with a key that must not become a header, or
-// nothing. The message never holds the key.
+// keyProblem says what is wrong with a key that must not become a header. For a
+// good key it says nothing. The text never holds the key.
 func keyProblem(key string) string {
 	if len(key) > maxWriteKey {
 		return "the write key is longer than " + strconv.Itoa(maxWriteKey) + " bytes"
@@ -219,11 +216,11 @@ func (c *Credentials) Account() string {
 	if key == "" {
 		return ""
 	}
-	return maskKey(key)
+	return MaskKey(key)
 }
 
-// maskKey keeps a write key's account number and nothing else: `1234/…`.
-func maskKey(key string) string {
+// MaskKey keeps a write key's account number and nothing else: `1234/…`.
+func MaskKey(key string) string {
 	account, _, ok := strings.Cut(key, "/")
 	if !ok || account == "" || strings.Trim(account, "0123456789") != "" {
 		return "…"

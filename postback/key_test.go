@@ -222,7 +222,7 @@ func FuzzCutWriteKey(f *testing.F) {
 	})
 }
 
-// FuzzKey compares with README's table.
+// FuzzKey compares with the table in docs/requests.md.
 func FuzzKey(f *testing.F) {
 	f.Add("1234%2Fabcd", "", "", "Basic x", "")
 	f.Add("", "", "5/e", "td1\t 1/a", "TD1 2/b")

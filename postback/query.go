@@ -7,8 +7,7 @@ import (
 )
 
 // This file turns the query of a GET, pixel, ping or beacon into the JSON
-// record that v2 takes. Everything in it is a function of its arguments: no
-// Caddy, no sockets.
+// record that v2 takes.
 
 // Caller is what a record may take from the request beside the query, when the
 // query asks for it.
@@ -44,8 +43,8 @@ const fewColumns = 32
 // column and its entry in the map.
 const columnBytes = 128
 
-// QueryCost is how many bytes ReadQuery needs beside dst: nothing to speak
-// of for a usual query, but a hostile one can have half a million columns.
+// QueryCost is how many bytes ReadQuery needs beside dst. A usual query needs
+// next to nothing, but a hostile one can have half a million columns.
 func QueryCost(query string) int64 {
 	if n := strings.Count(query, "&") + 1; n > fewColumns {
 		return int64(n) * columnBytes
@@ -102,8 +101,8 @@ func ReadQuery(dst []byte, query string, from Caller, limit int) QueryRecord {
 	return rec
 }
 
-// read takes one parameter: a column, or one of the reserved names that are
-// none.
+// read takes one parameter. It returns false for a reserved name, which is no
+// column.
 func (rec *QueryRecord) read(param string, from Caller) (col column, ok bool) {
 	name, value, _ := strings.Cut(param, "=")
 	col = column{name: decode(name), value: value}
@@ -142,8 +141,8 @@ func (rec *QueryRecord) read(param string, from Caller) (col column, ok bool) {
 	return col, true
 }
 
-// hasColumn reports whether a query without the write key has a column at
-// all.
+// hasColumn reports whether a query, without the write key, has at least one
+// column.
 func hasColumn(query string, from Caller) bool {
 	var rec QueryRecord
 	for param := range strings.SplitSeq(query, "&") {

@@ -6,31 +6,32 @@ import (
 	"strconv"
 )
 
-// This file gives a record the time at which it came to the gateway, for a
-// record that v2 gets later. Everything in it is a function of its arguments:
-// no Caddy, no sockets.
+// This file gives a record that v2 gets later the time at which it came to the
+// gateway.
 
-// RecordTime is whose time a body has.
+// RecordTime says where the time of a kept record comes from.
 type RecordTime uint8
 
+// The sources of a time.
 const (
-	TimeAdded    RecordTime = iota // the gateway's: the arrival
-	TimeOwn                        // the caller's
-	TimeNoObject                   // not known: the body is not one JSON object
+	TimeAdded    RecordTime = iota // the gateway has added the arrival
+	TimeOwn                        // the caller has sent one
+	TimeNoObject                   // none was added: the body is not one JSON object, or must stay as it is
 )
 
+// RecordTimeNames has the names in metrics and logs.
 var RecordTimeNames = [...]string{"added", "own", "no_object"}
 
-// String is its name in metrics and logs.
+// String is the name in metrics and logs.
 func (t RecordTime) String() string { return RecordTimeNames[t] }
 
 // maxTimeMember is the most bytes that timeMember returns.
 const maxTimeMember = len(`,"td_record_time":`) + len("-9223372036854775808")
 
-// timeMember says what gives a body its time: if the body is one JSON object
-// without a member td_record_time or time, it gets td_record_time, the arrival
-// in UNIX seconds, as its last member. The member is appended to dst, and goes
-// into the body at end. Nothing else in the body changes.
+// timeMember appends to dst the member that gives a body its time:
+// td_record_time, the arrival in UNIX seconds. The member goes into the body at
+// end, behind all others. A body that is not one JSON object, or that has a
+// member td_record_time or time, gets none.
 func timeMember(dst, body []byte, arrival int64) (member []byte, end int, timed RecordTime) {
 	switch {
 	case !startsObject(body), !json.Valid(body):

@@ -67,16 +67,15 @@ func allowedHost(host string, hosts []string) bool {
 // escapeLocation percent-encodes what a header or a URL must not hold: legacy
 // pages put unencoded text into their targets.
 func escapeLocation(s string) string {
-	const hex = "0123456789ABCDEF"
-	var b strings.Builder
+	escaped := make([]byte, 0, len(s))
 	for i := 0; i < len(s); i++ {
 		if c := s[i]; c <= ' ' || c >= 0x7f || c == '"' || c == '<' || c == '>' {
-			b.Write([]byte{'%', hex[c>>4], hex[c&15]})
+			escaped = appendPercent(escaped, c)
 		} else {
-			b.WriteByte(c)
+			escaped = append(escaped, c)
 		}
 	}
-	return b.String()
+	return string(escaped)
 }
 
 // ValidRedirectHost accepts an entry of redirect_hosts: a host name, with a

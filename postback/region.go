@@ -11,7 +11,7 @@ import (
 const RegionAuto = "auto"
 
 // LegacyHosts has the host of the legacy Postback API in each region, as
-// published with the two contracts (see README, "Regions").
+// published with the two contracts (see docs/requests.md, "Regions").
 var LegacyHosts = map[string]string{
 	"us01": "in.treasuredata.com",
 	"ap01": "tokyo.in.treasuredata.com",
@@ -20,7 +20,7 @@ var LegacyHosts = map[string]string{
 	"ap03": "ap03.in.treasuredata.com",
 }
 
-// regionOfLegacyHost is LegacyHosts the other way round.
+// regionOfLegacyHost has the region of each legacy host.
 var regionOfLegacyHost = func() map[string]string {
 	regions := make(map[string]string, len(LegacyHosts))
 	for region, host := range LegacyHosts {

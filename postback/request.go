@@ -8,8 +8,9 @@ import (
 	"strings"
 )
 
-// This file turns a legacy request into a Postback v2 request. Everything in
-// it is a function of its arguments: no Caddy, no sockets.
+// MaxBody is the largest body that Postback v2 takes, in bytes. One more is its
+// 413.
+const MaxBody = 1_048_064
 
 // contentType returns the Content-Type for v2 and whether it differs from the
 // caller's. v2 takes JSON; callers of the legacy contract send JSON under the
@@ -29,8 +30,8 @@ func contentType(sent []string, body []byte) (value string, changed bool) {
 	return value, false
 }
 
-// UseRecord makes a record from the query the body. Nothing of the query is
-// left in the URL.
+// UseRecord makes a record that comes from the query the body. Nothing of the
+// query stays in the URL.
 func (q *Request) UseRecord(record []byte) {
 	q.FromQuery = true
 	q.Query = ""
@@ -86,7 +87,7 @@ type Forwarded struct {
 	EarlyData             bool // RFC 8470 section 5.2
 }
 
-// Request is a request as v2 gets it, but for the connection.
+// Request is a request as v2 gets it.
 type Request struct {
 	Host string // of the region, or of the upstream option
 	Destination
@@ -205,15 +206,20 @@ func (f *Forwarded) appendTo(dst []byte) []byte {
 // byte, which only HTTP/2 and HTTP/3 can carry here, is percent-encoded: in
 // HTTP/1.1 it would end the request line.
 func appendQuery(dst []byte, query string) []byte {
-	const hex = "0123456789ABCDEF"
 	for i := 0; i < len(query); i++ {
 		if c := query[i]; c <= ' ' || c == 0x7f {
-			dst = append(dst, '%', hex[c>>4], hex[c&15])
+			dst = appendPercent(dst, c)
 		} else {
 			dst = append(dst, c)
 		}
 	}
 	return dst
+}
+
+// appendPercent appends a byte percent-encoded (RFC 3986 section 2.1).
+func appendPercent(dst []byte, c byte) []byte {
+	const hex = "0123456789ABCDEF"
+	return append(dst, '%', hex[c>>4], hex[c&15])
 }
 
 // appendField appends one header line. CR, LF and NUL in a value, which can

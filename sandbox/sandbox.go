@@ -13,6 +13,8 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+
+	"github.com/td-postback/gateway/postback"
 )
 
 // MaxBody is the largest body that v2 takes, in bytes.
@@ -40,16 +42,7 @@ func (r Record) String() string {
 	if json.Compact(body, r.Body) != nil {
 		fmt.Fprintf(body, "%q", r.Body)
 	}
-	return fmt.Sprintf("record %s.%s  key %s via %s  %s", r.Database, r.Table, MaskKey(r.Key), r.Via, body)
-}
-
-// MaskKey keeps a write key's account number and nothing else: `1234/…`.
-func MaskKey(key string) string {
-	account, _, ok := strings.Cut(key, "/")
-	if !ok || account == "" || strings.Trim(account, "0123456789") != "" {
-		return "…"
-	}
-	return account + "/…"
+	return fmt.Sprintf("record %s.%s  key %s via %s  %s", r.Database, r.Table, postback.MaskKey(r.Key), r.Via, body)
 }
 
 // Sandbox is the stand-in, as an http.Handler. Its zero value works.

@@ -13,8 +13,6 @@ import (
 	"github.com/td-postback/gateway/postback"
 )
 
-// This file passes v2's answer on to the caller.
-
 // pass passes the answer on to the caller, when begin, if it is not nil, has
 // added its headers. reusable says whether the connection can carry another
 // request.
@@ -181,8 +179,8 @@ func Bodyless(status int) bool {
 }
 
 // answerField returns the name under which a field of v2's answer goes back to
-// the caller, and whether it does. Names stay as v2 spelled them, but for
-// those that net/http must recognise in order not to send its own as well.
+// the caller, and whether it does. Names stay as v2 spelled them. Only
+// those are changed that net/http must recognise, or it would send its own too.
 func answerField(name []byte) (key string, ok bool) {
 	switch string(name) { // the usual spellings of the usual fields
 	case "Content-Type":

@@ -177,7 +177,7 @@ func (c *Client) Forward(w http.ResponseWriter, r *http.Request, q *postback.Req
 	x.w, x.r, x.timeout = w, r, c.Timeout
 	x.compose(q)
 	t.Bytes = q.Length()
-	return c.exchange(x, t)
+	return c.send(x, t)
 }
 
 // Deliver sends a request that was kept, as the bytes of the whole request, for
@@ -187,12 +187,12 @@ func (c *Client) Deliver(data []byte, t *Trip) error {
 	defer x.put()
 	x.timeout = c.Timeout
 	x.pieces = append(x.pieces[:0], data)
-	return c.exchange(x, t)
+	return c.send(x, t)
 }
 
-// exchange sends the request, again if v2 cannot have processed it, and passes
-// the answer on.
-func (c *Client) exchange(x *exchange, t *Trip) error {
+// send sends the request, again if v2 cannot have processed it, and passes the
+// answer on.
+func (c *Client) send(x *exchange, t *Trip) error {
 	t.Tries = 1
 	started := time.Now()
 	err := c.try(c.pool, x, t)

@@ -16,8 +16,6 @@ import (
 	"golang.org/x/net/proxy"
 )
 
-// This file makes connections to v2.
-
 // connection is a connection to v2, ready to use.
 type connection struct {
 	net.Conn // with TLS established, if the upstream is https
