@@ -1,0 +1,80 @@
+package postback
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestHeaderFates sends every header that a rule names, and one that none does,
+// on both ways to v2: in the gateway's own request, and in the one that the next
+// handler forwards.
+func TestHeaderFates(t *testing.T) {
+	const (
+		end   = "ends here"
+		pass  = "goes on"
+		renew = "is written anew"
+	)
+	for name, want := range map[string]string{
+		"Connection": end, "Keep-Alive": end, "Proxy-Authenticate": end, "Proxy-Authorization": end, "Proxy-Connection": end,
+		"Te": end, "Trailer": end, "Transfer-Encoding": end, "Upgrade": end, "Http2-Settings": end,
+		"Cookie": end, "Expect": end, "X-Td-Write-Key": end, "Authorization": end,
+		"Host": renew, "Content-Length": renew, "X-Forwarded-For": renew, "X-Forwarded-Proto": renew, "X-Forwarded-Host": renew,
+		"Via": renew, "Early-Data": renew,
+		"User-Agent": pass, "Content-Encoding": pass, "Content-Type": pass, "X-Other": pass, "X-Forwarded-Port": pass, "Forwarded": pass,
+	} {
+		t.Run(name, func(t *testing.T) {
+			const mark = "the caller's own"
+			q := Request{Host: "v2", Destination: Destination{"db", "tbl"}, Header: http.Header{name: {mark}}, Body: []byte("{}")}
+			_, fields := headLines(t, q.AppendHead(nil))
+			forwarded := slices.ContainsFunc(fields, func(field string) bool { return strings.HasSuffix(field, mark) })
+			if forwarded != (want == pass) {
+				t.Errorf("forwarded: %v, but it %s", forwarded, want)
+			}
+			r := httptest.NewRequest(http.MethodPost, "/", nil)
+			r.Header = http.Header{name: {mark}}
+			q.Apply(r)
+			handedOn := slices.Equal(r.Header[name], []string{mark})
+			if ends := want == end; handedOn == ends && name != "Content-Length" { // which Apply writes anew itself
+				t.Errorf("handed on: %v, but it %s", handedOn, want)
+			}
+		})
+	}
+}
+
+// TestApply makes a caller's request the one for v2, for the next handler.
+func TestApply(t *testing.T) {
+	r := httptest.NewRequest(http.MethodGet, "//postback/v3/event//db/tbl/?td_write_key=1/a&a=b%20c", nil)
+	r.Header = http.Header{"Connection": {"X-Hop, X-TD-Write-Key"}, "X-Hop": {"1"}, "Range": {"bytes=0-1"}, "X-Stays": {"1"}}
+	q := Request{
+		Host: "v2.test", Destination: Destination{"db", "tbl"}, Header: r.Header,
+		Credentials: Credentials{WriteKey: "1/a", Authorization: "TD1 1/b"},
+	}
+	q.UseRecord([]byte(`{"a":"b c"}`))
+	q.Apply(r)
+	if r.Method != http.MethodPost || r.Host != "v2.test" || r.RequestURI != "/postback/v3/event/db/tbl" || r.URL.String() != r.RequestURI {
+		t.Errorf("got %s %s%s, %s", r.Method, r.Host, r.URL, r.RequestURI)
+	}
+	want := http.Header{
+		"X-Stays": {"1"}, "X-Td-Write-Key": {"1/a"}, "Authorization": {"TD1 1/b"},
+		"Content-Type": {"application/json"}, "Content-Length": {"11"},
+	}
+	if len(r.Header) != len(want) {
+		t.Errorf("got the header %v", r.Header)
+	}
+	for name, values := range want {
+		if !slices.Equal(r.Header[name], values) {
+			t.Errorf("%s: got %q, want %q", name, r.Header[name], values)
+		}
+	}
+	for range 2 { // a retry reads it again
+		body := make([]byte, 20)
+		n, _ := r.Body.Read(body)
+		if string(body[:n]) != `{"a":"b c"}` {
+			t.Errorf("got the body %q", body[:n])
+		}
+		r.Body, _ = r.GetBody()
+	}
+}
