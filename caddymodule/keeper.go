@@ -76,7 +76,7 @@ func openKeeper(place string, s *Spool, key []byte) (*keeper, error) {
 		k.stop()
 		return nil, fmt.Errorf("spool: %w", err)
 	default:
-		k.report(disk.Event{Kind: disk.Failed, Err: err})
+		k.report(spool.Event{Kind: spool.Failed, Err: err})
 		k.ended.Go(func() { k.openLater(open) })
 	}
 	return k, nil
@@ -97,13 +97,13 @@ func (k *keeper) openLater(open func(*keeper) (spool.Log, error)) {
 		}
 		log, err := open(k)
 		if err == nil {
-			k.report(disk.Event{Kind: disk.Recovered})
+			k.report(spool.Event{Kind: spool.Recovered})
 			k.use(log)
 			return
 		}
 		if err.Error() != told {
 			told = err.Error()
-			k.report(disk.Event{Kind: disk.Failed, Err: err})
+			k.report(spool.Event{Kind: spool.Failed, Err: err})
 		}
 	}
 }
@@ -330,7 +330,7 @@ func (k *keeper) Destruct() error {
 }
 
 // report tells the operator what happened to a spool.
-func (k *keeper) report(e disk.Event) {
+func (k *keeper) report(e spool.Event) {
 	fields := []zap.Field{zap.String("spool", k.place)}
 	if e.Queue != "" {
 		fields = append(fields, zap.String("queue", e.Queue))
@@ -344,39 +344,36 @@ func (k *keeper) report(e disk.Event) {
 	if e.Err != nil {
 		fields = append(fields, zap.Error(e.Err))
 	}
-	if e.Kind == disk.Recovered {
+	if e.Kind == spool.Recovered {
 		k.recovered(e.Queue)
-		caddy.Log().Named(handlerID).Info(string(e.Kind), fields...)
+		caddy.Log().Named(handlerID).Info(e.String(), fields...)
 		return
 	}
-	caddy.Log().Named(handlerID).Warn(string(e.Kind), append(fields, zap.String("advice", spoolAdvice[e.Kind]))...)
+	caddy.Log().Named(handlerID).Warn(e.String(), append(fields, zap.String("advice", spoolAdvice[e.Kind]))...)
 }
 
-// reportCluster tells the operator what a cluster has said; without an error,
-// that trouble is over.
-func (k *keeper) reportCluster(what string, err error) {
-	logger := caddy.Log().Named(handlerID)
-	if err == nil {
-		k.recovered("")
+// reportCluster tells the operator what a cluster has said.
+func (k *keeper) reportCluster(e spool.Event) {
+	if e.Kind == spool.Recovered {
+		k.report(e)
 		go k.adoptAgain()
-		logger.Info(what, zap.String("spool", k.place))
 		return
 	}
-	last, _ := k.said.LoadOrStore(what, new(warning))
+	last, _ := k.said.LoadOrStore(e.String(), new(warning))
 	if !last.(*warning).due() { //nolint:forcetypeassert // there is nothing else in it
 		return
 	}
-	logger.Warn(what, zap.String("spool", k.place), zap.Error(err),
+	caddy.Log().Named(handlerID).Warn(e.String(), zap.String("spool", k.place), zap.Error(e.Err),
 		zap.String("advice", "see to the cluster: docs/spool-nats.md; until then callers whose records v2 does not take may get 503"))
 }
 
 // reportUnreadable tells the operator that the Log did not answer.
 func (k *keeper) reportUnreadable(queue string, err error) {
 	if k.nats {
-		k.reportCluster("the spool's cluster does not answer", err)
+		k.reportCluster(spool.Event{Kind: spool.Unreadable, Text: "the spool's cluster does not answer", Queue: queue, Err: err})
 		return
 	}
-	k.report(disk.Event{Kind: disk.Unreadable, Queue: queue, Err: err})
+	k.report(spool.Event{Kind: spool.Unreadable, Queue: queue, Err: err})
 }
 
 // adoptAgain looks for queues that could not be seen before.
@@ -387,13 +384,13 @@ func (k *keeper) adoptAgain() {
 }
 
 // spoolAdvice is what an operator can do.
-var spoolAdvice = map[disk.EventKind]string{
-	disk.NearlyFull:  "see why v2 does not take records, or give the spool a larger max_size; when it is full, callers get 503",
-	disk.Failed:      "free space on the disk, or see to its errors; until then callers whose records v2 does not take get 503",
-	disk.Undeletable: "see to the rights and the disk; delete the file when the gateway is stopped, or its records may be delivered again",
-	disk.Unreadable:  "see to the disk or the cluster; the records are delivered when they can be read",
-	disk.Damaged:     "check the disk; td-spool list --dead shows what is left of the record",
-	disk.SetAside:    "check the disk; keep the file if you miss records, and delete it otherwise",
+var spoolAdvice = map[spool.EventKind]string{
+	spool.NearlyFull:  "see why v2 does not take records, or give the spool a larger max_size; when it is full, callers get 503",
+	spool.Failed:      "free space on the disk, or see to its errors; until then callers whose records v2 does not take get 503",
+	spool.Undeletable: "see to the rights and the disk; delete the file when the gateway is stopped, or its records may be delivered again",
+	spool.Unreadable:  "see to the disk or the cluster; the records are delivered when they can be read",
+	spool.Damaged:     "check the disk; td-spool list --dead shows what is left of the record",
+	spool.SetAside:    "check the disk; keep the file if you miss records, and delete it otherwise",
 }
 
 // Interface guard

@@ -655,7 +655,7 @@ func TestDownForEightDaysOnDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, err := disk.Open(disk.Config{
 			Dir: t.TempDir(), MaxSize: 8 << 20,
-			OnEvent: func(e disk.Event) { t.Errorf("%s: %v", e.Kind, e.Err) },
+			OnEvent: func(e spool.Event) { t.Errorf("%s: %v", e.Kind, e.Err) },
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -187,9 +187,9 @@ func (q *queue) commit(b *batch) error {
 	q.failed = err != nil
 	switch {
 	case err != nil && !failed:
-		q.disk.report(Event{Kind: Failed, Queue: q.name, Err: err})
+		q.disk.report(spool.Event{Kind: spool.Failed, Queue: q.name, Err: err})
 	case err == nil && failed:
-		q.disk.report(Event{Kind: Recovered, Queue: q.name})
+		q.disk.report(spool.Event{Kind: spool.Recovered, Queue: q.name})
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", spool.ErrUnavailable, err)
@@ -359,7 +359,7 @@ func (q *queue) removeEmpty(s *segment, active bool) bool {
 	}
 	s.retire()
 	if err := removeFile(s.path); err != nil {
-		q.disk.report(Event{Kind: Undeletable, Queue: q.name, File: s.path, Err: err})
+		q.disk.report(spool.Event{Kind: spool.Undeletable, Queue: q.name, File: s.path, Err: err})
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -444,12 +444,12 @@ func (q *queue) salvage(s *segment) {
 	if err != nil {
 		s.readAt = time.Now().Add(retryRead)
 		if !s.blamed {
-			q.disk.report(Event{Kind: Unreadable, Queue: q.name, File: s.path, Err: err})
+			q.disk.report(spool.Event{Kind: spool.Unreadable, Queue: q.name, File: s.path, Err: err})
 		}
 		s.blamed = true
 		return
 	}
-	event := Event{Kind: SetAside, Queue: q.name, File: s.path + damagedSuffix}
+	event := spool.Event{Kind: spool.SetAside, Queue: q.name, File: s.path + damagedSuffix}
 	if rescued != nil {
 		event.Records = rescued.live()
 		for id := range s.acked {
@@ -472,7 +472,7 @@ func (q *queue) probe() {
 	}
 	if err == nil {
 		q.failed = false
-		q.disk.report(Event{Kind: Recovered, Queue: q.name})
+		q.disk.report(spool.Event{Kind: spool.Recovered, Queue: q.name})
 	}
 }
 

@@ -187,7 +187,7 @@ func TestKilledAgainAndAgain(t *testing.T) {
 	if oldest > 500_000 {
 		t.Errorf("a record came again that was delivered %d ms before the kill", oldest/1000)
 	}
-	for _, kind := range []EventKind{SetAside, Damaged, Unreadable, Failed} {
+	for _, kind := range []spool.EventKind{spool.SetAside, spool.Damaged, spool.Unreadable, spool.Failed} {
 		if n := len(ev.of(kind)); n > 0 {
 			t.Errorf("the kills look like trouble: %d times %s", n, kind)
 		}

@@ -125,7 +125,7 @@ func (x *specimen) with(t *testing.T, what string, content []byte) outcome {
 				t.Fatalf("%s: a record was %q, and is %q", what, data, e.Data)
 			}
 		}
-		if _, again := o.taken[e.ID]; again && len(ev.of(SetAside)) == 0 {
+		if _, again := o.taken[e.ID]; again && len(ev.of(spool.SetAside)) == 0 {
 			t.Fatalf("%s: record %d came twice", what, i)
 		}
 		o.taken[e.ID] = string(e.Data)
@@ -143,13 +143,13 @@ func (x *specimen) with(t *testing.T, what string, content []byte) outcome {
 	if depth, err := d.Depth(q1); err != nil || depth.Records != len(o.taken)+1 || depth.Dead != len(letters) {
 		t.Fatalf("%s: the depth is %+v (%v), but there are %d records and %d dead letters", what, depth, err, len(o.taken)+1, len(letters))
 	}
-	for _, e := range ev.of(SetAside) {
+	for _, e := range ev.of(spool.SetAside) {
 		if _, err := os.Stat(e.File); err != nil || e.File != x.path+damagedSuffix {
 			t.Fatalf("%s: set aside as %s: %v", what, e.File, err)
 		}
 		o.setAside = true
 	}
-	for _, e := range ev.of(Damaged) {
+	for _, e := range ev.of(spool.Damaged) {
 		o.damaged += e.Records
 	}
 	shut(t, d)
@@ -329,8 +329,8 @@ func TestFileIsCheckedWhenItIsOpenedAgain(t *testing.T) {
 			t.Fatal("a record is missing that is whole in the file")
 		}
 	}
-	if len(ev.of(SetAside)) != 1 {
-		t.Errorf("%d files were set aside, want 1", len(ev.of(SetAside)))
+	if len(ev.of(spool.SetAside)) != 1 {
+		t.Errorf("%d files were set aside, want 1", len(ev.of(spool.SetAside)))
 	}
 }
 
@@ -439,7 +439,7 @@ func TestTornCommit(t *testing.T) {
 		}
 		got := map[string]bool{}
 		for _, e := range takeAll(t, what, d) {
-			if got[string(e.Data)] && len(ev.of(SetAside)) == 0 {
+			if got[string(e.Data)] && len(ev.of(spool.SetAside)) == 0 {
 				t.Fatalf("%s: %q comes twice", what, e.Data)
 			}
 			got[string(e.Data)] = true
@@ -450,11 +450,11 @@ func TestTornCommit(t *testing.T) {
 			}
 		}
 		for data := range got {
-			if !durable[data] && data != "torn" && len(ev.of(SetAside)) == 0 {
+			if !durable[data] && data != "torn" && len(ev.of(spool.SetAside)) == 0 {
 				t.Fatalf("%s: %q comes, but was delivered", what, data)
 			}
 		}
-		if inMeta := bytes.Equal(torn[2*page:], after[2*page:]); len(ev.of(SetAside)) > 0 && !inMeta {
+		if inMeta := bytes.Equal(torn[2*page:], after[2*page:]); len(ev.of(spool.SetAside)) > 0 && !inMeta {
 			t.Fatalf("%s: the file is called damaged", what)
 		}
 		shut(t, d)

@@ -39,35 +39,12 @@ type Config struct {
 
 	// OnEvent is told what an operator should know; nil for nobody. It is
 	// called from several goroutines, must be quick, and must not use the Log.
-	OnEvent func(Event)
+	OnEvent func(spool.Event)
 
 	// OnCommit is told after each commit of records how many shared it, and how
 	// long it took, syncs included; nil for nobody.
 	OnCommit func(records int, took time.Duration)
 }
-
-// Event is something that an operator should know.
-type Event struct {
-	Kind    EventKind
-	Queue   string
-	File    string // that it concerns, if it is about one
-	Records int    // that it concerns, for Damaged and SetAside
-	Err     error  // why, if something failed
-}
-
-// EventKind is what an Event is about.
-type EventKind string
-
-// The kinds of events.
-const (
-	NearlyFull  EventKind = "the spool is nearly full"               // more than 80 %; again after it has been below 70 %
-	Failed      EventKind = "the spool's disk refuses records"       // once, until Recovered
-	Recovered   EventKind = "the spool's disk takes records again"   // after Failed
-	Undeletable EventKind = "a file of the spool cannot be deleted"  // nothing in it is needed
-	Unreadable  EventKind = "a file of the spool cannot be read now" // it is tried again
-	Damaged     EventKind = "a record in the spool is damaged"       // it is a dead letter now
-	SetAside    EventKind = "a file of the spool is damaged"         // it was renamed; so many of its records are delivered, maybe again
-)
 
 // ErrLocked: another process, or another Log of this one, has the directory.
 var ErrLocked = errors.New("the spool's directory is in use by another process")
@@ -280,14 +257,14 @@ func (d *Disk) resize(by int64) {
 	switch {
 	case used > d.maxSize.Load()/10*8:
 		if !d.nearlyFull.Swap(true) {
-			d.report(Event{Kind: NearlyFull})
+			d.report(spool.Event{Kind: spool.NearlyFull})
 		}
 	case used < d.maxSize.Load()/10*7:
 		d.nearlyFull.Store(false)
 	}
 }
 
-func (d *Disk) report(e Event) {
+func (d *Disk) report(e spool.Event) {
 	if d.cfg.OnEvent != nil {
 		d.cfg.OnEvent(e)
 	}

@@ -24,16 +24,16 @@ var arrivalTime = time.UnixMilli(1_700_000_000_123)
 // events gathers what a Log reports.
 type events struct {
 	mu  sync.Mutex
-	all []Event
+	all []spool.Event
 }
 
-func (e *events) add(ev Event) {
+func (e *events) add(ev spool.Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.all = append(e.all, ev)
 }
 
-func (e *events) of(kind EventKind) (found []Event) {
+func (e *events) of(kind spool.EventKind) (found []spool.Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, ev := range e.all {
@@ -538,7 +538,7 @@ func TestFullSpoolRefuses(t *testing.T) {
 			if refused.Load() != 32 {
 				t.Errorf("%d Appends were refused", refused.Load())
 			}
-			if n := len(ev.of(NearlyFull)); n != 2 {
+			if n := len(ev.of(spool.NearlyFull)); n != 2 {
 				t.Errorf("%d warnings, want one each time", n)
 			}
 			shut(t, d)

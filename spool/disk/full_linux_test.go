@@ -190,10 +190,10 @@ func TestFullDisk(t *testing.T) {
 		_ = os.Remove(filler)
 		k.check(t, "recovered", d)
 	}
-	if failed, recovered := len(ev.of(Failed)), len(ev.of(Recovered)); failed < 4 || recovered < 3 {
+	if failed, recovered := len(ev.of(spool.Failed)), len(ev.of(spool.Recovered)); failed < 4 || recovered < 3 {
 		t.Errorf("%d failures and %d recoveries were reported, want one of each per round", failed, recovered)
 	}
-	for _, kind := range []EventKind{SetAside, Damaged, Unreadable} {
+	for _, kind := range []spool.EventKind{spool.SetAside, spool.Damaged, spool.Unreadable} {
 		if n := len(ev.of(kind)); n > 0 {
 			t.Errorf("a full disk looks like damage: %d times %s", n, kind)
 		}

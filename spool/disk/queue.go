@@ -145,7 +145,7 @@ func (q *queue) blame(s *segment, err error) {
 	}
 	s.readAt = time.Now().Add(retryRead)
 	if !s.blamed && !errors.Is(err, errGone) {
-		q.disk.report(Event{Kind: Unreadable, Queue: q.name, File: s.path, Err: err})
+		q.disk.report(spool.Event{Kind: spool.Unreadable, Queue: q.name, File: s.path, Err: err})
 	}
 	s.blamed = true
 }
@@ -356,7 +356,7 @@ func (q *queue) buryDamaged(s *segment, ids []spool.ID) {
 	}
 	err := q.order(&order{segment: s, change: change{deaths: deaths}, suspect: true})
 	if err == nil {
-		q.disk.report(Event{Kind: Damaged, Queue: q.name, File: s.path, Records: len(ids)})
+		q.disk.report(spool.Event{Kind: spool.Damaged, Queue: q.name, File: s.path, Records: len(ids)})
 		return
 	}
 	if errors.Is(err, errDamaged) {

@@ -55,8 +55,8 @@ func TestFileThatCannotGrow(t *testing.T) {
 	if len(durable) < 60 || len(segmentFiles(t, dir)) < 3 {
 		t.Errorf("%d records in %d files", len(durable), len(segmentFiles(t, dir)))
 	}
-	if len(ev.of(Failed)) != 3 || len(ev.of(Recovered)) != 2 {
-		t.Errorf("%d failures and %d recoveries were reported, want 3 and 2", len(ev.of(Failed)), len(ev.of(Recovered)))
+	if len(ev.of(spool.Failed)) != 3 || len(ev.of(spool.Recovered)) != 2 {
+		t.Errorf("%d failures and %d recoveries were reported, want 3 and 2", len(ev.of(spool.Failed)), len(ev.of(spool.Recovered)))
 	}
 	for range 2 {
 		got := map[string]bool{}
@@ -104,7 +104,7 @@ func TestActiveFileIsDeleted(t *testing.T) {
 			for _, e := range all {
 				d.Queue(q1).Ack(e)
 			}
-			if len(ev.of(Failed)) != 1 || len(ev.of(Recovered)) != 1 {
+			if len(ev.of(spool.Failed)) != 1 || len(ev.of(spool.Recovered)) != 1 {
 				t.Errorf("%+v was reported", ev.all)
 			}
 			shut(t, d)
@@ -132,13 +132,13 @@ func TestDirectoryCannotBeWritten(t *testing.T) {
 			t.Errorf("Append gives %v", err)
 		}
 	}
-	if len(ev.of(Failed)) != 1 || len(ev.of(Recovered)) != 0 {
-		t.Errorf("%d failures and %d recoveries were reported", len(ev.of(Failed)), len(ev.of(Recovered)))
+	if len(ev.of(spool.Failed)) != 1 || len(ev.of(spool.Recovered)) != 0 {
+		t.Errorf("%d failures and %d recoveries were reported", len(ev.of(spool.Failed)), len(ev.of(spool.Recovered)))
 	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the disk is known to take records", func() bool { return len(ev.of(Recovered)) == 1 })
+	eventually(t, "the disk is known to take records", func() bool { return len(ev.of(spool.Recovered)) == 1 })
 	if files, err := os.ReadDir(path); err != nil || len(files) > 0 {
 		t.Errorf("the look at the disk leaves %v, %v", files, err)
 	}
@@ -173,7 +173,7 @@ func TestUnreadableFile(t *testing.T) {
 		if strings.Join(got, " ") != "0 2" {
 			t.Errorf("%s: %v come", what, got)
 		}
-		if e := ev.of(Unreadable); len(e) != 1 || e[0].File != files[1] || e[0].Err == nil || len(ev.all) != 1 {
+		if e := ev.of(spool.Unreadable); len(e) != 1 || e[0].File != files[1] || e[0].Err == nil || len(ev.all) != 1 {
 			t.Errorf("%s: %v was reported", what, ev.all)
 		}
 		_ = os.Remove(files[1])

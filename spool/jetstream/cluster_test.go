@@ -97,10 +97,10 @@ type events struct {
 	texts []string
 }
 
-func (e *events) add(what string, err error) {
+func (e *events) add(ev spool.Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.texts = append(e.texts, fmt.Sprintf("%s: %v", what, err))
+	e.texts = append(e.texts, fmt.Sprintf("%s: %v", ev, ev.Err))
 }
 
 func (e *events) String() string {

@@ -72,9 +72,9 @@ type Config struct {
 	// Without a connection to any of them, it waits for 2 s at most.
 	Timeout time.Duration
 
-	// OnEvent is told of trouble, and with a nil error of its end. It never sees
+	// OnEvent is told what an operator should know; nil for nobody. It never sees
 	// credentials or records. It is called concurrently, and must not wait.
-	OnEvent func(what string, err error)
+	OnEvent func(spool.Event)
 
 	ackWait time.Duration // how long a record stays with a gateway that is not heard of
 }
@@ -157,7 +157,7 @@ func Open(ctx context.Context, config Config) (*Log, error) {
 		return nil, errors.Join(err, l.Close())
 	case <-opening.Done():
 	}
-	config.OnEvent("NATS cannot be used yet", l.unready())
+	config.OnEvent(spool.Event{Kind: spool.Failed, Text: "NATS cannot be used yet", Err: l.unready()})
 	return l, nil
 }
 
@@ -173,7 +173,7 @@ func (c *Config) complete() error {
 	setDefault(&c.Timeout, 10*time.Second)
 	setDefault(&c.ackWait, 30*time.Second)
 	if c.OnEvent == nil {
-		c.OnEvent = func(string, error) {}
+		c.OnEvent = func(spool.Event) {}
 	}
 	switch {
 	case len(c.URLs) == 0:
@@ -209,7 +209,7 @@ func (l *Log) prepare(opened <-chan struct{}, misfit chan<- error) {
 			close(l.ready)
 			select {
 			case <-opened:
-				l.config.OnEvent("NATS can be used", nil)
+				l.config.OnEvent(spool.Event{Kind: spool.Recovered, Text: "NATS can be used"})
 			default:
 			}
 			return
@@ -366,16 +366,18 @@ func (l *Log) dial(buffer int) (*link, error) {
 		nats.ConnectHandler(k.connected),
 		nats.ReconnectHandler(func(conn *nats.Conn) {
 			k.connected(conn)
-			l.config.OnEvent("connected to NATS again", nil)
+			l.config.OnEvent(spool.Event{Kind: spool.Recovered, Text: "connected to NATS again"})
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			k.down(err)
 			if l.ctx.Err() == nil {
-				l.config.OnEvent("lost a connection to NATS", err)
+				l.config.OnEvent(spool.Event{Kind: spool.Failed, Text: "lost a connection to NATS", Err: err})
 			}
 		}),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { k.down(err) }),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { l.config.OnEvent("NATS says", err) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			l.config.OnEvent(spool.Event{Kind: spool.Disturbed, Text: "NATS says", Err: err})
+		}),
 	}
 	var err error
 	if k.conn, err = nats.Connect(strings.Join(l.config.URLs, ","), options...); err != nil {

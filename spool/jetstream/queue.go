@@ -159,14 +159,17 @@ func (q *queue) entries(batch jetstream.MessageBatch) []spool.Entry {
 func (q *queue) entry(msg jetstream.Msg) (e spool.Entry, ok bool) {
 	meta, err := msg.Metadata()
 	if err != nil {
-		q.config.OnEvent("NATS gave out a message that is none of a stream", err)
+		q.config.OnEvent(spool.Event{Kind: spool.Disturbed, Text: "NATS gave out a message that is none of a stream", Queue: q.name, Err: err})
 		return e, false
 	}
 	data, err := q.unseal(q.name, msg.Headers(), msg.Data())
 	if err != nil {
 		// Another gateway may have the key, or this one after a change of its
 		// configuration. The record grows old and is never lost.
-		q.config.OnEvent("a record in NATS cannot be read", fmt.Errorf("record %d: %w", meta.Sequence.Stream, err))
+		q.config.OnEvent(spool.Event{
+			Kind: spool.Unreadable, Text: "a record in NATS cannot be read", Queue: q.name, Records: 1,
+			Err: fmt.Errorf("record %d: %w", meta.Sequence.Stream, err),
+		})
 		_ = msg.NakWithDelay(2 * q.config.ackWait)
 		return e, false
 	}
@@ -257,7 +260,7 @@ func (q *queue) Later(e spool.Entry, after time.Duration) {
 // then give the record out again.
 func (q *queue) lost(err error) {
 	if err != nil {
-		q.config.OnEvent("a record was answered for in vain, and comes again", err)
+		q.config.OnEvent(spool.Event{Kind: spool.Disturbed, Text: "a record was answered for in vain, and comes again", Queue: q.name, Err: err})
 	}
 }
 

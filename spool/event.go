@@ -1,0 +1,34 @@
+package spool
+
+// Event is something that an operator should know of a Log.
+type Event struct {
+	Kind    EventKind
+	Text    string // what happened, if Kind does not say it well enough
+	Queue   string // that it concerns, if it is about one
+	File    string // the same
+	Records int    // how many it concerns, for Damaged and SetAside
+	Err     error  // why, if something failed
+}
+
+// EventKind is what an Event is about.
+type EventKind string
+
+// The kinds of events.
+const (
+	NearlyFull  EventKind = "the spool is nearly full"               // more than 80 %; again after it has been below 70 %
+	Failed      EventKind = "the spool's disk refuses records"       // until Recovered; a disk says so once, a cluster for each of its reasons
+	Recovered   EventKind = "the spool's disk takes records again"   // after Failed
+	Undeletable EventKind = "a file of the spool cannot be deleted"  // nothing in it is needed
+	Unreadable  EventKind = "a file of the spool cannot be read now" // it is tried again
+	Damaged     EventKind = "a record in the spool is damaged"       // it is a dead letter now
+	SetAside    EventKind = "a file of the spool is damaged"         // it was renamed; so many of its records are delivered, maybe again
+	Disturbed   EventKind = "the spool's cluster is disturbed"       // no record is refused or lost
+)
+
+// String says what happened.
+func (e Event) String() string {
+	if e.Text != "" {
+		return e.Text
+	}
+	return string(e.Kind)
+}
