@@ -139,8 +139,8 @@ func (s *Spool) key() ([]byte, error) {
 		return nil, fmt.Errorf("spool key_file %q: must be a readable file: %w", s.KeyFile, err)
 	}
 	key, err := hex.DecodeString(strings.TrimSpace(string(text)))
-	if err != nil || len(key) != disk.KeySize {
-		return nil, fmt.Errorf("spool key_file %q: must hold %d hexadecimal digits, as openssl rand -hex %d prints them", s.KeyFile, 2*disk.KeySize, disk.KeySize)
+	if err != nil || len(key) != spool.KeySize {
+		return nil, fmt.Errorf("spool key_file %q: must hold %d hexadecimal digits, as openssl rand -hex %d prints them", s.KeyFile, 2*spool.KeySize, spool.KeySize)
 	}
 	return key, nil
 }

@@ -33,7 +33,7 @@ type Config struct {
 	// counted.
 	MaxSize int64
 
-	// Key, of KeySize bytes, encrypts the data of new records with AES-256-GCM.
+	// Key, of spool.KeySize bytes, encrypts the data of new records with AES-256-GCM.
 	// Without it they are on disk as they are.
 	Key []byte
 
@@ -86,8 +86,8 @@ func Open(cfg Config) (*Disk, error) {
 	if cfg.MaxSize < minMaxSize {
 		return nil, fmt.Errorf("max_size %d: must be at least %d bytes", cfg.MaxSize, minMaxSize)
 	}
-	if len(cfg.Key) != 0 && len(cfg.Key) != KeySize {
-		return nil, fmt.Errorf("the key has %d bytes: it must have %d", len(cfg.Key), KeySize)
+	if err := spool.CheckKey(cfg.Key); err != nil {
+		return nil, err
 	}
 	if err := makeDir(cfg.Dir); err != nil {
 		return nil, err

@@ -168,7 +168,7 @@ func expectDepth(t testing.TB, d *Disk, records, dead int) {
 
 func TestAppendTakeAck(t *testing.T) {
 	t.Parallel()
-	for _, key := range [][]byte{nil, bytes.Repeat([]byte{7}, KeySize)} {
+	for _, key := range [][]byte{nil, bytes.Repeat([]byte{7}, spool.KeySize)} {
 		dir := t.TempDir()
 		d := open(t, Config{Dir: dir, Key: key})
 		records := []spool.Record{
@@ -837,7 +837,7 @@ func TestKeyEncryptsTheDisk(t *testing.T) {
 	d := open(t, Config{Dir: dir})
 	add(t, d, "plain")
 	shut(t, d)
-	key := bytes.Repeat([]byte{1}, KeySize)
+	key := bytes.Repeat([]byte{1}, spool.KeySize)
 	d = open(t, Config{Dir: dir, Key: key})
 	for range 20 {
 		add(t, d, secret)
@@ -864,7 +864,7 @@ func TestKeyEncryptsTheDisk(t *testing.T) {
 	if plain != 1 {
 		t.Errorf("%d files are not encrypted, want the first alone", plain)
 	}
-	for _, wrong := range [][]byte{nil, bytes.Repeat([]byte{2}, KeySize)} {
+	for _, wrong := range [][]byte{nil, bytes.Repeat([]byte{2}, spool.KeySize)} {
 		if _, err := Open(Config{Dir: dir, Key: wrong}); !errors.Is(err, ErrKey) {
 			t.Errorf("opened with a wrong key: %v", err)
 		}

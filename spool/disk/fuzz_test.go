@@ -28,7 +28,7 @@ func FuzzParseSegmentName(f *testing.F) {
 // What decodes is what was encoded, and is found among other bytes.
 func FuzzDecode(f *testing.F) {
 	plain, _ := newCoder(nil, []byte("saltsalt"))
-	secret, _ := newCoder(make([]byte, KeySize), []byte("saltsalt"))
+	secret, _ := newCoder(make([]byte, spool.KeySize), []byte("saltsalt"))
 	r := spool.Record{Arrival: arrivalTime, Data: []byte("data")}
 	f.Add(plain.encode(nil, 7, r), []byte("before"))
 	f.Add(secret.encode(nil, 7, r), []byte(magic))

@@ -2,10 +2,7 @@ package disk
 
 import (
 	"bytes"
-	"crypto/aes"
 	"crypto/cipher"
-	"crypto/hkdf"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
@@ -37,9 +34,6 @@ const (
 	sealed byte = 1
 )
 
-// KeySize is the length of Config.Key in bytes: AES-256.
-const KeySize = 32
-
 var (
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
 	errDamaged = errors.New("it is damaged")
@@ -59,15 +53,7 @@ func newCoder(key []byte, salt []byte) (c coder, err error) {
 	if len(key) == 0 {
 		return c, nil
 	}
-	own, err := hkdf.Key(sha256.New, key, salt, "td_postback spool segment", KeySize)
-	if err != nil {
-		return c, err
-	}
-	block, err := aes.NewCipher(own)
-	if err != nil {
-		return c, err
-	}
-	c.aead, err = cipher.NewGCMWithRandomNonce(block)
+	c.aead, err = spool.NewAEAD(key, salt, spool.SegmentKey)
 	return c, err
 }
 

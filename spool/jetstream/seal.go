@@ -1,12 +1,11 @@
 package jetstream
 
 import (
-	"crypto/aes"
 	"crypto/cipher"
-	"crypto/hkdf"
 	"crypto/rand"
-	"crypto/sha256"
 	"errors"
+
+	"github.com/td-postback/gateway/spool"
 )
 
 // sealer encrypts records. The servers see sizes and times, and which queue a
@@ -19,27 +18,16 @@ var errSealed = errors.New("the record is encrypted with another key, or damaged
 
 // newSealer returns nil without a key.
 func newSealer(key []byte) (*sealer, error) {
-	switch len(key) {
-	case 0:
-		return nil, nil //nolint:nilnil // no key, no sealer: all that asks checks for it
-	case 32:
-		return &sealer{key: key}, nil
+	if err := spool.CheckKey(key); err != nil || len(key) == 0 {
+		return nil, err
 	}
-	return nil, errors.New("the key has to be 32 bytes long")
+	return &sealer{key: key}, nil
 }
 
 // aead is AES-256-GCM with a key for one record. One key for all would be worn
 // out by chance repetitions of its 12-byte nonce after some days at full load.
 func (s *sealer) aead(salt []byte) (cipher.AEAD, error) {
-	key, err := hkdf.Key(sha256.New, s.key, salt, "td_postback spool", 32)
-	if err != nil {
-		return nil, err
-	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCMWithRandomNonce(block)
+	return spool.NewAEAD(s.key, salt, spool.RecordKey)
 }
 
 // seal encrypts data, and ties it to its queue.
