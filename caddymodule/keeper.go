@@ -147,7 +147,7 @@ const maxDeliveries = 512
 
 // start begins to deliver a queue. k.mu is held.
 func (k *keeper) start(q *spoolQueue) {
-	inFlight, rate, age := maxDeliveries, defaultDrainRate, defaultSpoolAge
+	inFlight, rate, age := maxDeliveries, spool.DefaultRate, spool.DefaultMaxAge
 	if len(k.blocks) > 0 {
 		inFlight, rate, age = k.blocks[len(k.blocks)-1].limits()
 	}

@@ -24,13 +24,6 @@ const (
 	spoolAlways    = "always"
 )
 
-// What an option of a spool is without being set.
-const (
-	defaultSpoolSize = 10 << 30
-	defaultSpoolAge  = 6 * 24 * time.Hour
-	defaultDrainRate = 1000
-)
-
 // maxSpoolAge is when v2 ignores a record's time (see README, "td_record_time").
 const maxSpoolAge = 7 * 24 * time.Hour
 
@@ -72,9 +65,9 @@ type Spool struct {
 // applyDefaults fills in what is not set.
 func (s *Spool) applyDefaults() {
 	setDefault(&s.Mode, spoolOnFailure)
-	setDefault(&s.MaxSize, defaultSpoolSize)
-	setDefault(&s.MaxAge, caddy.Duration(defaultSpoolAge))
-	setDefault(&s.DrainRate, defaultDrainRate)
+	setDefault(&s.MaxSize, spool.DefaultMaxSize)
+	setDefault(&s.MaxAge, caddy.Duration(spool.DefaultMaxAge))
+	setDefault(&s.DrainRate, spool.DefaultRate)
 	if len(s.NATS) == 0 {
 		setDefault(&s.Dir, filepath.Join(caddy.AppDataDir(), "td_postback", "spool"))
 	}
@@ -89,8 +82,7 @@ func (s *Spool) validate() error {
 		return fmt.Errorf("spool dir %q: with nats, the records are on the cluster's disks", s.Dir)
 	}
 	for _, server := range s.NATS {
-		u, err := url.Parse(server)
-		if err != nil || (u.Scheme != "nats" && u.Scheme != "tls") || u.Host == "" || strings.Contains(server, ",") {
+		if !jetstream.ValidURL(server) {
 			return fmt.Errorf("spool nats %q: must be nats:// or tls://, a host and maybe a port, without a comma", redactUser(server))
 		}
 	}

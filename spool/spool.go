@@ -16,6 +16,13 @@ import (
 	"time"
 )
 
+// What a spool's options are without being set.
+const (
+	DefaultMaxSize = 10 << 30           // bytes
+	DefaultMaxAge  = 6 * 24 * time.Hour // below the 7 days after which v2 ignores a record's time
+	DefaultRate    = 1000               // records a second
+)
+
 // Record is a request that is kept.
 type Record struct {
 	Arrival time.Time // of the caller's request

@@ -4,6 +4,7 @@
 package disk
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -28,13 +29,13 @@ type Config struct {
 	// only its owner can read it.
 	Dir string
 
-	// MaxSize is about how many bytes the files may take together; 10 GiB if 0.
-	// At least 1 MiB. Segments that were set aside because of damage are not
-	// counted.
+	// MaxSize is about how many bytes the files may take together; at least
+	// 1 MiB. Default: spool.DefaultMaxSize. Segments that were set aside because
+	// of damage are not counted.
 	MaxSize int64
 
-	// Key, of spool.KeySize bytes, encrypts the data of new records with AES-256-GCM.
-	// Without it they are on disk as they are.
+	// Key, of spool.KeySize bytes, encrypts the data of new records with
+	// AES-256-GCM. Without it they are on disk as they are.
 	Key []byte
 
 	// OnEvent is told what an operator should know; nil for nobody. It is
@@ -53,7 +54,6 @@ var ErrLocked = errors.New("the spool's directory is in use by another process")
 var ErrKey = errors.New("the spool was written with another key")
 
 const (
-	defaultMaxSize = 10 << 30
 	maxSegmentSize = 32 << 20
 	minMaxSize     = 1 << 20
 
@@ -80,9 +80,7 @@ type Disk struct {
 // ErrKey are for good; after any other error the disk is in trouble, and Open
 // may work later.
 func Open(cfg Config) (*Disk, error) {
-	if cfg.MaxSize == 0 {
-		cfg.MaxSize = defaultMaxSize
-	}
+	cfg.MaxSize = cmp.Or(cfg.MaxSize, spool.DefaultMaxSize)
 	if cfg.MaxSize < minMaxSize {
 		return nil, fmt.Errorf("max_size %d: must be at least %d bytes", cfg.MaxSize, minMaxSize)
 	}

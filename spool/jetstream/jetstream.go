@@ -22,6 +22,7 @@
 package jetstream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,12 +52,13 @@ type Config struct {
 	Name string
 
 	// MaxSize is how many bytes the records may take, and how many the dead
-	// letters; each server needs room for both. Default: 10 GiB.
+	// letters; each server needs room for both. Default: spool.DefaultMaxSize.
 	MaxSize int64
 
 	// MaxAge is when the gateway buries a record. The servers know nothing of
 	// it: they delete what three times this age, and at least 30 days old, which
-	// happens only if no gateway has run for so long. Default: 6 days.
+	// happens only if no gateway has run for so long. Default:
+	// spool.DefaultMaxAge.
 	MaxAge time.Duration
 
 	// Replicas is on how many servers a record is before it counts as kept.
@@ -88,9 +90,9 @@ const (
 	maxAckPending = 20_000                // records with all gateways together, those that Later has put back included
 	keepRecords   = 30 * 24 * time.Hour
 
-	// What a message needs: the longest body and a head as long as Caddy takes,
-	// and room for the headers of NATS and the encryption.
-	maxMessage = 1_048_064 + 1<<20 + 4096
+	// What a message needs: a body and a head of up to 1 MiB each, and room for
+	// the headers of NATS and the encryption.
+	maxMessage = 2<<20 + 3584
 )
 
 // ErrMisfit: the cluster is there, but cannot serve as it is configured.
@@ -166,12 +168,12 @@ var plainName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 // complete checks the configuration and fills in what is missing. Its errors do
 // not repeat a URL: there may be a password in it.
 func (c *Config) complete() error {
-	setDefault(&c.Name, "td_postback")
-	setDefault(&c.MaxSize, 10<<30)
-	setDefault(&c.MaxAge, 6*24*time.Hour)
-	setDefault(&c.Replicas, 3)
-	setDefault(&c.Timeout, 10*time.Second)
-	setDefault(&c.ackWait, 30*time.Second)
+	c.Name = cmp.Or(c.Name, "td_postback")
+	c.MaxSize = cmp.Or(c.MaxSize, spool.DefaultMaxSize)
+	c.MaxAge = cmp.Or(c.MaxAge, spool.DefaultMaxAge)
+	c.Replicas = cmp.Or(c.Replicas, 3)
+	c.Timeout = cmp.Or(c.Timeout, 10*time.Second)
+	c.ackWait = cmp.Or(c.ackWait, 30*time.Second)
 	if c.OnEvent == nil {
 		c.OnEvent = func(spool.Event) {}
 	}
@@ -184,20 +186,18 @@ func (c *Config) complete() error {
 		return errors.New("sizes, times and replicas cannot be negative")
 	}
 	for i, raw := range c.URLs {
-		u, err := url.Parse(raw)
-		if err != nil || u.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
+		if !ValidURL(raw) {
 			return fmt.Errorf("NATS server %d: not a URL like nats://host:4222", i+1)
 		}
 	}
 	return nil
 }
 
-// setDefault gives an option its default.
-func setDefault[T comparable](option *T, value T) {
-	var none T
-	if *option == none {
-		*option = value
-	}
+// ValidURL reports whether a URL may be that of a server: nats:// or tls://, maybe
+// a user, a host and maybe a port. A comma would begin another server's URL.
+func ValidURL(raw string) bool {
+	u, err := url.Parse(raw)
+	return err == nil && (u.Scheme == "nats" || u.Scheme == "tls") && u.Host != "" && !strings.Contains(raw, ",")
 }
 
 // prepare makes the streams, as often as it takes, until the Log is closed.
