@@ -15,8 +15,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/td-postback/gateway/spool"
+	"github.com/td-postback/gateway/spool/cluster"
 	"github.com/td-postback/gateway/spool/disk"
-	"github.com/td-postback/gateway/spool/jetstream"
 	"github.com/td-postback/gateway/upstream"
 )
 
@@ -72,7 +72,7 @@ func openKeeper(place string, s *Spool, key []byte) (*keeper, error) {
 	switch {
 	case err == nil:
 		k.use(log)
-	case errors.Is(err, disk.ErrLocked), errors.Is(err, disk.ErrKey), errors.Is(err, jetstream.ErrMisfit):
+	case errors.Is(err, disk.ErrLocked), errors.Is(err, disk.ErrKey), errors.Is(err, cluster.ErrMisfit):
 		k.stop()
 		return nil, fmt.Errorf("spool: %w", err)
 	default:

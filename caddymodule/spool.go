@@ -14,8 +14,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/td-postback/gateway/spool"
+	"github.com/td-postback/gateway/spool/cluster"
 	"github.com/td-postback/gateway/spool/disk"
-	"github.com/td-postback/gateway/spool/jetstream"
 )
 
 // The modes of a spool.
@@ -82,7 +82,7 @@ func (s *Spool) validate() error {
 		return fmt.Errorf("spool dir %q: with nats, the records are on the cluster's disks", s.Dir)
 	}
 	for _, server := range s.NATS {
-		if !jetstream.ValidURL(server) {
+		if !cluster.ValidURL(server) {
 			return fmt.Errorf("spool nats %q: must be nats:// or tls://, a host and maybe a port, without a comma", redactUser(server))
 		}
 	}
@@ -141,7 +141,7 @@ func (s *Spool) key() ([]byte, error) {
 func (s *Spool) open(key []byte) func(*keeper) (spool.Log, error) {
 	if len(s.NATS) > 0 {
 		return func(k *keeper) (spool.Log, error) {
-			return jetstream.Open(k.ctx, jetstream.Config{
+			return cluster.Open(k.ctx, cluster.Config{
 				URLs: s.NATS, MaxSize: s.MaxSize, MaxAge: time.Duration(s.MaxAge), Key: key, OnEvent: k.reportCluster,
 			})
 		}

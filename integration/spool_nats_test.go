@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/td-postback/gateway/spool/jetstream/natstest"
+	"github.com/td-postback/gateway/spool/cluster/natstest"
 )
 
 // TestSpoolOnNATS has two gateways keep records on a cluster of three

@@ -1,4 +1,4 @@
-package jetstream
+package cluster
 
 import (
 	"bytes"

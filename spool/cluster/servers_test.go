@@ -1,4 +1,4 @@
-package jetstream
+package cluster
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/td-postback/gateway/spool"
-	"github.com/td-postback/gateway/spool/jetstream/natstest"
+	"github.com/td-postback/gateway/spool/cluster/natstest"
 )
 
 // wait is how long a test waits for something that must happen.

@@ -1,4 +1,4 @@
-// Package jetstream keeps a spool in an external cluster of NATS JetStream, so
+// Package cluster keeps a spool in an external cluster of NATS JetStream, so
 // that several gateways share one, and the loss of a machine loses no record.
 //
 // A stream <Name>_records holds the records of all queues, each under the
@@ -19,7 +19,7 @@
 // Delivery is at least once. A record comes twice when its ack was on its way
 // while a server or a gateway died, and when a gateway loses the cluster for
 // longer than half a minute.
-package jetstream
+package cluster
 
 import (
 	"cmp"
