@@ -147,26 +147,24 @@ const maxDeliveries = 512
 
 // start begins to deliver a queue. k.mu is held.
 func (k *keeper) start(q *spoolQueue) {
-	inFlight, rate, age := maxDeliveries, spool.DefaultRate, spool.DefaultMaxAge
+	limits := spool.Limits{InFlight: maxDeliveries, Rate: spool.DefaultRate, MaxAge: spool.DefaultMaxAge}
 	if len(k.blocks) > 0 {
-		inFlight, rate, age = k.blocks[len(k.blocks)-1].limits()
+		limits = k.blocks[len(k.blocks)-1].limits()
 	}
 	d := spool.NewDeliverer(k.opened().Queue(q.name), &q.Circuit, spool.Delivery{
-		Send:     q.send,
-		InFlight: inFlight,
-		Rate:     rate,
-		MaxAge:   age,
-		OnFate:   q.settled,
-		OnError:  func(err error) { k.reportUnreadable(q.name, err) },
+		Send:    q.send,
+		Limits:  limits,
+		OnFate:  q.settled,
+		OnError: func(err error) { k.reportUnreadable(q.name, err) },
 	})
 	q.deliverer.Store(d)
 	k.ended.Go(func() { d.Run(k.ctx) })
 }
 
 // limits are those of the block's options.
-func (b *block) limits() (inFlight, rate int, age time.Duration) {
+func (b *block) limits() spool.Limits {
 	s := b.handler.Spool
-	return min(b.handler.MaxConns, maxDeliveries), s.DrainRate, time.Duration(s.MaxAge)
+	return spool.Limits{InFlight: min(b.handler.MaxConns, maxDeliveries), Rate: s.DrainRate, MaxAge: time.Duration(s.MaxAge)}
 }
 
 // send sends a record to v2.

@@ -3,7 +3,6 @@ package spool
 import (
 	"context"
 	"errors"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +37,15 @@ const (
 	lastWait = 5 * time.Second
 )
 
+// The statuses of HTTP that decide what becomes of a record (RFC 9110 section
+// 15, RFC 6585 section 4).
+const (
+	statusRedirect        = 300 // and above: not taken
+	statusRequestTimeout  = 408
+	statusTooManyRequests = 429
+	statusServerError     = 500 // and above
+)
+
 // Result is how sending a record to v2 went.
 type Result struct {
 	Status     int           // of v2's answer; 0 without one
@@ -52,8 +60,8 @@ type Result struct {
 // NotTaken reports whether v2 has not taken the record, but may later: there
 // was no answer, or 408, 429 or 5xx.
 func (r Result) NotTaken() bool {
-	return r.Status == 0 || r.Status == http.StatusRequestTimeout || r.Status == http.StatusTooManyRequests ||
-		r.Status >= http.StatusInternalServerError
+	return r.Status == 0 || r.Status == statusRequestTimeout || r.Status == statusTooManyRequests ||
+		r.Status >= statusServerError
 }
 
 // Fate is what became of a record.
@@ -67,11 +75,8 @@ const (
 	TooOld    Fate = "too_old" // a dead letter, since it is older than MaxAge
 )
 
-// Delivery says how the records of a queue are delivered.
-type Delivery struct {
-	// Send sends a record to v2. It is called from many goroutines.
-	Send func(data []byte) Result
-
+// Limits bound the delivery of a queue.
+type Limits struct {
 	// InFlight is how many records may be on their way at a time; at least 1.
 	InFlight int
 
@@ -82,6 +87,14 @@ type Delivery struct {
 	// MaxAge is when a record becomes a dead letter: v2 ignores the time of an
 	// old one. More than 0.
 	MaxAge time.Duration
+}
+
+// Delivery says how the records of a queue are delivered.
+type Delivery struct {
+	// Send sends a record to v2. It is called from many goroutines.
+	Send func(data []byte) Result
+
+	Limits
 
 	// OnFate is told what became of a record; nil for nobody.
 	OnFate func(fate Fate, r Result)
@@ -119,16 +132,16 @@ func NewDeliverer(queue Queue, circuit *Circuit, how Delivery) *Deliverer {
 		live:    make(chan struct{}, maxLive),
 		room:    semaphore.NewWeighted(maxHeld),
 	}
-	d.SetLimits(how.InFlight, how.Rate, how.MaxAge)
+	d.SetLimits(how.Limits)
 	return d
 }
 
-// SetLimits changes InFlight, Rate and MaxAge.
-func (d *Deliverer) SetLimits(inFlight, records int, maxAge time.Duration) {
-	d.cost.Store(maxHeld / int64(inFlight))
-	d.limiter.SetLimit(rate.Limit(records))
-	d.limiter.SetBurst(max(1, records/10))
-	d.maxAge.Store(int64(maxAge))
+// SetLimits changes the limits.
+func (d *Deliverer) SetLimits(l Limits) {
+	d.cost.Store(maxHeld / int64(l.InFlight))
+	d.limiter.SetLimit(rate.Limit(l.Rate))
+	d.limiter.SetBurst(max(1, l.Rate/10))
+	d.maxAge.Store(int64(l.MaxAge))
 }
 
 // Arrived tells that a record was appended only now: if v2 is up, it is live
@@ -279,7 +292,7 @@ func (d *Deliverer) settle(e Entry, sent time.Time, r Result) {
 		}
 		d.queue.Later(e, max(retryPause(e.Tries), min(r.RetryAfter, maxRetryAfter)))
 		d.tell(Retried, r)
-	case r.Status < http.StatusMultipleChoices:
+	case r.Status < statusRedirect:
 		d.Success()
 		d.queue.Ack(e)
 		d.tell(Delivered, r)

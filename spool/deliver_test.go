@@ -196,7 +196,7 @@ func numbers(n int) []string {
 
 func TestOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := run(t, spool.Delivery{InFlight: 1})
+		w := run(t, spool.Delivery{Limits: spool.Limits{InFlight: 1}})
 		w.queue.append(numbers(1000)...)
 		w.expect(t, map[state]int{acked: 1000})
 		if got, _ := w.server.seen(); !slices.Equal(got, numbers(1000)) {
@@ -208,7 +208,7 @@ func TestOrder(t *testing.T) {
 func TestOrderOfManyInFlight(t *testing.T) {
 	const inFlight = 50
 	synctest.Test(t, func(t *testing.T) {
-		w := run(t, spool.Delivery{InFlight: inFlight})
+		w := run(t, spool.Delivery{Limits: spool.Limits{InFlight: inFlight}})
 		w.server.duration = 10 * time.Millisecond
 		w.queue.append(numbers(1000)...)
 		time.Sleep(time.Second)
@@ -239,7 +239,7 @@ func TestInFlight(t *testing.T) {
 		t.Run(fmt.Sprintf("%d of %d bytes", c.inFlight, c.size), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w := run(t, spool.Delivery{InFlight: c.inFlight})
+				w := run(t, spool.Delivery{Limits: spool.Limits{InFlight: c.inFlight}})
 				w.server.duration = time.Second
 				total := c.want + c.want/10 + 1
 				data := bytes.Repeat([]byte("x"), c.size)
@@ -259,7 +259,7 @@ func TestInFlight(t *testing.T) {
 func TestRefusedForGood(t *testing.T) {
 	statuses := []int{400, 401, 403, 404, 413, 301}
 	synctest.Test(t, func(t *testing.T) {
-		w := run(t, spool.Delivery{InFlight: 1})
+		w := run(t, spool.Delivery{Limits: spool.Limits{InFlight: 1}})
 		w.server.set(func(data string) spool.Result {
 			status, err := strconv.Atoi(data)
 			if err != nil {
@@ -430,7 +430,7 @@ func TestManyPoisonedRecords(t *testing.T) {
 		t.Run(strconv.Itoa(many), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w := run(t, spool.Delivery{InFlight: 1}) // which does not go on to others meanwhile
+				w := run(t, spool.Delivery{Limits: spool.Limits{InFlight: 1}}) // which does not go on to others meanwhile
 				w.server.set(poison, 0)
 				for range many {
 					w.queue.append("poison")
@@ -452,7 +452,7 @@ func TestManyPoisonedRecords(t *testing.T) {
 // A tenth of all records is refused with 500, for hours: the others arrive.
 func TestPoisonedTable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := run(t, spool.Delivery{InFlight: 16, Rate: 100})
+		w := run(t, spool.Delivery{Limits: spool.Limits{InFlight: 16, Rate: 100}})
 		w.server.set(poison, 0)
 		good := 0
 		for i := range 20_000 {
@@ -489,7 +489,7 @@ func TestDrainRate(t *testing.T) {
 		t.Run(fmt.Sprintf("%d and %d", c.rate, c.arriving), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w := run(t, spool.Delivery{Rate: c.rate})
+				w := run(t, spool.Delivery{Limits: spool.Limits{Rate: c.rate}})
 				w.server.duration = 20 * time.Millisecond
 				w.queue.append(numbers(30 * c.rate)...)
 				began := time.Now()
@@ -512,7 +512,7 @@ func TestDrainRate(t *testing.T) {
 
 func TestLiveTrafficIsNotLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := run(t, spool.Delivery{Rate: 1})
+		w := run(t, spool.Delivery{Limits: spool.Limits{Rate: 1}})
 		w.server.duration = 20 * time.Millisecond
 		for range 100 { // as after a group commit
 			for i := range 50 {
@@ -541,7 +541,7 @@ func TestNoBurstAfterAnOutage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w := run(t, spool.Delivery{Rate: rate})
+				w := run(t, spool.Delivery{Limits: spool.Limits{Rate: rate}})
 				w.arrive(5*arriving, 5*time.Second)
 				down(w.server)
 				w.arrive(60*arriving, 60*time.Second)
@@ -573,7 +573,7 @@ func TestNoBurstAfterAnOutage(t *testing.T) {
 
 func TestNoBurstAfterSlowness(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := run(t, spool.Delivery{InFlight: 10, Rate: 10})
+		w := run(t, spool.Delivery{Limits: spool.Limits{InFlight: 10, Rate: 10}})
 		w.server.duration = time.Second
 		w.arrive(25_000, 25*time.Second)
 		w.server.set(nil, 0)
@@ -595,7 +595,7 @@ func TestNoBurstAfterSlowness(t *testing.T) {
 func TestDownForEightDays(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w := run(t, spool.Delivery{Rate: 100})
+		w := run(t, spool.Delivery{Limits: spool.Limits{Rate: 100}})
 		w.server.always(nobody)
 		for minute := range 8 * 24 * 60 {
 			w.queue.append(strconv.Itoa(minute))
@@ -630,7 +630,7 @@ func TestDownForEightDays(t *testing.T) {
 
 func TestPausesWhileV2IsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := run(t, spool.Delivery{InFlight: 1})
+		w := run(t, spool.Delivery{Limits: spool.Limits{InFlight: 1}})
 		w.server.set(func(string) spool.Result { return nobody }, time.Second)
 		w.queue.append(numbers(1000)...)
 		time.Sleep(time.Hour)
@@ -664,7 +664,7 @@ func TestDownForEightDaysOnDisk(t *testing.T) {
 		v2.always(spool.Result{Status: 503, RetryAfter: time.Hour})
 		var delivered, old atomic.Int64
 		d := spool.NewDeliverer(log.Queue(queue), &spool.Circuit{}, spool.Delivery{
-			Send: v2.send, InFlight: 100, Rate: 100, MaxAge: 6 * day,
+			Send: v2.send, Limits: spool.Limits{InFlight: 100, Rate: 100, MaxAge: 6 * day},
 			OnFate: func(fate spool.Fate, _ spool.Result) {
 				switch fate {
 				case spool.Delivered:
@@ -753,7 +753,7 @@ func number(t *testing.T, data string) int {
 // tried is always about to.
 func TestNoticesThatV2IsBackWhileRecordsGrowOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := run(t, spool.Delivery{MaxAge: time.Hour})
+		w := run(t, spool.Delivery{Limits: spool.Limits{MaxAge: time.Hour}})
 		w.server.always(nobody)
 		w.arrive(2*3600, 2*time.Hour)
 		tries, _ := w.server.seen()
@@ -770,7 +770,7 @@ func TestNoticesThatV2IsBackWhileRecordsGrowOld(t *testing.T) {
 
 func TestTooOldWhenItsTurnComes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := run(t, spool.Delivery{MaxAge: 59 * time.Minute})
+		w := run(t, spool.Delivery{Limits: spool.Limits{MaxAge: 59 * time.Minute}})
 		w.server.always(spool.Result{Status: 503, RetryAfter: time.Hour})
 		w.queue.append("first")
 		synctest.Wait()
@@ -789,7 +789,7 @@ func TestTooOldWhenItsTurnComes(t *testing.T) {
 func TestBuryFails(t *testing.T) {
 	for name, prepare := range map[string]func(*worker){
 		"refused": func(w *worker) { w.server.always(spool.Result{Status: 400}) },
-		"too old": func(w *worker) { w.SetLimits(1, 1, -1) },
+		"too old": func(w *worker) { w.SetLimits(spool.Limits{InFlight: 1, Rate: 1, MaxAge: -1}) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -835,7 +835,7 @@ func TestRunEndsWithTheLog(t *testing.T) {
 		queue := newMemory()
 		queue.fail(spool.ErrClosed, nil)
 		d := spool.NewDeliverer(queue, &spool.Circuit{}, spool.Delivery{
-			InFlight: 1, Rate: 1, MaxAge: day, OnError: func(err error) { t.Errorf("told of %v", err) },
+			Limits: spool.Limits{InFlight: 1, Rate: 1, MaxAge: day}, OnError: func(err error) { t.Errorf("told of %v", err) },
 		})
 		d.Run(t.Context())
 		if queue.takes != 1 {
@@ -863,7 +863,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 			want: map[state]int{waiting: 1000},
 		},
 		"while the rate is used up": {
-			how:     spool.Delivery{Rate: 1},
+			how:     spool.Delivery{Limits: spool.Limits{Rate: 1}},
 			prepare: func(w *worker) { w.queue.append(numbers(1000)...) },
 			want:    map[state]int{waiting: 999, acked: 1},
 		},
@@ -875,7 +875,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 			want: map[state]int{waiting: 1},
 		},
 		"with records on their way": {
-			how: spool.Delivery{InFlight: 100},
+			how: spool.Delivery{Limits: spool.Limits{InFlight: 100}},
 			prepare: func(w *worker) {
 				w.server.duration = 4 * time.Second
 				w.queue.append(numbers(1000)...)
@@ -884,7 +884,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 			want:   map[state]int{waiting: 900, acked: 100},
 		},
 		"with records whose answers take long": {
-			how: spool.Delivery{InFlight: 100},
+			how: spool.Delivery{Limits: spool.Limits{InFlight: 100}},
 			prepare: func(w *worker) {
 				w.server.duration = time.Minute
 				w.queue.append(numbers(1000)...)
@@ -894,7 +894,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 			later:  map[state]int{waiting: 900, acked: 100},
 		},
 		"with records that are not taken": {
-			how: spool.Delivery{InFlight: 100},
+			how: spool.Delivery{Limits: spool.Limits{InFlight: 100}},
 			prepare: func(w *worker) {
 				w.server.set(func(string) spool.Result { return failing }, time.Second)
 				w.queue.append(numbers(1000)...)
@@ -927,18 +927,18 @@ func TestRunEndsWithItsContext(t *testing.T) {
 
 func TestSetLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := run(t, spool.Delivery{Rate: 1})
+		w := run(t, spool.Delivery{Limits: spool.Limits{Rate: 1}})
 		w.queue.append(numbers(1000)...)
 		time.Sleep(10*time.Second + time.Millisecond)
 		if n := w.queue.count(acked); n < 9 || n > 11 {
 			t.Errorf("%d records in ten seconds, want 10", n)
 		}
-		w.SetLimits(1000, 100, 6*day)
+		w.SetLimits(spool.Limits{InFlight: 1000, Rate: 100, MaxAge: 6 * day})
 		time.Sleep(5 * time.Second)
 		if n := w.queue.count(acked); n < 400 || n > 521 {
 			t.Errorf("%d records after five seconds more, want about 500", n)
 		}
-		w.SetLimits(1000, 1, time.Second)
+		w.SetLimits(spool.Limits{InFlight: 1000, Rate: 1, MaxAge: time.Second})
 		time.Sleep(time.Second)
 		w.expect(t, map[state]int{acked: w.queue.count(acked), dead: 1000 - w.queue.count(acked)})
 	})
@@ -958,7 +958,7 @@ func TestSharesTheCircuitWithLiveTraffic(t *testing.T) {
 // Others who share the Log may have a v2 that is up.
 func TestHoldsOneRecordWhileV2IsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := run(t, spool.Delivery{InFlight: 10})
+		w := run(t, spool.Delivery{Limits: spool.Limits{InFlight: 10}})
 		w.server.set(func(string) spool.Result { return nobody }, time.Millisecond)
 		w.queue.append(numbers(1000)...)
 		time.Sleep(10 * time.Millisecond)
@@ -979,7 +979,7 @@ func TestHoldsOneRecordWhileV2IsDown(t *testing.T) {
 func TestNothingIsLost(t *testing.T) {
 	const records = 3000
 	synctest.Test(t, func(t *testing.T) {
-		w := run(t, spool.Delivery{InFlight: 20, Rate: 500})
+		w := run(t, spool.Delivery{Limits: spool.Limits{InFlight: 20, Rate: 500}})
 		results := []spool.Result{
 			taken, taken, taken, failing, nobody, {Status: 400}, {Status: 500, Ambiguous: true},
 			{Status: 429, RetryAfter: time.Second}, {Status: 413}, {Status: 408},
@@ -1015,8 +1015,8 @@ func BenchmarkDeliverer(b *testing.B) {
 	var done sync.WaitGroup
 	done.Add(b.N)
 	d := spool.NewDeliverer(queue, &spool.Circuit{}, spool.Delivery{
-		Send:     func([]byte) spool.Result { return taken },
-		InFlight: 1024, Rate: unlimited, MaxAge: day,
+		Send:   func([]byte) spool.Result { return taken },
+		Limits: spool.Limits{InFlight: 1024, Rate: unlimited, MaxAge: day},
 		OnFate: func(spool.Fate, spool.Result) { done.Done() },
 	})
 	for range b.N {
