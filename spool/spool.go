@@ -78,9 +78,10 @@ type Letter struct {
 
 // Depth is what a queue holds.
 type Depth struct {
-	Records int       // to be delivered, those on their way included
-	Dead    int       // dead letters
-	Oldest  time.Time // arrival of the oldest record to be delivered; zero without one
+	Records  int       // to be delivered, those on their way included
+	Dead     int       // dead letters
+	Oldest   time.Time // arrival of the oldest record to be delivered; zero without one
+	Refusing bool      // no record can be added now, for another reason than ErrFull
 }
 
 // MaxListed is about how many bytes of data Records and Letters return.
@@ -98,7 +99,8 @@ type Log interface {
 	// Queues names the queues that exist, sorted.
 	Queues() []string
 
-	// Depth says what a queue holds.
+	// Depth says what a queue holds. With an error, it is what is known. After
+	// ErrUnavailable, the queue takes no records now.
 	Depth(queue string) (Depth, error)
 
 	// Size is how many bytes the records take, and how many they may.

@@ -183,8 +183,7 @@ func (q *queue) do(t todo) {
 func (q *queue) commit(b *batch) error {
 	started := time.Now()
 	err := q.write(b)
-	failed := q.failed
-	q.failed = err != nil
+	failed := q.failed.Swap(err != nil)
 	switch {
 	case err != nil && !failed:
 		q.disk.report(spool.Event{Kind: spool.Failed, Queue: q.name, Err: err})
@@ -471,7 +470,7 @@ func (q *queue) probe() {
 		err = tryWrite(filepath.Join(q.dir, "probe"), q.disk.growth())
 	}
 	if err == nil {
-		q.failed = false
+		q.failed.Store(false)
 		q.disk.report(spool.Event{Kind: spool.Recovered, Queue: q.name})
 	}
 }
@@ -488,7 +487,7 @@ func tryWrite(path string, bytes int64) error {
 
 // tidy closes files that are not in use, and gives space back.
 func (q *queue) tidy() {
-	if q.failed {
+	if q.failed.Load() {
 		q.probe()
 	}
 	q.mu.Lock()

@@ -32,8 +32,8 @@ func (d *Disk) Depth(name string) (spool.Depth, error) {
 	if q == nil {
 		return spool.Depth{}, nil
 	}
+	depth := spool.Depth{Refusing: q.failed.Load()}
 	q.mu.Lock()
-	var depth spool.Depth
 	var oldest *segment
 	for _, s := range q.segments {
 		depth.Records += s.live()

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/td-postback/gateway/spool"
@@ -33,7 +34,8 @@ type queue struct {
 	waiting  []*batch // records to be committed
 	orders   []*order // about records that are there
 	closed   bool
-	failed   bool // the last commit of records has failed
+
+	failed atomic.Bool // the last commit of records has failed, and nothing was written since
 
 	wake    chan struct{} // run has something to do
 	arrived chan struct{} // Take may find something
