@@ -130,7 +130,7 @@ func (h *Handler) keep(c *call) error {
 	defer putKeptBuffer(buf)
 	var timed postback.RecordTime
 	*buf, timed = postback.AppendKept((*buf)[:0], &c.out, c.arrival)
-	err := c.to.queue.keep(spool.Record{Arrival: c.arrival, Data: *buf}, h.Spool.Mode == spoolAlways)
+	err := c.to.queue.Put(spool.Record{Arrival: c.arrival, Data: *buf}, h.Spool.Mode == spoolAlways)
 	if err != nil {
 		return err
 	}

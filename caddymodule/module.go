@@ -5,7 +5,6 @@ package caddymodule
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -137,7 +136,8 @@ type Handler struct {
 	// without it.
 	Spool *Spool `json:"spool,omitempty"`
 
-	keeper        *keeper // of the spool
+	app           *App      // nil without a spool
+	spoolUse      *spoolUse // the same
 	logger        *zap.Logger
 	bodies        *bodies
 	redirectHosts []string // in lower case
@@ -156,7 +156,7 @@ type route struct {
 	host string
 	url  *url.URL // nil with handoff
 	*upstream.Client
-	queue *spoolQueue // nil without a spool
+	queue *Outbox // nil without a spool
 }
 
 // CaddyModule returns the Caddy module information.
@@ -168,7 +168,7 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 }
 
 // Provision applies the defaults and makes the upstream clients. It opens no
-// connection.
+// connection and no spool: the app does that when the configuration starts.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.logger = ctx.Logger()
 	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
@@ -180,46 +180,27 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.leaving = leavingOf(h.server)
 	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered, full: h.warnOfFullMemory}
 	h.warnOfMemory(debug.SetMemoryLimit(-1)) // which only reads it
-	if err := h.makeRoutes(); err != nil || h.Spool == nil {
-		return err
+	if err := h.makeRoutes(); err != nil || h.Spool == nil || h.Handoff {
+		return err // Validate refuses a spool with handoff
 	}
 	return h.provisionSpool(ctx)
 }
 
-// provisionSpool opens the spool, or takes part in one that is open.
+// provisionSpool takes part in the spool.
 func (h *Handler) provisionSpool(ctx caddy.Context) error {
-	h.Spool.applyDefaults()
-	if err := errors.Join(h.Validate(), h.Spool.validate()); err != nil {
-		return err // before anything is made on disk
-	}
-	place, err := h.Spool.place()
+	app, err := ctx.App("td_postback")
 	if err != nil {
 		return err
 	}
-	key, err := h.Spool.key()
-	if err != nil {
+	h.app = app.(*App) //nolint:forcetypeassert // it has this name
+	var outboxes map[string]*Outbox
+	if h.spoolUse, outboxes, err = h.app.use(h.Spool, h.spoolBlock()); err != nil {
 		return err
 	}
-	if validating(os.Args) {
-		return nil
+	for _, r := range h.routes() {
+		r.queue = outboxes[r.url.String()]
 	}
-	value, _, err := keepers.LoadOrNew(place, func() (caddy.Destructor, error) {
-		return openKeeper(place, h.Spool, key)
-	})
-	if err != nil {
-		return err
-	}
-	h.keeper = value.(*keeper) //nolint:forcetypeassert // it has nothing else
-	if h.keeper.fixed != h.Spool.fixed(key) {
-		return fmt.Errorf("spool %s: it is open with another key_file, or with another user in nats: restart the gateway to change that", place)
-	}
-	return h.keeper.attach(h, ctx.Done())
-}
-
-// validating reports whether the process only checks a configuration: it must
-// not take the spool from the gateway that runs, nor deliver what is in it.
-func validating(args []string) bool {
-	return len(args) > 1 && (args[1] == "validate" || args[1] == "adapt")
+	return nil
 }
 
 // minHeadroom is what a gateway needs beside the bodies, in bytes.
@@ -248,6 +229,9 @@ func (h *Handler) applyDefaults() {
 	if h.Retries == nil {
 		retries := defaultRetries
 		h.Retries = &retries
+	}
+	if h.Spool != nil {
+		h.Spool.applyDefaults()
 	}
 }
 
@@ -327,6 +311,9 @@ func (h *Handler) validateConnection() error {
 	if *h.Retries < 0 || *h.Retries > 10 {
 		return fmt.Errorf("retries %d: must be between 0 and 10", *h.Retries)
 	}
+	if h.Spool != nil {
+		return h.Spool.validate()
+	}
 	return nil
 }
 
@@ -385,18 +372,6 @@ func (h *Handler) upstreamConfig(target *url.URL, trust *tls.Config) upstream.Co
 	}
 }
 
-// newDelivery makes an upstream for records that were kept. It has connections
-// of its own, so that a backlog takes none from callers.
-func (h *Handler) newDelivery(target *url.URL) (*upstream.Client, error) {
-	trust, err := h.trust()
-	if err != nil {
-		return nil, err
-	}
-	cfg := h.upstreamConfig(target, trust)
-	cfg.MaxConns = maxDeliveries // which are counted before they need one
-	return upstream.New(cfg)
-}
-
 // trust reads tls_ca.
 func (h *Handler) trust() (*tls.Config, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
@@ -444,9 +419,8 @@ func redactUser(value string) string {
 
 // Cleanup closes the idle connections to v2, and leaves the spool.
 func (h *Handler) Cleanup() error {
-	if h.keeper != nil {
-		h.keeper.detach(h)
-		if _, err := keepers.Delete(h.keeper.place); err != nil {
+	if h.spoolUse != nil {
+		if err := h.app.leave(h.spoolUse); err != nil {
 			h.logger.Error("closing the spool", zap.Error(err))
 		}
 	}

@@ -1,21 +1,26 @@
 package caddymodule
 
 import (
+	"cmp"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
 
 	"github.com/td-postback/gateway/spool"
 	"github.com/td-postback/gateway/spool/cluster"
 	"github.com/td-postback/gateway/spool/disk"
+	"github.com/td-postback/gateway/upstream"
 )
 
 // The modes of a spool.
@@ -106,11 +111,9 @@ func (s *Spool) place() (string, error) {
 	}
 	hosts := make([]string, len(s.NATS))
 	for i, server := range s.NATS {
-		u, err := url.Parse(server)
-		if err != nil {
-			return "", errors.New("spool nats: not a URL")
+		if u, err := url.Parse(server); err == nil { // validate refuses another
+			hosts[i] = u.Host
 		}
-		hosts[i] = u.Host
 	}
 	return "nats " + strings.Join(hosts, ","), nil
 }
@@ -137,19 +140,169 @@ func (s *Spool) key() ([]byte, error) {
 	return key, nil
 }
 
-// open returns what opens the Log.
-func (s *Spool) open(key []byte) func(*keeper) (spool.Log, error) {
+// agrees reports whether two blocks of a configuration can share a spool: they
+// differ only in when a record goes there.
+func (s *Spool) agrees(other *Spool) bool {
+	return s.MaxSize == other.MaxSize && s.MaxAge == other.MaxAge && s.DrainRate == other.DrainRate &&
+		s.KeyFile == other.KeyFile && slices.Equal(s.NATS, other.NATS)
+}
+
+// sharedSpool is a spool that configurations share.
+type sharedSpool struct {
+	*Keeper
+	fixed [sha256.Size]byte // of the options that only a restart changes
+}
+
+// Destruct closes a spool that no configuration uses any more.
+func (s *sharedSpool) Destruct() error { return s.Close() }
+
+// shared makes the spool, and opens nothing.
+func (s *Spool) shared(place string, key []byte) *sharedSpool {
+	setup := Setup{Place: place, OnFate: settled}
 	if len(s.NATS) > 0 {
-		return func(k *keeper) (spool.Log, error) {
-			return cluster.Open(k.ctx, cluster.Config{
-				URLs: s.NATS, MaxSize: s.MaxSize, MaxAge: time.Duration(s.MaxAge), Key: key, OnEvent: k.reportCluster,
+		setup.Report = clusterReporter(place)
+		setup.Final = []error{cluster.ErrMisfit}
+		setup.Open = func(ctx context.Context, report func(spool.Event)) (spool.Log, error) {
+			return cluster.Open(ctx, cluster.Config{URLs: s.NATS, MaxSize: s.MaxSize, MaxAge: time.Duration(s.MaxAge), Key: key, OnEvent: report})
+		}
+	} else {
+		setup.Report = func(e spool.Event) { reportDisk(place, e) }
+		setup.Final = []error{disk.ErrLocked, disk.ErrKey}
+		setup.Open = func(_ context.Context, report func(spool.Event)) (spool.Log, error) {
+			return disk.Open(disk.Config{
+				Dir: s.Dir, MaxSize: s.MaxSize, Key: key, OnEvent: report,
+				OnCommit: func(_ int, took time.Duration) { spoolCommits.Observe(took.Seconds()) },
 			})
 		}
 	}
-	return func(k *keeper) (spool.Log, error) {
-		return disk.Open(disk.Config{
-			Dir: s.Dir, MaxSize: s.MaxSize, Key: key, OnEvent: k.report,
-			OnCommit: func(_ int, took time.Duration) { spoolCommits.Observe(took.Seconds()) },
-		})
+	return &sharedSpool{Keeper: NewKeeper(setup), fixed: s.fixed(key)}
+}
+
+// maxDeliveries is how many records of a v2 host are on their way at a time, if
+// max_conns is not less. It is for a region 200 ms away and 2,500 records a
+// second; more would cost memory that a near one has no use for.
+const maxDeliveries = 512
+
+// spoolBlock is how the handler's spool is used.
+func (h *Handler) spoolBlock() *Block {
+	b := &Block{
+		MaxSize: h.Spool.MaxSize,
+		Limits: spool.Limits{
+			InFlight: min(h.MaxConns, maxDeliveries),
+			Rate:     h.Spool.DrainRate,
+			MaxAge:   time.Duration(h.Spool.MaxAge),
+		},
+		Sender: h.newSender,
+	}
+	for _, r := range h.routes() {
+		b.Targets = append(b.Targets, r.url.String())
+	}
+	return b
+}
+
+// upstreamSender sends records that were kept.
+type upstreamSender struct{ *upstream.Client }
+
+// newSender makes who delivers a queue: its name is a v2 host's URL. The
+// connections are its own, so that a backlog takes none from callers.
+func (h *Handler) newSender(queue string) (Sender, error) {
+	target, err := parseUpstream(queue)
+	if err != nil {
+		return nil, err
+	}
+	trust, err := h.trust()
+	if err != nil {
+		return nil, err
+	}
+	cfg := h.upstreamConfig(target, trust)
+	cfg.MaxConns = maxDeliveries // which are counted before they need one
+	client, err := upstream.New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return upstreamSender{client}, nil
+}
+
+// Send sends a record to v2.
+func (s upstreamSender) Send(data []byte) spool.Result {
+	var t upstream.Trip
+	err := s.Deliver(data, &t)
+	countTrip(&t)
+	return resultOf(&t, err)
+}
+
+// spoolAdvice is what an operator can do about a spool on disk.
+var spoolAdvice = map[spool.EventKind]string{
+	spool.NearlyFull:  "see why v2 does not take records, or give the spool a larger max_size; when it is full, callers get 503",
+	spool.Failed:      "free space on the disk, or see to its errors; until then callers whose records v2 does not take get 503",
+	spool.Undeletable: "see to the rights and the disk; delete the file when the gateway is stopped, or its records may be delivered again",
+	spool.Unreadable:  "see to the disk or the cluster; the records are delivered when they can be read",
+	spool.Damaged:     "check the disk; td-spool list --dead shows what is left of the record",
+	spool.SetAside:    "check the disk; keep the file if you miss records, and delete it otherwise",
+}
+
+// reportDisk tells the operator what has happened to a spool on disk.
+func reportDisk(place string, e spool.Event) {
+	fields := []zap.Field{zap.String("spool", place)}
+	if e.Queue != "" {
+		fields = append(fields, zap.String("queue", e.Queue))
+	}
+	if e.File != "" {
+		fields = append(fields, zap.String("file", e.File))
+	}
+	if e.Records > 0 {
+		fields = append(fields, zap.Int("records", e.Records))
+	}
+	if e.Err != nil {
+		fields = append(fields, zap.Error(e.Err))
+	}
+	if e.Kind == spool.Recovered {
+		caddy.Log().Named(handlerID).Info(e.String(), fields...)
+		return
+	}
+	caddy.Log().Named(handlerID).Warn(e.String(), append(fields, zap.String("advice", spoolAdvice[e.Kind]))...)
+}
+
+// clusterTexts says of a cluster what the kinds say of a disk.
+var clusterTexts = map[spool.EventKind]string{
+	spool.Failed:     "NATS cannot be used yet",
+	spool.Recovered:  "NATS can be used",
+	spool.Unreadable: "the spool's cluster does not answer",
+}
+
+// clusterReporter returns what tells the operator what has happened to a spool
+// in a cluster. Trouble of one kind is told once a minute.
+func clusterReporter(place string) func(spool.Event) {
+	var said sync.Map // text -> *warning
+	return func(e spool.Event) {
+		text := cmp.Or(e.Text, clusterTexts[e.Kind], e.String())
+		logger := caddy.Log().Named(handlerID)
+		if e.Kind == spool.Recovered {
+			logger.Info(text, zap.String("spool", place))
+			return
+		}
+		last, _ := said.LoadOrStore(text, new(warning))
+		if !last.(*warning).due() { //nolint:forcetypeassert // there is nothing else in it
+			return
+		}
+		logger.Warn(text, zap.String("spool", place), zap.Error(e.Err),
+			zap.String("advice", "see to the cluster: docs/spool-nats.md; until then callers whose records v2 does not take may get 503"))
+	}
+}
+
+// settled counts what became of a record, and tells of one that is not
+// delivered.
+func settled(queue string, fate spool.Fate, r spool.Result) {
+	spoolFates[fate].Inc()
+	logger, host := caddy.Log().Named(handlerID), queue[strings.LastIndexByte(queue, '/')+1:]
+	switch fate {
+	case spool.Refused, spool.TooOld:
+		warnOfDeadLetter(logger, fate, &r, host)
+	case spool.Retried:
+		warnOfKept(logger, &r, host)
+		if r.Ambiguous {
+			spoolDuplicates.Inc()
+		}
+	case spool.Delivered:
 	}
 }

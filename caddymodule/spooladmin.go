@@ -22,90 +22,17 @@ import (
 // This file is what an operator sees of the spools, and may do to dead letters,
 // over Caddy's admin API. The td-spool command is a client of it.
 
-// The states of the gateway at /td_postback/health.
-const (
-	healthOK       = "ok"
-	healthDegraded = "degraded" // more than 80 % full, or v2 is down
-	healthRefusing = "refusing" // records that v2 does not take now are lost to the spool
-)
-
-// spoolStatus is a spool as the admin API shows it.
-type spoolStatus struct {
-	Spool     string        `json:"spool"`
-	Available bool          `json:"available"` // false while the disk or cluster refuses records
-	Full      bool          `json:"full"`      // there was no room for a record, and not much has gone since
-	Bytes     int64         `json:"bytes"`
-	MaxBytes  int64         `json:"max_bytes"`
-	Queues    []queueStatus `json:"queues"`
-}
-
-type queueStatus struct {
-	Name    string     `json:"name"`
-	Records int        `json:"records"`
-	Dead    int        `json:"dead"`
-	Oldest  *time.Time `json:"oldest,omitempty"`
-	Down    bool       `json:"upstream_down"`
-}
-
-// openKeepers returns the keepers that are in use, by their places.
-func openKeepers() []*keeper {
-	var all []*keeper
-	keepers.Range(func(_, value any) bool {
-		if k, ok := value.(*keeper); ok {
-			all = append(all, k)
+// openSpools returns the spools that are open, or are to be, by their places.
+func openSpools() []*sharedSpool {
+	var all []*sharedSpool
+	sharedSpools.Range(func(_, value any) bool {
+		if s, ok := value.(*sharedSpool); ok && s.Begun() {
+			all = append(all, s)
 		}
 		return true
 	})
-	slices.SortFunc(all, func(a, b *keeper) int { return cmp.Compare(a.place, b.place) })
+	slices.SortFunc(all, func(a, b *sharedSpool) int { return cmp.Compare(a.Place(), b.Place()) })
 	return all
-}
-
-// status says how a spool is.
-func (k *keeper) status() spoolStatus {
-	status := spoolStatus{Spool: k.place, Queues: []queueStatus{}}
-	log := k.opened()
-	if log == nil {
-		return status
-	}
-	status.Bytes, status.MaxBytes = log.Size()
-	status.Full = k.full.Load() && status.nearlyFull()
-	reachable := true
-	for _, name := range log.Queues() {
-		depth, err := log.Depth(name) // what can be known of it, if a file cannot be read
-		reachable = reachable && !errors.Is(err, spool.ErrUnavailable)
-		if k.nats && err == nil { // it has a leader, so it takes records too
-			k.recovered(name)
-		}
-		q := queueStatus{Name: name, Records: depth.Records, Dead: depth.Dead}
-		if !depth.Oldest.IsZero() {
-			q.Oldest = &depth.Oldest
-		}
-		k.mu.Lock()
-		if known := k.queues[name]; known != nil {
-			q.Down = known.IsOpen()
-		}
-		k.mu.Unlock()
-		status.Queues = append(status.Queues, q)
-	}
-	status.Available = reachable && k.available()
-	return status
-}
-
-func (s *spoolStatus) nearlyFull() bool { return s.Bytes > s.MaxBytes/10*8 }
-
-// health sums a spool up.
-func (s *spoolStatus) health() string {
-	if !s.Available || s.Full {
-		return healthRefusing
-	}
-	degraded := s.nearlyFull()
-	for _, q := range s.Queues {
-		degraded = degraded || q.Down
-	}
-	if degraded {
-		return healthDegraded
-	}
-	return healthOK
 }
 
 // Routes returns what the admin API shows of spools. The metrics are at
@@ -133,30 +60,30 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 // cannot.
 func serveHealth(w http.ResponseWriter, _ *http.Request) error {
 	answer := struct {
-		Status string            `json:"status"`
-		Spools map[string]string `json:"spools"`
-	}{healthOK, map[string]string{}}
-	worst := []string{healthOK, healthDegraded, healthRefusing}
-	for _, k := range openKeepers() {
-		status := k.status()
-		health := status.health()
-		answer.Spools[k.place] = health
+		Status Health            `json:"status"`
+		Spools map[string]Health `json:"spools"`
+	}{HealthOK, map[string]Health{}}
+	worst := []Health{HealthOK, HealthDegraded, HealthRefusing}
+	for _, s := range openSpools() {
+		status := s.Status()
+		health := status.Health()
+		answer.Spools[s.Place()] = health
 		if slices.Index(worst, health) > slices.Index(worst, answer.Status) {
 			answer.Status = health
 		}
 	}
 	code := http.StatusOK
-	if answer.Status == healthRefusing {
+	if answer.Status == HealthRefusing {
 		code = http.StatusServiceUnavailable
 	}
 	return writeJSON(w, code, answer)
 }
 
 func serveSpools(w http.ResponseWriter, _ *http.Request) error {
-	open := openKeepers()
-	all := make([]spoolStatus, 0, len(open))
-	for _, k := range open {
-		all = append(all, k.status())
+	open := openSpools()
+	all := make([]Status, 0, len(open))
+	for _, s := range open {
+		all = append(all, s.Status())
 	}
 	return writeJSON(w, http.StatusOK, all)
 }
@@ -190,13 +117,13 @@ func errNoSpool(place string) error {
 
 // selected is what a request is about.
 type selected struct {
-	keeper *keeper
-	log    spool.Log
-	queue  string
-	dead   bool
-	ids    []spool.ID
-	after  spool.ID
-	limit  int
+	place string
+	log   spool.Log
+	queue string
+	dead  bool
+	ids   []spool.ID
+	after spool.ID
+	limit int
 }
 
 // selection reads spool, queue, dead, id, after and limit. The spool may be left
@@ -204,10 +131,10 @@ type selected struct {
 func selection(r *http.Request) (s selected, err error) {
 	form := r.URL.Query()
 	place := form.Get("spool")
-	all := openKeepers()
-	for _, k := range all {
-		if k.place == place || place == "" && len(all) == 1 {
-			s.keeper, s.log = k, k.opened()
+	all := openSpools()
+	for _, open := range all {
+		if open.Place() == place || place == "" && len(all) == 1 {
+			s.place, s.log = open.Place(), open.Log()
 		}
 	}
 	if s.log == nil {
@@ -258,7 +185,7 @@ func (s *selected) list() ([]keptRecord, error) {
 
 // show makes a record ready to be seen: no key is in it.
 func (s *selected) show(id spool.ID, record spool.Record) keptRecord {
-	shown := keptRecord{Spool: s.keeper.place, Queue: s.queue, ID: id, Arrival: record.Arrival}
+	shown := keptRecord{Spool: s.place, Queue: s.queue, ID: id, Arrival: record.Arrival}
 	request, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(record.Data)))
 	if err != nil {
 		return shown // damaged

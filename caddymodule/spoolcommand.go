@@ -77,7 +77,7 @@ func askSpool(fs caddycmd.Flags, method, path string, query url.Values, value an
 }
 
 func spoolStatusCommand(fs caddycmd.Flags) (int, error) {
-	var spools []spoolStatus
+	var spools []Status
 	if err := askSpool(fs, http.MethodGet, "", url.Values{}, &spools); err != nil {
 		return caddy.ExitCodeFailedQuit, err
 	}
@@ -85,7 +85,7 @@ func spoolStatusCommand(fs caddycmd.Flags) (int, error) {
 		fmt.Println("The gateway has no spool.")
 	}
 	for _, s := range spools {
-		fmt.Printf("%s: %s, %s of %s\n", s.Spool, s.health(), humanize.IBytes(uint64(s.Bytes)), humanize.IBytes(uint64(s.MaxBytes))) //nolint:gosec // G115: sizes
+		fmt.Printf("%s: %s, %s of %s\n", s.Spool, s.Health(), humanize.IBytes(uint64(s.Bytes)), humanize.IBytes(uint64(s.MaxBytes))) //nolint:gosec // G115: sizes
 		table := newTable("QUEUE", "RECORDS", "DEAD", "OLDEST", "UPSTREAM")
 		for _, q := range s.Queues {
 			oldest, state := "-", "up"

@@ -1,10 +1,8 @@
 package caddymodule
 
 import (
-	"strings"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/td-postback/gateway/postback"
@@ -52,22 +50,6 @@ var spoolFates = func() map[spool.Fate]prometheus.Counter {
 	return counters
 }()
 
-// settled counts what became of a record.
-func (q *spoolQueue) settled(fate spool.Fate, r spool.Result) {
-	spoolFates[fate].Inc()
-	logger, host := caddy.Log().Named(handlerID), q.name[strings.LastIndexByte(q.name, '/')+1:]
-	switch fate {
-	case spool.Refused, spool.TooOld:
-		warnOfDeadLetter(logger, fate, &r, host)
-	case spool.Retried:
-		warnOfKept(logger, &r, host)
-		if r.Ambiguous {
-			spoolDuplicates.Inc()
-		}
-	case spool.Delivered:
-	}
-}
-
 // spoolGauges says how the spools are that are open.
 type spoolGauges struct{}
 
@@ -104,28 +86,28 @@ func (spoolGauges) Collect(metrics chan<- prometheus.Metric) {
 	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 	}
-	for _, k := range openKeepers() {
-		status := k.status()
+	for _, k := range openSpools() {
+		status := k.Status()
 		available := 0.0
 		if status.Available {
 			available = 1
 		}
-		gauge(spoolAvailable, available, k.place)
-		gauge(spoolBytes, float64(status.Bytes), k.place)
-		gauge(spoolLimit, float64(status.MaxBytes), k.place)
+		gauge(spoolAvailable, available, k.Place())
+		gauge(spoolBytes, float64(status.Bytes), k.Place())
+		gauge(spoolLimit, float64(status.MaxBytes), k.Place())
 		for _, q := range status.Queues {
-			gauge(spoolDepth, float64(q.Records), k.place, q.Name)
-			gauge(spoolDead, float64(q.Dead), k.place, q.Name)
+			gauge(spoolDepth, float64(q.Records), k.Place(), q.Name)
+			gauge(spoolDead, float64(q.Dead), k.Place(), q.Name)
 			age := 0.0
 			if q.Oldest != nil {
 				age = max(0, time.Since(*q.Oldest).Seconds())
 			}
-			gauge(spoolOldest, age, k.place, q.Name)
+			gauge(spoolOldest, age, k.Place(), q.Name)
 			down := 0.0
 			if q.Down {
 				down = 1
 			}
-			gauge(spoolDown, down, k.place, q.Name)
+			gauge(spoolDown, down, k.Place(), q.Name)
 		}
 	}
 }

@@ -1,0 +1,125 @@
+package caddymodule
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+)
+
+func init() {
+	caddy.RegisterModule(new(App))
+}
+
+// App opens the spools of a configuration when Caddy starts it, and lets the
+// configuration decide over them once all of it has started. So a configuration
+// that is only checked, or that fails, changes nothing. It needs no place in a
+// configuration and has no options: td_postback handlers with a spool load it.
+//
+// Starting may wait for a NATS cluster, at most 10 seconds.
+type App struct {
+	uses []*spoolUse
+}
+
+// spoolUse is a handler's use of a spool.
+type spoolUse struct {
+	*sharedSpool
+	options *Spool
+	block   *Block
+}
+
+// sharedSpools has the spools that configurations use, by their places. They
+// outlive configurations: a reload hands a spool over without closing it.
+var sharedSpools = caddy.NewUsagePool()
+
+// CaddyModule returns the Caddy module information.
+func (*App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "td_postback",
+		New: func() caddy.Module { return new(App) },
+	}
+}
+
+// Provision subscribes to the event that the whole configuration has started.
+func (a *App) Provision(ctx caddy.Context) error {
+	events, err := ctx.App("events")
+	if err != nil {
+		return err
+	}
+	return events.(*caddyevents.App).On("started", a)
+}
+
+// use takes part in a spool. What it returns must be given to leave, also
+// after an error, unless it is nil.
+func (a *App) use(options *Spool, block *Block) (*spoolUse, map[string]*Outbox, error) {
+	place, err := options.place()
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err := options.key()
+	if err != nil {
+		return nil, nil, err
+	}
+	value, _, err := sharedSpools.LoadOrNew(place, func() (caddy.Destructor, error) {
+		return options.shared(place, key), nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	use := &spoolUse{sharedSpool: value.(*sharedSpool), options: options, block: block} //nolint:forcetypeassert // it has nothing else
+	for _, other := range a.uses {
+		if other.Place() == place && !other.options.agrees(options) {
+			return use, nil, fmt.Errorf("spool %s: another td_postback block has other options for it: give both the same, or each a dir of its own", place)
+		}
+	}
+	if use.fixed != options.fixed(key) {
+		return use, nil, fmt.Errorf("spool %s: it is open with another key_file, or with another user in nats: restart the gateway to change that", place)
+	}
+	a.uses = append(a.uses, use)
+	return use, use.Attach(block), nil
+}
+
+// leave undoes use.
+func (a *App) leave(use *spoolUse) error {
+	a.uses = slices.DeleteFunc(a.uses, func(other *spoolUse) bool { return other == use })
+	use.Detach(use.block)
+	_, err := sharedSpools.Delete(use.Place())
+	return err
+}
+
+// Start opens the spools that are not open yet. A spool that another process
+// has, or that has another key, fails the configuration; one whose disk or
+// cluster is in trouble is tried again later.
+func (a *App) Start() error {
+	for _, use := range a.uses {
+		if err := use.Open(); err != nil {
+			return fmt.Errorf("spool: %w", err)
+		}
+	}
+	return nil
+}
+
+// Handle lets the configuration decide, now that it has been accepted.
+func (a *App) Handle(_ context.Context, event caddy.Event) error {
+	if event.Origin() != nil {
+		return nil // another module's event of this name
+	}
+	for _, use := range a.uses {
+		use.Accept(use.block)
+	}
+	return nil
+}
+
+// Stop does nothing: the handlers leave the spools when they have served their
+// last requests.
+func (*App) Stop() error { return nil }
+
+// Interface guards
+var (
+	_ caddy.Module        = (*App)(nil)
+	_ caddy.Provisioner   = (*App)(nil)
+	_ caddy.App           = (*App)(nil)
+	_ caddyevents.Handler = (*App)(nil)
+)

@@ -1,0 +1,104 @@
+package caddymodule
+
+import (
+	"errors"
+	"time"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+// Status is how a spool is.
+type Status struct {
+	Spool     string        `json:"spool"`     // its place
+	Available bool          `json:"available"` // false while the disk or the cluster refuses records
+	Full      bool          `json:"full"`      // there was no room for a record, and not much has gone since
+	Bytes     int64         `json:"bytes"`
+	MaxBytes  int64         `json:"max_bytes"`
+	Queues    []QueueStatus `json:"queues"`
+}
+
+// QueueStatus is how a queue is.
+type QueueStatus struct {
+	Name    string     `json:"name"`
+	Records int        `json:"records"` // to be delivered
+	Dead    int        `json:"dead"`
+	Oldest  *time.Time `json:"oldest,omitempty"` // arrival of the oldest record to be delivered
+	Down    bool       `json:"upstream_down"`
+}
+
+// Health sums up how a spool is.
+type Health string
+
+// The states of a spool, the best one first.
+const (
+	HealthOK       Health = "ok"
+	HealthDegraded Health = "degraded" // more than 80 % full, or v2 is down
+	HealthRefusing Health = "refusing" // a record that v2 does not take now cannot be kept
+)
+
+// Health sums the status up.
+func (s *Status) Health() Health {
+	if !s.Available || s.Full {
+		return HealthRefusing
+	}
+	degraded := s.nearlyFull()
+	for _, q := range s.Queues {
+		degraded = degraded || q.Down
+	}
+	if degraded {
+		return HealthDegraded
+	}
+	return HealthOK
+}
+
+func (s *Status) nearlyFull() bool { return s.Bytes > s.MaxBytes/10*8 }
+
+// Status says how the spool is. It changes nothing.
+func (k *Keeper) Status() Status {
+	status := Status{Spool: k.setup.Place, Queues: []QueueStatus{}}
+	log := k.Log()
+	if log == nil {
+		return status
+	}
+	status.Available = true
+	status.Bytes, status.MaxBytes = log.Size()
+	status.Full = k.full.Load() && status.nearlyFull()
+	doubtful, down := k.seen()
+	for _, name := range log.Queues() {
+		depth, takes := depthOf(log, name)
+		status.Available = status.Available && takes
+		q := QueueStatus{Name: name, Records: depth.Records, Dead: depth.Dead, Down: down[name]}
+		if !depth.Oldest.IsZero() {
+			q.Oldest = &depth.Oldest
+		}
+		status.Queues = append(status.Queues, q)
+		delete(doubtful, name)
+	}
+	for name := range doubtful { // their first record was refused, so the Log may not know them
+		_, takes := depthOf(log, name)
+		status.Available = status.Available && takes
+	}
+	return status
+}
+
+// depthOf says what is known of a queue, and whether it takes records: a cluster
+// that answers does, whatever it has refused before.
+func depthOf(log spool.Log, queue string) (depth spool.Depth, takes bool) {
+	depth, err := log.Depth(queue)
+	return depth, !depth.Refusing && !errors.Is(err, spool.ErrUnavailable)
+}
+
+// seen returns the queues whose last record was refused, and those whose host is
+// down.
+func (k *Keeper) seen() (refused, down map[string]bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	refused, down = map[string]bool{}, map[string]bool{}
+	for name, o := range k.outboxes {
+		if o.refused.Load() {
+			refused[name] = true
+		}
+		down[name] = o.IsOpen()
+	}
+	return refused, down
+}
