@@ -7,6 +7,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+
+	"github.com/td-postback/gateway/spool"
 )
 
 func init() {
@@ -27,7 +29,7 @@ type App struct {
 type spoolUse struct {
 	*sharedSpool
 	options *Spool
-	block   *Block
+	block   *spool.Block
 }
 
 // sharedSpools has the spools that configurations use, by their places. They
@@ -53,7 +55,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 
 // use takes part in a spool. What it returns must be given to leave, also
 // after an error, unless it is nil.
-func (a *App) use(options *Spool, block *Block) (*spoolUse, map[string]*Outbox, error) {
+func (a *App) use(options *Spool, block *spool.Block) (*spoolUse, map[string]*spool.Outbox, error) {
 	place, err := options.place()
 	if err != nil {
 		return nil, nil, err

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"github.com/td-postback/gateway/postback"
+	"github.com/td-postback/gateway/spool"
 	"github.com/td-postback/gateway/upstream"
 )
 
@@ -156,7 +157,7 @@ type route struct {
 	host string
 	url  *url.URL // nil with handoff
 	*upstream.Client
-	queue *Outbox // nil without a spool
+	queue *spool.Outbox // nil without a spool
 }
 
 // CaddyModule returns the Caddy module information.
@@ -193,7 +194,7 @@ func (h *Handler) provisionSpool(ctx caddy.Context) error {
 		return err
 	}
 	h.app = app.(*App) //nolint:forcetypeassert // it has this name
-	var outboxes map[string]*Outbox
+	var outboxes map[string]*spool.Outbox
 	if h.spoolUse, outboxes, err = h.app.use(h.Spool, h.spoolBlock()); err != nil {
 		return err
 	}

@@ -149,7 +149,7 @@ func (s *Spool) agrees(other *Spool) bool {
 
 // sharedSpool is a spool that configurations share.
 type sharedSpool struct {
-	*Keeper
+	*spool.Keeper
 	fixed [sha256.Size]byte // of the options that only a restart changes
 }
 
@@ -158,7 +158,7 @@ func (s *sharedSpool) Destruct() error { return s.Close() }
 
 // shared makes the spool, and opens nothing.
 func (s *Spool) shared(place string, key []byte) *sharedSpool {
-	setup := Setup{Place: place, OnFate: settled}
+	setup := spool.Setup{Place: place, OnFate: settled}
 	if len(s.NATS) > 0 {
 		setup.Report = clusterReporter(place)
 		setup.Final = []error{cluster.ErrMisfit}
@@ -175,7 +175,7 @@ func (s *Spool) shared(place string, key []byte) *sharedSpool {
 			})
 		}
 	}
-	return &sharedSpool{Keeper: NewKeeper(setup), fixed: s.fixed(key)}
+	return &sharedSpool{Keeper: spool.NewKeeper(setup), fixed: s.fixed(key)}
 }
 
 // maxDeliveries is how many records of a v2 host are on their way at a time, if
@@ -184,8 +184,8 @@ func (s *Spool) shared(place string, key []byte) *sharedSpool {
 const maxDeliveries = 512
 
 // spoolBlock is how the handler's spool is used.
-func (h *Handler) spoolBlock() *Block {
-	b := &Block{
+func (h *Handler) spoolBlock() *spool.Block {
+	b := &spool.Block{
 		MaxSize: h.Spool.MaxSize,
 		Limits: spool.Limits{
 			InFlight: min(h.MaxConns, maxDeliveries),
@@ -205,7 +205,7 @@ type upstreamSender struct{ *upstream.Client }
 
 // newSender makes who delivers a queue: its name is a v2 host's URL. The
 // connections are its own, so that a backlog takes none from callers.
-func (h *Handler) newSender(queue string) (Sender, error) {
+func (h *Handler) newSender(queue string) (spool.Sender, error) {
 	target, err := parseUpstream(queue)
 	if err != nil {
 		return nil, err

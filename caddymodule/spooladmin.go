@@ -60,10 +60,10 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 // cannot.
 func serveHealth(w http.ResponseWriter, _ *http.Request) error {
 	answer := struct {
-		Status Health            `json:"status"`
-		Spools map[string]Health `json:"spools"`
-	}{HealthOK, map[string]Health{}}
-	worst := []Health{HealthOK, HealthDegraded, HealthRefusing}
+		Status spool.Health            `json:"status"`
+		Spools map[string]spool.Health `json:"spools"`
+	}{spool.HealthOK, map[string]spool.Health{}}
+	worst := []spool.Health{spool.HealthOK, spool.HealthDegraded, spool.HealthRefusing}
 	for _, s := range openSpools() {
 		status := s.Status()
 		health := status.Health()
@@ -73,7 +73,7 @@ func serveHealth(w http.ResponseWriter, _ *http.Request) error {
 		}
 	}
 	code := http.StatusOK
-	if answer.Status == HealthRefusing {
+	if answer.Status == spool.HealthRefusing {
 		code = http.StatusServiceUnavailable
 	}
 	return writeJSON(w, code, answer)
@@ -81,7 +81,7 @@ func serveHealth(w http.ResponseWriter, _ *http.Request) error {
 
 func serveSpools(w http.ResponseWriter, _ *http.Request) error {
 	open := openSpools()
-	all := make([]Status, 0, len(open))
+	all := make([]spool.Status, 0, len(open))
 	for _, s := range open {
 		all = append(all, s.Status())
 	}

@@ -15,6 +15,8 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+
+	"github.com/td-postback/gateway/spool"
 )
 
 func init() {
@@ -77,7 +79,7 @@ func askSpool(fs caddycmd.Flags, method, path string, query url.Values, value an
 }
 
 func spoolStatusCommand(fs caddycmd.Flags) (int, error) {
-	var spools []Status
+	var spools []spool.Status
 	if err := askSpool(fs, http.MethodGet, "", url.Values{}, &spools); err != nil {
 		return caddy.ExitCodeFailedQuit, err
 	}

@@ -1,4 +1,4 @@
-package caddymodule
+package spool
 
 import (
 	"context"
@@ -8,8 +8,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/td-postback/gateway/spool"
 )
 
 // Setup is what a Keeper is made from.
@@ -18,23 +16,23 @@ type Setup struct {
 	Place string
 
 	// Open opens the Log. report takes the Log's events.
-	Open func(ctx context.Context, report func(spool.Event)) (spool.Log, error)
+	Open func(ctx context.Context, report func(Event)) (Log, error)
 
 	// Final are the errors of Open that time does not mend.
 	Final []error
 
 	// Report is told what an operator should know. It is called concurrently,
 	// must not wait, and must not use the Keeper.
-	Report func(spool.Event)
+	Report func(Event)
 
 	// OnFate is told what became of a record; nil for nobody.
-	OnFate func(queue string, fate spool.Fate, r spool.Result)
+	OnFate func(queue string, fate Fate, r Result)
 }
 
 // Sender sends the records of a queue.
 type Sender interface {
 	// Send sends a record to v2. It is called from many goroutines.
-	Send(data []byte) spool.Result
+	Send(data []byte) Result
 
 	// Close gives up what the Sender holds. Records may still be on their way.
 	Close()
@@ -50,7 +48,7 @@ type Block struct {
 	MaxSize int64
 
 	// Limits are those of each queue.
-	Limits spool.Limits
+	Limits Limits
 
 	// Sender makes who delivers a queue. It fails if the queue's name is none
 	// that it knows.
@@ -70,10 +68,10 @@ type Keeper struct {
 	ctx   context.Context //nolint:containedctx // the Keeper's own life, which no call ends
 	ended sync.WaitGroup
 
-	opening sync.Mutex                // held by Open
-	begun   atomic.Bool               // Open has been called and has not failed
-	log     atomic.Pointer[spool.Log] // nil while it is not open
-	full    atomic.Bool               // there was no room for the last record
+	opening sync.Mutex          // held by Open
+	begun   atomic.Bool         // Open has been called and has not failed
+	log     atomic.Pointer[Log] // nil while it is not open
+	full    atomic.Bool         // there was no room for the last record
 
 	mu       sync.Mutex
 	outboxes map[string]*Outbox // by queue
@@ -83,12 +81,12 @@ type Keeper struct {
 // Outbox takes the records for one v2 host. Its Circuit is that of all who send
 // to the host.
 type Outbox struct {
-	spool.Circuit
+	Circuit
 	name      string
 	keeper    *Keeper
 	refused   atomic.Bool // the Log has not taken the last record
 	sender    atomic.Pointer[Sender]
-	deliverer atomic.Pointer[spool.Deliverer] // nil until a Block is accepted and the Log is open
+	deliverer atomic.Pointer[Deliverer] // nil until a Block is accepted and the Log is open
 }
 
 // NewKeeper makes a Keeper. Nothing is opened, and nothing is on disk, before
@@ -109,7 +107,7 @@ func (k *Keeper) Open() error {
 	k.opening.Lock()
 	defer k.opening.Unlock()
 	if k.ctx.Err() != nil {
-		return spool.ErrClosed
+		return ErrClosed
 	}
 	if k.begun.Swap(true) {
 		return nil
@@ -122,7 +120,7 @@ func (k *Keeper) Open() error {
 		k.begun.Store(false)
 		return err
 	default:
-		k.report(spool.Event{Kind: spool.Failed, Err: err})
+		k.report(Event{Kind: Failed, Err: err})
 		k.ended.Go(func() { k.openLater(err) })
 	}
 	return nil
@@ -147,17 +145,17 @@ func (k *Keeper) openLater(told error) {
 		log, err := k.setup.Open(k.ctx, k.report)
 		if err == nil {
 			k.use(log)
-			k.report(spool.Event{Kind: spool.Recovered})
+			k.report(Event{Kind: Recovered})
 			return
 		}
 		if err.Error() != told.Error() {
 			told = err
-			k.report(spool.Event{Kind: spool.Failed, Err: err})
+			k.report(Event{Kind: Failed, Err: err})
 		}
 	}
 }
 
-func (k *Keeper) use(log spool.Log) {
+func (k *Keeper) use(log Log) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.log.Store(&log)
@@ -165,7 +163,7 @@ func (k *Keeper) use(log spool.Log) {
 }
 
 // Log returns the Log, or nil while it is not open.
-func (k *Keeper) Log() spool.Log {
+func (k *Keeper) Log() Log {
 	if log := k.log.Load(); log != nil {
 		return *log
 	}
@@ -232,7 +230,7 @@ func (k *Keeper) adopt() {
 	}
 	if _, limit := log.Size(); limit != last.MaxSize {
 		if err := log.SetLimit(last.MaxSize); err != nil {
-			k.report(spool.Event{Kind: spool.Unreadable, Err: fmt.Errorf("max_size: %w", err)})
+			k.report(Event{Kind: Unreadable, Err: fmt.Errorf("max_size: %w", err)})
 		}
 	}
 	for _, o := range k.outboxes {
@@ -278,16 +276,16 @@ func (b *Block) senderTo(queue string) Sender {
 }
 
 // deliver begins to deliver a queue. k.mu is held.
-func (k *Keeper) deliver(o *Outbox, log spool.Log, limits spool.Limits) {
-	d := spool.NewDeliverer(log.Queue(o.name), &o.Circuit, spool.Delivery{
+func (k *Keeper) deliver(o *Outbox, log Log, limits Limits) {
+	d := NewDeliverer(log.Queue(o.name), &o.Circuit, Delivery{
 		Send:   o.send,
 		Limits: limits,
-		OnFate: func(fate spool.Fate, r spool.Result) {
+		OnFate: func(fate Fate, r Result) {
 			if k.setup.OnFate != nil {
 				k.setup.OnFate(o.name, fate, r)
 			}
 		},
-		OnError: func(err error) { k.report(spool.Event{Kind: spool.Unreadable, Queue: o.name, Err: err}) },
+		OnError: func(err error) { k.report(Event{Kind: Unreadable, Queue: o.name, Err: err}) },
 	})
 	o.deliverer.Store(d)
 	k.ended.Go(func() { d.Run(k.ctx) })
@@ -295,10 +293,10 @@ func (k *Keeper) deliver(o *Outbox, log spool.Log, limits spool.Limits) {
 
 var errNoSender = errors.New("no configuration can deliver to this host")
 
-func (o *Outbox) send(data []byte) spool.Result {
+func (o *Outbox) send(data []byte) Result {
 	sender := o.sender.Load()
 	if sender == nil {
-		return spool.Result{Err: errNoSender}
+		return Result{Err: errNoSender}
 	}
 	return (*sender).Send(data)
 }
@@ -306,20 +304,20 @@ func (o *Outbox) send(data []byte) spool.Result {
 // Put makes a record durable. ErrFull and ErrUnavailable say that it is not. If
 // the Log has not been opened yet, Put opens it. live says that the record is to
 // be delivered at once, beyond the rate of the backlog.
-func (o *Outbox) Put(r spool.Record, live bool) error {
+func (o *Outbox) Put(r Record, live bool) error {
 	k := o.keeper
 	if !k.begun.Load() {
 		if err := k.Open(); err != nil {
-			return fmt.Errorf("%w: %w", spool.ErrUnavailable, err)
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 	}
 	log := k.Log()
 	if log == nil {
-		return spool.ErrUnavailable
+		return ErrUnavailable
 	}
 	err := log.Append(o.name, r)
-	note(&o.refused, errors.Is(err, spool.ErrUnavailable))
-	note(&k.full, errors.Is(err, spool.ErrFull))
+	note(&o.refused, errors.Is(err, ErrUnavailable))
+	note(&k.full, errors.Is(err, ErrFull))
 	if d := o.deliverer.Load(); live && err == nil && d != nil {
 		d.Arrived()
 	}
@@ -351,9 +349,9 @@ func (k *Keeper) Close() error {
 
 // report tells the operator what has happened. What could not be seen in time of
 // trouble is looked at again.
-func (k *Keeper) report(e spool.Event) {
+func (k *Keeper) report(e Event) {
 	k.setup.Report(e)
-	if e.Kind == spool.Recovered {
+	if e.Kind == Recovered {
 		go k.adoptAgain() // not here: who reports may hold a lock
 	}
 }

@@ -1,10 +1,8 @@
-package caddymodule
+package spool
 
 import (
 	"errors"
 	"time"
-
-	"github.com/td-postback/gateway/spool"
 )
 
 // Status is how a spool is.
@@ -83,9 +81,9 @@ func (k *Keeper) Status() Status {
 
 // depthOf says what is known of a queue, and whether it takes records: a cluster
 // that answers does, whatever it has refused before.
-func depthOf(log spool.Log, queue string) (depth spool.Depth, takes bool) {
+func depthOf(log Log, queue string) (depth Depth, takes bool) {
 	depth, err := log.Depth(queue)
-	return depth, !depth.Refusing && !errors.Is(err, spool.ErrUnavailable)
+	return depth, !depth.Refusing && !errors.Is(err, ErrUnavailable)
 }
 
 // seen returns the queues whose last record was refused, and those whose host is
