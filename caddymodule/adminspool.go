@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,7 +19,7 @@ import (
 )
 
 // This file is what an operator sees of the spools, and may do to dead letters,
-// over Caddy's admin API. The td-spool command is a client of it.
+// over the admin API. The td-spool command is a client of it.
 
 // openSpools returns the spools that are open, or are to be, by their places.
 func openSpools() []*sharedSpool {
@@ -33,50 +32,6 @@ func openSpools() []*sharedSpool {
 	})
 	slices.SortFunc(all, func(a, b *sharedSpool) int { return cmp.Compare(a.Place(), b.Place()) })
 	return all
-}
-
-// Routes returns what the admin API shows of spools. The metrics are at
-// Caddy's own /metrics.
-func (adminAPI) Routes() []caddy.AdminRoute {
-	route := func(pattern, method string, handle func(http.ResponseWriter, *http.Request) error) caddy.AdminRoute {
-		return caddy.AdminRoute{Pattern: pattern, Handler: caddy.AdminHandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
-			if r.Method != method {
-				return caddy.APIError{HTTPStatus: http.StatusMethodNotAllowed, Err: fmt.Errorf("use %s", method)}
-			}
-			return handle(w, r)
-		})}
-	}
-	return []caddy.AdminRoute{
-		route("/td_postback/health", http.MethodGet, serveHealth),
-		route("/td_postback/spool", http.MethodGet, serveSpools),
-		route("/td_postback/spool/records", http.MethodGet, serveRecords),
-		route("/td_postback/spool/record", http.MethodGet, serveRecord),
-		route("/td_postback/spool/replay", http.MethodPost, serveReplay),
-		route("/td_postback/spool/drop", http.MethodPost, serveDrop),
-	}
-}
-
-// serveHealth answers 200 as long as the gateway can keep records, 503 when it
-// cannot.
-func serveHealth(w http.ResponseWriter, _ *http.Request) error {
-	answer := struct {
-		Status spool.Health            `json:"status"`
-		Spools map[string]spool.Health `json:"spools"`
-	}{spool.HealthOK, map[string]spool.Health{}}
-	worst := []spool.Health{spool.HealthOK, spool.HealthDegraded, spool.HealthRefusing}
-	for _, s := range openSpools() {
-		status := s.Status()
-		health := status.Health()
-		answer.Spools[s.Place()] = health
-		if slices.Index(worst, health) > slices.Index(worst, answer.Status) {
-			answer.Status = health
-		}
-	}
-	code := http.StatusOK
-	if answer.Status == spool.HealthRefusing {
-		code = http.StatusServiceUnavailable
-	}
-	return writeJSON(w, code, answer)
 }
 
 func serveSpools(w http.ResponseWriter, _ *http.Request) error {
@@ -284,10 +239,4 @@ func (s *selected) nextLetters(began time.Time) (more bool, err error) {
 		}
 	}
 	return len(s.ids) > 0, err
-}
-
-func writeJSON(w http.ResponseWriter, status int, value any) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	return json.NewEncoder(w).Encode(value)
 }
