@@ -84,6 +84,7 @@ type Outbox struct {
 	Circuit
 	name      string
 	keeper    *Keeper
+	used      bool        // it is delivered; keeper.mu
 	refused   atomic.Bool // the Log has not taken the last record
 	sender    atomic.Pointer[Sender]
 	deliverer atomic.Pointer[Deliverer] // nil until a Block is accepted and the Log is open
@@ -225,8 +226,14 @@ func (k *Keeper) adopt() {
 	if last == nil || log == nil || k.ctx.Err() != nil {
 		return
 	}
-	for _, name := range log.Queues() {
-		k.outbox(name)
+	queues := log.Queues()
+	for _, b := range k.blocks {
+		if b.accepted {
+			queues = append(queues, b.Targets...)
+		}
+	}
+	for _, name := range queues {
+		k.outbox(name).used = true
 	}
 	if _, limit := log.Size(); limit != last.MaxSize {
 		if err := log.SetLimit(last.MaxSize); err != nil {
@@ -234,6 +241,9 @@ func (k *Keeper) adopt() {
 		}
 	}
 	for _, o := range k.outboxes {
+		if !o.used {
+			continue // its configuration has not been accepted
+		}
 		if sender := k.decider(o.name).senderTo(o.name); sender != nil {
 			o.sender.Store(&sender)
 		}

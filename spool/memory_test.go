@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -202,4 +203,91 @@ func (m *memory) record(id int) kept {
 	r := m.records[id]
 	r.pauses = slices.Clone(r.pauses)
 	return r
+}
+
+// memoryLog is a Log of such queues.
+type memoryLog struct {
+	mu        sync.Mutex
+	queues    map[string]*memory
+	used      int64
+	limit     int64
+	appendErr error       // what Append returns
+	depth     spool.Depth // what Depth returns beside the count
+	depthErr  error
+	hidden    bool // Queues names none
+	closed    bool
+}
+
+func newMemoryLog() *memoryLog { return &memoryLog{queues: map[string]*memory{}} }
+
+func (l *memoryLog) queue(name string) *memory {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.queues[name] == nil {
+		l.queues[name] = newMemory()
+	}
+	return l.queues[name]
+}
+
+// set changes how the Log behaves.
+func (l *memoryLog) set(change func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change()
+}
+
+func (l *memoryLog) Append(queue string, r spool.Record) error {
+	l.mu.Lock()
+	err := l.appendErr
+	l.mu.Unlock()
+	if err == nil {
+		l.queue(queue).appendData(slices.Clone(r.Data))
+	}
+	return err
+}
+
+func (l *memoryLog) Queue(name string) spool.Queue { return l.queue(name) }
+
+func (l *memoryLog) Queues() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.hidden {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(l.queues))
+}
+
+func (l *memoryLog) Depth(queue string) (spool.Depth, error) {
+	l.mu.Lock()
+	d, q, err := l.depth, l.queues[queue], l.depthErr
+	l.mu.Unlock()
+	if q != nil {
+		d.Records, d.Dead = q.count(waiting)+q.count(held), q.count(dead)
+	}
+	return d, err
+}
+
+func (l *memoryLog) Size() (used, limit int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.used, l.limit
+}
+
+func (l *memoryLog) SetLimit(bytes int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.limit = bytes
+	return nil
+}
+
+func (l *memoryLog) Records(string, spool.ID, int) ([]spool.Entry, error)  { return nil, nil }
+func (l *memoryLog) Letters(string, spool.ID, int) ([]spool.Letter, error) { return nil, nil }
+func (l *memoryLog) Replay(string, ...spool.ID) (int, error)               { return 0, nil }
+func (l *memoryLog) Drop(string, ...spool.ID) (int, error)                 { return 0, nil }
+
+func (l *memoryLog) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	return nil
 }

@@ -1,0 +1,464 @@
+package spool_test
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+// The v2 hosts of these tests.
+const (
+	tokyo = "https://tokyo.example"
+	seoul = "https://seoul.example"
+)
+
+// keeping is a Keeper of a Log in memory, and what it has told.
+type keeping struct {
+	*spool.Keeper
+	log *memoryLog
+
+	mu      sync.Mutex
+	opens   int
+	openErr error             // what opening the Log returns
+	report  func(spool.Event) // the Log's
+	events  []spool.Event
+	fates   map[spool.Fate]int
+}
+
+var errMisfit = errors.New("another process has it")
+
+// newKeeping makes a Keeper that has nothing open. It is closed at the end.
+func newKeeping(t *testing.T) *keeping {
+	k := &keeping{log: newMemoryLog(), fates: map[spool.Fate]int{}}
+	k.Keeper = spool.NewKeeper(spool.Setup{
+		Place: "here",
+		Open: func(_ context.Context, report func(spool.Event)) (spool.Log, error) {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			k.opens++
+			k.report = report
+			if k.openErr != nil {
+				return nil, k.openErr
+			}
+			return k.log, nil
+		},
+		Final: []error{errMisfit},
+		Report: func(e spool.Event) {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			k.events = append(k.events, e)
+		},
+		OnFate: func(_ string, fate spool.Fate, _ spool.Result) {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			k.fates[fate]++
+		},
+	})
+	t.Cleanup(func() {
+		if err := k.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return k
+}
+
+// failOpen has the Log fail to open, or not.
+func (k *keeping) failOpen(err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.openErr = err
+}
+
+// opened is how often the Log was opened, or that was tried.
+func (k *keeping) opened() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.opens
+}
+
+// told is how often a fate was.
+func (k *keeping) told(fate spool.Fate) int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.fates[fate]
+}
+
+// kinds are the kinds of the events so far.
+func (k *keeping) kinds() (kinds []spool.EventKind) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, e := range k.events {
+		kinds = append(kinds, e.Kind)
+	}
+	return kinds
+}
+
+// host is a v2 as a Sender.
+type host struct {
+	server
+	closed atomic.Bool
+}
+
+func (h *host) Send(data []byte) spool.Result { return h.send(data) }
+func (h *host) Close()                        { h.closed.Store(true) }
+
+// configuration is a Block, and the v2 hosts that it has been asked for.
+type configuration struct {
+	*spool.Block
+	mu    sync.Mutex
+	hosts map[string]*host
+}
+
+// configure makes a Block for some targets. It can deliver to https hosts.
+func configure(maxSize int64, rate int, targets ...string) *configuration {
+	c := &configuration{hosts: map[string]*host{}}
+	c.Block = &spool.Block{
+		Targets: targets,
+		MaxSize: maxSize,
+		Limits:  spool.Limits{InFlight: 10, Rate: rate, MaxAge: 6 * day},
+		Sender: func(target string) (spool.Sender, error) {
+			if target == "garbage" {
+				return nil, errors.New("no host")
+			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.hosts[target] = &host{}
+			return c.hosts[target], nil
+		},
+	}
+	return c
+}
+
+// host is what delivers a queue by this configuration, or nil.
+func (c *configuration) host(target string) *host {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.hosts[target]
+}
+
+// asked is how many hosts the configuration has made.
+func (c *configuration) asked() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.hosts)
+}
+
+// got is how many records a host has got by this configuration.
+func (c *configuration) got(target string) int {
+	h := c.host(target)
+	if h == nil {
+		return 0
+	}
+	got, _ := h.seen()
+	return len(got)
+}
+
+func put(t *testing.T, o *spool.Outbox, records int) {
+	t.Helper()
+	for i := range records {
+		if err := o.Put(spool.Record{Arrival: time.Now(), Data: []byte(strconv.Itoa(i))}, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestKeeperWaitsForAccept takes a configuration through its life: nothing is
+// opened before the first record or Open, and nothing delivered before Accept.
+func TestKeeperWaitsForAccept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeping(t)
+		c := configure(1<<20, 1000, tokyo)
+		o := k.Attach(c.Block)[tokyo]
+		synctest.Wait()
+		if k.opened() != 0 || k.Begun() || k.Log() != nil {
+			t.Errorf("Attach has opened the Log %d times", k.opened())
+		}
+		put(t, o, 3) // a server of the configuration may begin before Open is called
+		if err := k.Open(); err != nil || k.opened() != 1 || !k.Begun() {
+			t.Errorf("%v, opened %d times", err, k.opened())
+		}
+		time.Sleep(time.Minute)
+		if c.asked() != 0 || k.log.limit != 0 {
+			t.Errorf("before Accept: %d hosts, max_size %d", c.asked(), k.log.limit)
+		}
+		k.Accept(c.Block)
+		time.Sleep(time.Second)
+		if c.got(tokyo) != 3 || k.told(spool.Delivered) != 3 || k.log.limit != 1<<20 {
+			t.Errorf("after Accept: %d records, %d delivered, max_size %d", c.got(tokyo), k.told(spool.Delivered), k.log.limit)
+		}
+		k.Detach(c.Block)
+		if err := k.Close(); err != nil || !k.log.closed || !c.host(tokyo).closed.Load() {
+			t.Errorf("%v, the Log is closed: %t, the host: %t", err, k.log.closed, c.host(tokyo).closed.Load())
+		}
+		if err := k.Open(); !errors.Is(err, spool.ErrClosed) {
+			t.Errorf("Open after Close: %v", err)
+		}
+	})
+}
+
+// TestKeeperKeepsToWhatRuns loads a configuration that fails after its Block was
+// attached, and then one that is accepted: only the second changes the rate,
+// the size and who delivers.
+func TestKeeperKeepsToWhatRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeping(t)
+		runs := configure(1<<30, 10, tokyo)
+		o := k.Attach(runs.Block)[tokyo]
+		if err := k.Open(); err != nil {
+			t.Fatal(err)
+		}
+		k.Accept(runs.Block)
+		put(t, o, 1000)
+		time.Sleep(10 * time.Second)
+		before := runs.got(tokyo)
+
+		fails := configure(1<<20, 1, tokyo, seoul)
+		k.Attach(fails.Block)
+		if err := k.Open(); err != nil || k.opened() != 1 {
+			t.Errorf("%v, opened %d times", err, k.opened())
+		}
+		time.Sleep(10 * time.Second)
+		if n := runs.got(tokyo) - before; n < 99 || n > 101 {
+			t.Errorf("%d records in 10 s at 10 a second, with a configuration that is not accepted", n)
+		}
+		k.Detach(fails.Block)
+		if fails.asked() != 0 || k.log.limit != 1<<30 || slices.Contains(k.log.Queues(), seoul) {
+			t.Errorf("it has changed something: %d hosts, max_size %d, queues %q", fails.asked(), k.log.limit, k.log.Queues())
+		}
+
+		next := configure(1<<21, 100, tokyo)
+		if k.Attach(next.Block)[tokyo] != o {
+			t.Error("the queue has two outboxes")
+		}
+		k.Accept(next.Block)
+		time.Sleep(time.Second) // what the old configuration has on its way
+		before = next.got(tokyo)
+		k.Detach(runs.Block)
+		time.Sleep(5 * time.Second)
+		if n := next.got(tokyo) - before; n < 499 || n > 501 || k.log.limit != 1<<21 || !runs.host(tokyo).closed.Load() {
+			t.Errorf("%d records in 5 s at 100 a second, max_size %d, the old host is closed: %t", n, k.log.limit, runs.host(tokyo).closed.Load())
+		}
+	})
+}
+
+// TestKeeperChoosesSender has two Blocks share a spool that has a third queue
+// from before: each queue is delivered by the Block that it is a target of, and
+// the third by the last Block.
+func TestKeeperChoosesSender(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeping(t)
+		const left = "https://left.example"
+		k.log.queue(left).append("a")
+		k.log.queue("garbage").append("b")
+		first, second := configure(1<<20, 1000, tokyo), configure(1<<20, 1000, seoul)
+		put(t, k.Attach(first.Block)[tokyo], 1)
+		put(t, k.Attach(second.Block)[seoul], 2)
+		k.Accept(first.Block)
+		k.Accept(second.Block)
+		time.Sleep(time.Second)
+		got := []int{first.got(tokyo), first.got(seoul), first.got(left), second.got(tokyo), second.got(seoul), second.got(left)}
+		// The first was alone for a moment, and may have delivered all.
+		if got[0] != 1 || got[3] != 0 || got[1]+got[4] != 2 || got[2]+got[5] != 1 {
+			t.Errorf("delivered: %v", got)
+		}
+		k.log.queue(left).append("c")
+		k.log.queue(seoul).append("d")
+		time.Sleep(time.Second)
+		if second.got(left) != got[5]+1 || second.got(seoul) != got[4]+1 {
+			t.Errorf("both accepted: %d and %d records", second.got(left), second.got(seoul))
+		}
+		if n := k.log.queue("garbage").count(waiting) + k.log.queue("garbage").count(held); n != 1 || k.told(spool.Retried) == 0 {
+			t.Errorf("%d records for nobody, %d retried", n, k.told(spool.Retried))
+		}
+	})
+}
+
+// TestKeeperOpenFails has the Log fail to open: for good, and then until the
+// disk works again.
+func TestKeeperOpenFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeping(t)
+		c := configure(1<<20, 1000, tokyo)
+		o := k.Attach(c.Block)[tokyo]
+		k.failOpen(errMisfit)
+		if err := k.Open(); !errors.Is(err, errMisfit) || k.Begun() || len(k.kinds()) != 0 {
+			t.Errorf("for good: %v, %q", err, k.kinds())
+		}
+		if err := o.Put(spool.Record{}, true); !errors.Is(err, spool.ErrUnavailable) || !errors.Is(err, errMisfit) {
+			t.Errorf("a record: %v", err)
+		}
+
+		k.failOpen(errBroken)
+		if err := k.Open(); err != nil || !k.Begun() {
+			t.Errorf("for now: %v", err)
+		}
+		k.Accept(c.Block)
+		if err := o.Put(spool.Record{}, true); !errors.Is(err, spool.ErrUnavailable) {
+			t.Errorf("a record: %v", err)
+		}
+		if status := k.Status(); status.Available || status.Health() != spool.HealthRefusing {
+			t.Errorf("status: %+v", status)
+		}
+		time.Sleep(time.Minute)
+		if want := []spool.EventKind{spool.Failed}; !slices.Equal(k.kinds(), want) || k.opened() < 10 {
+			t.Errorf("told %q, opened %d times", k.kinds(), k.opened())
+		}
+		k.failOpen(nil)
+		time.Sleep(6 * time.Second)
+		put(t, o, 2)
+		time.Sleep(time.Second)
+		if want := []spool.EventKind{spool.Failed, spool.Recovered}; !slices.Equal(k.kinds(), want) || c.got(tokyo) != 2 {
+			t.Errorf("told %q, delivered %d records", k.kinds(), c.got(tokyo))
+		}
+	})
+}
+
+// TestKeeperFindsQueues has a Log that cannot name its queues in time of
+// trouble: they are delivered when that is over.
+func TestKeeperFindsQueues(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeping(t)
+		k.log.queue(seoul).append("a")
+		k.log.set(func() { k.log.hidden = true })
+		c := configure(1<<20, 1000, tokyo)
+		k.Attach(c.Block)
+		if err := k.Open(); err != nil {
+			t.Fatal(err)
+		}
+		k.Accept(c.Block)
+		time.Sleep(time.Second)
+		if c.got(seoul) != 0 {
+			t.Error("it knows a queue that it cannot see")
+		}
+		k.log.set(func() { k.log.hidden = false })
+		k.report(spool.Event{Kind: spool.Recovered})
+		time.Sleep(time.Second)
+		if c.got(seoul) != 1 {
+			t.Errorf("it has delivered %d records", c.got(seoul))
+		}
+	})
+}
+
+// TestKeeperReportsTheLog has the Log fail to give out records.
+func TestKeeperReportsTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeping(t)
+		c := configure(1<<20, 1000, tokyo)
+		k.log.queue(tokyo).fail(errBroken, nil)
+		k.Attach(c.Block)
+		if err := k.Open(); err != nil {
+			t.Fatal(err)
+		}
+		k.Accept(c.Block)
+		time.Sleep(time.Second)
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if len(k.events) != 1 || k.events[0].Kind != spool.Unreadable || k.events[0].Queue != tokyo || !errors.Is(k.events[0].Err, errBroken) {
+			t.Errorf("told %+v", k.events)
+		}
+	})
+}
+
+// TestStatus is what a status says in trouble and after it. Asking twice says
+// the same, and changes nothing.
+func TestStatus(t *testing.T) {
+	unavailable := errors.Join(spool.ErrUnavailable, errBroken)
+	for name, c := range map[string]struct {
+		trouble func(l *memoryLog) // while a record is refused
+		after   func(l *memoryLog) // since then
+		want    spool.Health
+	}{
+		"a disk that refuses records": {
+			func(l *memoryLog) { l.appendErr, l.depth.Refusing = unavailable, true }, func(*memoryLog) {}, spool.HealthRefusing,
+		},
+		"a disk that takes records again": {
+			func(l *memoryLog) { l.appendErr, l.depth.Refusing = unavailable, true }, func(l *memoryLog) { l.depth.Refusing = false }, spool.HealthOK,
+		},
+		"a cluster that does not answer": {
+			func(l *memoryLog) { l.appendErr, l.depthErr = unavailable, unavailable }, func(*memoryLog) {}, spool.HealthRefusing,
+		},
+		"a cluster that does not even name the queue": {
+			func(l *memoryLog) { l.appendErr, l.depthErr, l.hidden = unavailable, unavailable, true }, func(*memoryLog) {}, spool.HealthRefusing,
+		},
+		"a cluster that answers again": {
+			func(l *memoryLog) { l.appendErr, l.depthErr = unavailable, unavailable }, func(l *memoryLog) { l.depthErr = nil }, spool.HealthOK,
+		},
+		"a file that cannot be read": {
+			func(l *memoryLog) { l.appendErr, l.depthErr = errBroken, errBroken }, func(*memoryLog) {}, spool.HealthOK,
+		},
+		"full": {
+			func(l *memoryLog) { l.appendErr, l.used = spool.ErrFull, 95 }, func(*memoryLog) {}, spool.HealthRefusing,
+		},
+		"no longer full": {
+			func(l *memoryLog) { l.appendErr, l.used = spool.ErrFull, 95 }, func(l *memoryLog) { l.used = 50 }, spool.HealthOK,
+		},
+		"nearly full": {
+			func(l *memoryLog) { l.used = 85 }, func(*memoryLog) {}, spool.HealthDegraded,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := newKeeping(t)
+				block := configure(100, 1000, tokyo)
+				o := k.Attach(block.Block)[tokyo]
+				if err := k.Open(); err != nil {
+					t.Fatal(err)
+				}
+				k.Accept(block.Block)
+				if status := k.Status(); status.Health() != spool.HealthOK || status.Spool != "here" || status.MaxBytes != 100 {
+					t.Errorf("at first: %+v", status)
+				}
+				k.log.set(func() { c.trouble(k.log) })
+				_ = o.Put(spool.Record{Data: []byte("x")}, false)
+				synctest.Wait()
+				k.log.set(func() { c.after(k.log) })
+				status := k.Status()
+				if got := status.Health(); got != c.want {
+					t.Errorf("got %s, want %s: %+v", got, c.want, status)
+				}
+				if again := k.Status(); !reflect.DeepEqual(status, again) {
+					t.Errorf("first %+v\nthen %+v", status, again)
+				}
+			})
+		})
+	}
+}
+
+// TestStatusOfQueues counts records and dead letters, and says that v2 is down.
+func TestStatusOfQueues(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeping(t)
+		c := configure(1<<20, 1000, tokyo)
+		o := k.Attach(c.Block)[tokyo]
+		put(t, o, 1)
+		arrived := time.Now()
+		k.log.set(func() { k.log.depth.Oldest = arrived })
+		o.Failure(time.Now().Add(time.Second), time.Hour)
+		status := k.Status()
+		want := spool.Status{
+			Spool: "here", Available: true,
+			Queues: []spool.QueueStatus{{Name: tokyo, Records: 1, Oldest: &arrived, Down: true}},
+		}
+		if !reflect.DeepEqual(status, want) || status.Health() != spool.HealthDegraded {
+			t.Errorf("got %+v, %s\nwant %+v", status, status.Health(), want)
+		}
+		o.Success()
+		refuses := &host{}
+		refuses.always(spool.Result{Status: 403})
+		c.Block.Sender = func(string) (spool.Sender, error) { return refuses, nil }
+		k.Accept(c.Block)
+		time.Sleep(time.Second)
+		if q := k.Status().Queues[0]; q.Records != 0 || q.Dead != 1 || q.Down {
+			t.Errorf("after a refusal: %+v", q)
+		}
+	})
+}
