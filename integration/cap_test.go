@@ -3,16 +3,9 @@ package integration
 import (
 	"bufio"
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -20,17 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 )
-
-// v2Cap is the largest body that v2 takes.
-const v2Cap = 1_048_064
-
-// objectOf is a JSON object of exactly so many bytes.
-func objectOf(size int) string {
-	const frame = `{"a":""}`
-	return `{"a":"` + strings.Repeat("x", size-len(frame)) + `"}`
-}
 
 // TestCap sends bodies of one byte below the cap, at it and above it, in every
 // framing. At most the cap arrives, whole; one more is a certain 413.
@@ -267,42 +250,4 @@ func TestMaxBuffered(t *testing.T) {
 		}
 		u.next(t)
 	}
-}
-
-// certificate is a self-signed certificate on disk.
-type certificate struct {
-	cert, key string // paths
-	pair      tls.Certificate
-	pool      *x509.CertPool
-}
-
-func newCertificate(t testing.TB, names ...string) certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: names[0]}, DNSNames: names,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
-	pair, err := tls.X509KeyPair(certPEM, keyPEM)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(certPEM)
-	return certificate{write(t, "cert.pem", string(certPEM)), write(t, "key.pem", string(keyPEM)), pair, pool}
 }

@@ -42,15 +42,6 @@ func TestCommandHelp(t *testing.T) {
 	}
 }
 
-// command runs td-postback on a free port and waits until it serves.
-func command(t testing.TB, args ...string) *gateway {
-	t.Helper()
-	addr := freeAddr(t)
-	g := &gateway{addr: addr, process: start(t, nil, append([]string{"td-postback", "--listen", addr}, args...)...)}
-	g.await(t, `"msg":"server running"`, 1)
-	return g
-}
-
 // TestSandboxCommand is README's first command.
 func TestSandboxCommand(t *testing.T) {
 	g := command(t, "--sandbox", "--access-log")

@@ -3,16 +3,100 @@ package integration
 import (
 	"bytes"
 	"fmt"
-	"io"
-	"maps"
-	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/td-postback/gateway/sandbox"
 )
+
+// TestDifferential sends the same record in two ways, as a legacy caller
+// through the gateway and by v2's contract to v2 itself. v2 must not see the
+// difference, and the caller must get the same answer.
+func TestDifferential(t *testing.T) {
+	v2 := newWitness(t)
+	g := serve(t, "", "td_postback {\n upstream "+v2.URL+"\n redirect_hosts shop.example\n}")
+	for part, cases := range map[string][]odd{"path": oddPaths, "query": oddQueries, "header": oddHeaders, "body": oddBodies, "framing": oddFraming, "record": oddRecords} {
+		for _, tc := range cases {
+			t.Run(part+"/"+tc.name, func(t *testing.T) {
+				answer := raw(t, g.addr, tc.legacy)
+				got := v2.take()
+				if tc.answer != "" {
+					if saw := shortly(answer); saw != tc.answer {
+						t.Errorf("got %q, want %q", saw, tc.answer)
+					}
+				}
+				if tc.v2 == "" {
+					if got != nil {
+						t.Errorf("refused, but v2 saw %+v", got)
+					}
+					return
+				}
+				direct := raw(t, v2.Listener.Addr().String(), tc.v2)
+				want := v2.take()
+				if refusedHere(tc.answer) {
+					// The gateway may refuse only what v2 would not take either.
+					if direct.StatusCode < 400 || got != nil {
+						t.Errorf("v2 itself answers %d, behind the gateway it saw %+v", direct.StatusCode, got)
+					}
+					return
+				}
+				if tc.answer == "" && (shortly(answer) != shortly(direct) || answer.body != direct.body) {
+					t.Errorf("got %q %q, v2 itself answers %q %q", shortly(answer), answer.body, shortly(direct), direct.body)
+				}
+				compare(t, got, want)
+			})
+		}
+	}
+}
+
+// refusedHere reports whether an answer is a refusal that v2 does not see.
+func refusedHere(answer string) bool {
+	return answer >= "400" && answer != "400 redirect_not_allowed"
+}
+
+// shortly says what an answer is: its status, and its code, target or type.
+func shortly(answer reply) string {
+	what := answer.Header.Get("Content-Type")
+	if location := answer.Header.Get("Location"); location != "" {
+		what = location
+	} else if answer.code() != "" && strings.Contains(answer.body, `"message":"`) {
+		what = answer.code()
+	}
+	return fmt.Sprintf("%d %s", answer.StatusCode, what)
+}
+
+// compare compares all that v2 sees, but for the headers that say that there
+// is a gateway.
+func compare(t *testing.T, got, want *testimony) {
+	t.Helper()
+	if got == nil || want == nil {
+		t.Fatalf("v2 saw %+v, by itself %+v", got, want)
+	}
+	if got.line != want.line {
+		t.Errorf("v2 saw %q, by itself %q", got.line, want.line)
+	}
+	for _, name := range []string{"Via", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host"} {
+		got.header.Del(name)
+	}
+	for name := range want.header {
+		if !slices.Equal(got.header[name], want.header[name]) {
+			t.Errorf("%s: v2 saw %.200q, by itself %.200q", name, got.header[name], want.header[name])
+		}
+	}
+	for name, values := range got.header {
+		if want.header[name] == nil {
+			t.Errorf("%s: v2 saw %.200q, by itself nothing", name, values)
+		}
+	}
+	if !bytes.Equal(got.body, want.body) {
+		t.Errorf("v2 saw %d bytes, %.80q, by itself %d, %.80q", len(got.body), got.body, len(want.body), want.body)
+	}
+	if (got.record == nil) != (want.record == nil) {
+		t.Fatalf("v2 took %v, by itself %v", got.record, want.record)
+	}
+	if a, b := got.record, want.record; a != nil && (a.Database != b.Database || a.Table != b.Table || a.Via != b.Via || a.Key != b.Key || a.Query != b.Query || !bytes.Equal(a.Body, b.Body)) {
+		t.Errorf("v2 took %v, by itself %v", a, b)
+	}
+}
 
 // odd is an odd but legal request of a legacy caller, and the same record as a
 // caller of v2 would send it by hand.
@@ -272,146 +356,4 @@ var oddRecords = []odd{
 	{name: "redirect", legacy: get(target+"&a=1&td_redirect=https%3A%2F%2Fshop.example%2F", ""), v2: v2post("", asJSON, `{"a":"1"}`), answer: "302 https://shop.example/"},
 	{name: "redirect that is not allowed", legacy: get(target+"&a=1&td_redirect=https://evil.example/", ""), v2: v2post("", asJSON, `{"a":"1"}`), answer: "400 redirect_not_allowed"},
 	{name: "no key", legacy: get(event+"?a=1", ""), v2: v2auth(asJSON, `{"a":"1"}`), answer: "403 missing_write_key"},
-}
-
-// TestDifferential sends the same record in two ways, as a legacy caller
-// through the gateway and by v2's contract to v2 itself. v2 must not see the
-// difference, and the caller must get the same answer.
-func TestDifferential(t *testing.T) {
-	v2 := newWitness(t)
-	g := serve(t, "", "td_postback {\n upstream "+v2.URL+"\n redirect_hosts shop.example\n}")
-	for part, cases := range map[string][]odd{"path": oddPaths, "query": oddQueries, "header": oddHeaders, "body": oddBodies, "framing": oddFraming, "record": oddRecords} {
-		for _, tc := range cases {
-			t.Run(part+"/"+tc.name, func(t *testing.T) {
-				answer := raw(t, g.addr, tc.legacy)
-				got := v2.take()
-				if tc.answer != "" {
-					if saw := shortly(answer); saw != tc.answer {
-						t.Errorf("got %q, want %q", saw, tc.answer)
-					}
-				}
-				if tc.v2 == "" {
-					if got != nil {
-						t.Errorf("refused, but v2 saw %+v", got)
-					}
-					return
-				}
-				direct := raw(t, v2.Listener.Addr().String(), tc.v2)
-				want := v2.take()
-				if refusedHere(tc.answer) {
-					// The gateway may refuse only what v2 would not take either.
-					if direct.StatusCode < 400 || got != nil {
-						t.Errorf("v2 itself answers %d, behind the gateway it saw %+v", direct.StatusCode, got)
-					}
-					return
-				}
-				if tc.answer == "" && (shortly(answer) != shortly(direct) || answer.body != direct.body) {
-					t.Errorf("got %q %q, v2 itself answers %q %q", shortly(answer), answer.body, shortly(direct), direct.body)
-				}
-				compare(t, got, want)
-			})
-		}
-	}
-}
-
-// refusedHere reports whether an answer is a refusal that v2 does not see.
-func refusedHere(answer string) bool {
-	return answer >= "400" && answer != "400 redirect_not_allowed"
-}
-
-// shortly says what an answer is: its status, and its code, target or type.
-func shortly(answer reply) string {
-	what := answer.Header.Get("Content-Type")
-	if location := answer.Header.Get("Location"); location != "" {
-		what = location
-	} else if answer.code() != "" && strings.Contains(answer.body, `"message":"`) {
-		what = answer.code()
-	}
-	return fmt.Sprintf("%d %s", answer.StatusCode, what)
-}
-
-// testimony is a request as v2 has it before it judges, and the record that it
-// took.
-type testimony struct {
-	line   string
-	header http.Header
-	body   []byte
-	record *sandbox.Record // nil: it took none
-}
-
-// witness is the strict sandbox, and what it saw.
-type witness struct {
-	*httptest.Server
-	seen chan *testimony
-}
-
-func newWitness(t *testing.T) *witness {
-	w := &witness{seen: make(chan *testimony, 10)}
-	records := make(chan sandbox.Record, 1)
-	v2 := &sandbox.Sandbox{Received: func(record sandbox.Record) { records <- record }}
-	w.Server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(r.Body)
-		if err != nil {
-			t.Errorf("v2 saw half a body: %v", err)
-		}
-		saw := &testimony{line: r.Method + " " + r.RequestURI, header: r.Header.Clone(), body: body}
-		r.Body = io.NopCloser(bytes.NewReader(body))
-		held := httptest.NewRecorder()
-		v2.ServeHTTP(held, r)
-		select {
-		case record := <-records:
-			saw.record = &record
-		default:
-		}
-		w.seen <- saw // before the answer, so that it is there when the answer is
-		maps.Copy(rw.Header(), held.Header())
-		rw.WriteHeader(held.Code)
-		_, _ = rw.Write(held.Body.Bytes())
-	}))
-	t.Cleanup(w.Close)
-	return w
-}
-
-// take is what v2 has seen since the last time, or nil.
-func (w *witness) take() *testimony {
-	select {
-	case saw := <-w.seen:
-		return saw
-	default:
-		return nil
-	}
-}
-
-// compare compares all that v2 sees, but for the headers that say that there
-// is a gateway.
-func compare(t *testing.T, got, want *testimony) {
-	t.Helper()
-	if got == nil || want == nil {
-		t.Fatalf("v2 saw %+v, by itself %+v", got, want)
-	}
-	if got.line != want.line {
-		t.Errorf("v2 saw %q, by itself %q", got.line, want.line)
-	}
-	for _, name := range []string{"Via", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host"} {
-		got.header.Del(name)
-	}
-	for name := range want.header {
-		if !slices.Equal(got.header[name], want.header[name]) {
-			t.Errorf("%s: v2 saw %.200q, by itself %.200q", name, got.header[name], want.header[name])
-		}
-	}
-	for name, values := range got.header {
-		if want.header[name] == nil {
-			t.Errorf("%s: v2 saw %.200q, by itself nothing", name, values)
-		}
-	}
-	if !bytes.Equal(got.body, want.body) {
-		t.Errorf("v2 saw %d bytes, %.80q, by itself %d, %.80q", len(got.body), got.body, len(want.body), want.body)
-	}
-	if (got.record == nil) != (want.record == nil) {
-		t.Fatalf("v2 took %v, by itself %v", got.record, want.record)
-	}
-	if a, b := got.record, want.record; a != nil && (a.Database != b.Database || a.Table != b.Table || a.Via != b.Via || a.Key != b.Key || a.Query != b.Query || !bytes.Equal(a.Body, b.Body)) {
-		t.Errorf("v2 took %v, by itself %v", a, b)
-	}
 }

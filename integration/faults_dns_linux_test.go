@@ -15,122 +15,6 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// nameServer is a DNS server that knows one name's IPv4 addresses, whatever
-// the name is.
-type nameServer struct {
-	net.PacketConn
-
-	mu        sync.Mutex
-	addresses [][4]byte
-	code      dnsmessage.RCode
-	silent    bool
-}
-
-func newNameServer(t testing.TB, addresses ...[4]byte) *nameServer {
-	t.Helper()
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &nameServer{PacketConn: conn, addresses: addresses}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		packet := make([]byte, 1024)
-		for {
-			n, from, err := conn.ReadFrom(packet)
-			if err != nil {
-				return
-			}
-			if answer := s.answer(packet[:n]); answer != nil {
-				_, _ = conn.WriteTo(answer, from)
-			}
-		}
-	}()
-	t.Cleanup(func() { conn.Close(); <-done })
-	return s
-}
-
-// answer is the answer to a query, nil for none.
-func (s *nameServer) answer(packet []byte) []byte {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var query dnsmessage.Message
-	if s.silent || query.Unpack(packet) != nil || len(query.Questions) != 1 {
-		return nil
-	}
-	answer := dnsmessage.Message{
-		Header:    dnsmessage.Header{ID: query.ID, Response: true, Authoritative: true, RecursionAvailable: true, RCode: s.code},
-		Questions: query.Questions,
-	}
-	asked := query.Questions[0]
-	if asked.Type == dnsmessage.TypeA && s.code == dnsmessage.RCodeSuccess {
-		for _, address := range s.addresses {
-			answer.Answers = append(answer.Answers, dnsmessage.Resource{
-				Header: dnsmessage.ResourceHeader{Name: asked.Name, Type: asked.Type, Class: asked.Class, TTL: 60},
-				Body:   &dnsmessage.AResource{A: address},
-			})
-		}
-	}
-	packed, err := answer.Pack()
-	if err != nil {
-		return nil
-	}
-	return packed
-}
-
-func (s *nameServer) set(code dnsmessage.RCode, silent bool, addresses ...[4]byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.code, s.silent, s.addresses = code, silent, addresses
-}
-
-// Two addresses of v2, both on loopback.
-var oldAddress, newAddress = [4]byte{127, 0, 0, 2}, [4]byte{127, 0, 0, 3}
-
-// listenBoth listens on one port of both addresses.
-func listenBoth(t testing.TB) (atOld, atNew net.Listener, port string) {
-	t.Helper()
-	for range 100 {
-		first, err := net.Listen("tcp", net.IP(oldAddress[:]).String()+":0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, port, _ := net.SplitHostPort(first.Addr().String())
-		second, err := net.Listen("tcp", net.JoinHostPort(net.IP(newAddress[:]).String(), port))
-		if err == nil {
-			return first, second, port
-		}
-		first.Close() // somebody has that port
-	}
-	t.Fatal("no port is free on both addresses")
-	return nil, nil, ""
-}
-
-// withResolver builds the command as it is, and one file into it that leads
-// its DNS lookups to a server of the test's.
-func withResolver(t testing.TB) string {
-	t.Helper()
-	added, err := filepath.Abs("testdata/resolver/resolver.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	main, err := filepath.Abs("../cmd/caddy")
-	if err != nil {
-		t.Fatal(err)
-	}
-	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {filepath.Join(main, "resolver.go"): added}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	built := filepath.Join(t.TempDir(), "caddy")
-	args := slices.Concat([]string{"build", "-overlay", write(t, "overlay.json", string(overlay)), "-o", built}, buildFlags, []string{main})
-	if output, err := exec.Command("go", args...).CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, output)
-	}
-	return built
-}
-
 // TestDNS has v2's name change its address, lead to a dead one, or lead
 // nowhere.
 func TestDNS(t *testing.T) {
@@ -252,4 +136,120 @@ func TestDNS(t *testing.T) {
 			}
 		})
 	}
+}
+
+// nameServer is a DNS server that knows one name's IPv4 addresses, whatever
+// the name is.
+type nameServer struct {
+	net.PacketConn
+
+	mu        sync.Mutex
+	addresses [][4]byte
+	code      dnsmessage.RCode
+	silent    bool
+}
+
+func newNameServer(t testing.TB, addresses ...[4]byte) *nameServer {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &nameServer{PacketConn: conn, addresses: addresses}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		packet := make([]byte, 1024)
+		for {
+			n, from, err := conn.ReadFrom(packet)
+			if err != nil {
+				return
+			}
+			if answer := s.answer(packet[:n]); answer != nil {
+				_, _ = conn.WriteTo(answer, from)
+			}
+		}
+	}()
+	t.Cleanup(func() { conn.Close(); <-done })
+	return s
+}
+
+// answer is the answer to a query, nil for none.
+func (s *nameServer) answer(packet []byte) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var query dnsmessage.Message
+	if s.silent || query.Unpack(packet) != nil || len(query.Questions) != 1 {
+		return nil
+	}
+	answer := dnsmessage.Message{
+		Header:    dnsmessage.Header{ID: query.ID, Response: true, Authoritative: true, RecursionAvailable: true, RCode: s.code},
+		Questions: query.Questions,
+	}
+	asked := query.Questions[0]
+	if asked.Type == dnsmessage.TypeA && s.code == dnsmessage.RCodeSuccess {
+		for _, address := range s.addresses {
+			answer.Answers = append(answer.Answers, dnsmessage.Resource{
+				Header: dnsmessage.ResourceHeader{Name: asked.Name, Type: asked.Type, Class: asked.Class, TTL: 60},
+				Body:   &dnsmessage.AResource{A: address},
+			})
+		}
+	}
+	packed, err := answer.Pack()
+	if err != nil {
+		return nil
+	}
+	return packed
+}
+
+func (s *nameServer) set(code dnsmessage.RCode, silent bool, addresses ...[4]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.code, s.silent, s.addresses = code, silent, addresses
+}
+
+// Two addresses of v2, both on loopback.
+var oldAddress, newAddress = [4]byte{127, 0, 0, 2}, [4]byte{127, 0, 0, 3}
+
+// listenBoth listens on one port of both addresses.
+func listenBoth(t testing.TB) (atOld, atNew net.Listener, port string) {
+	t.Helper()
+	for range 100 {
+		first, err := net.Listen("tcp", net.IP(oldAddress[:]).String()+":0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, port, _ := net.SplitHostPort(first.Addr().String())
+		second, err := net.Listen("tcp", net.JoinHostPort(net.IP(newAddress[:]).String(), port))
+		if err == nil {
+			return first, second, port
+		}
+		first.Close() // somebody has that port
+	}
+	t.Fatal("no port is free on both addresses")
+	return nil, nil, ""
+}
+
+// withResolver builds the command as it is, and one file into it that leads
+// its DNS lookups to a server of the test's.
+func withResolver(t testing.TB) string {
+	t.Helper()
+	added, err := filepath.Abs("testdata/resolver/resolver.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	main, err := filepath.Abs("../cmd/caddy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {filepath.Join(main, "resolver.go"): added}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	built := filepath.Join(t.TempDir(), "caddy")
+	args := slices.Concat([]string{"build", "-overlay", write(t, "overlay.json", string(overlay)), "-o", built}, buildFlags, []string{main})
+	if output, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	return built
 }

@@ -1,14 +1,9 @@
 package integration
 
 import (
-	"bufio"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
@@ -35,327 +30,6 @@ const (
 	// one for each try, would not fit.
 	slack = 5 * time.Second
 )
-
-// fault is one way to misbehave. What is nil goes well.
-type fault struct {
-	certificate *tls.Certificate
-
-	connect func(conn net.Conn) // instead of the TLS handshake
-	request misbehaviour        // instead of reading a request that has begun
-	answer  misbehaviour        // instead of answering a request that was read
-
-	pause time.Duration // before each piece that it writes
-}
-
-// misbehaviour is what v2 does with a connection before it closes it.
-type misbehaviour func(u *faulty, conn *tls.Conn)
-
-// moment is when a fault may strike.
-type moment int
-
-const (
-	onConnection moment = iota // before the TLS handshake
-	onFresh                    // at the first request of a connection
-	onKept                     // at a later one
-)
-
-// faulty is a v2 behind TLS that misbehaves on command, and counts what it
-// reads.
-type faulty struct {
-	net.Listener
-	certificate tls.Certificate
-	fault       atomic.Pointer[fault]  // for all connections
-	choose      func(at moment) *fault // instead, if it is not nil
-
-	answered chan struct{} // closed when the caller has the head of the answer
-
-	mu    sync.Mutex
-	whole map[string]int // how often it read a request whole, by its body
-	cut   int            // requests that the gateway broke off
-	met   []moment       // when a fault struck
-}
-
-func newFaulty(t testing.TB, certificate tls.Certificate) *faulty {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	u := &faulty{
-		Listener: l, certificate: certificate,
-		answered: make(chan struct{}), whole: make(map[string]int),
-	}
-	u.fault.Store(&fault{})
-	return u
-}
-
-// serve takes connections until the end of the test.
-func (u *faulty) serve(t testing.TB) {
-	acceptAll(t, u, func(conn net.Conn, _ int) { u.handle(conn) })
-}
-
-// now is the fault for this moment.
-func (u *faulty) now(at moment) *fault {
-	if u.choose != nil {
-		return u.choose(at)
-	}
-	return u.fault.Load()
-}
-
-// handle serves one connection.
-func (u *faulty) handle(raw net.Conn) {
-	now := u.now(onConnection)
-	if now.connect != nil {
-		now.connect(raw)
-		return
-	}
-	certificate := u.certificate
-	if now.certificate != nil {
-		certificate = *now.certificate
-	}
-	if now.pause > 0 {
-		raw = &pacedConn{raw, now.pause}
-	}
-	// A resumed session would not show the certificate again.
-	conn := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{certificate}, SessionTicketsDisabled: true})
-	if conn.Handshake() != nil {
-		return
-	}
-	br := bufio.NewReader(conn)
-	for at := onFresh; ; at = onKept {
-		if _, err := br.Peek(1); err != nil {
-			return
-		}
-		now = u.now(at)
-		if now.request != nil || now.answer != nil {
-			u.mu.Lock()
-			u.met = append(u.met, at)
-			u.mu.Unlock()
-		}
-		if now.request != nil {
-			now.request(u, conn)
-			return
-		}
-		request, err := readExact(br)
-		u.mu.Lock()
-		if err != nil {
-			u.cut++
-		} else {
-			u.whole[request.body]++
-		}
-		u.mu.Unlock()
-		if err != nil {
-			return
-		}
-		if now.answer != nil {
-			now.answer(u, conn)
-			return
-		}
-		if !send(conn, true, ok) {
-			return
-		}
-	}
-}
-
-// read returns how often v2 read the record whole, and how many requests the
-// gateway broke off.
-func (u *faulty) read(body string) (whole, cut int) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.whole[body], u.cut
-}
-
-func (u *faulty) url() string {
-	_, port, _ := net.SplitHostPort(u.Addr().String())
-	return "https://localhost:" + port
-}
-
-// pacedConn writes in small pieces with a pause before each.
-type pacedConn struct {
-	net.Conn
-	pause time.Duration
-}
-
-func (c *pacedConn) Write(b []byte) (n int, err error) {
-	for n < len(b) && err == nil {
-		time.Sleep(c.pause)
-		var m int
-		m, err = c.Conn.Write(b[n:min(len(b), n+100)])
-		n += m
-	}
-	return n, err
-}
-
-// says sends the pieces of an answer, with a pause before each but the first,
-// and ends the connection in good order.
-func says(pause time.Duration, pieces ...string) misbehaviour {
-	return func(_ *faulty, conn *tls.Conn) {
-		for n, piece := range pieces {
-			if n > 0 {
-				time.Sleep(pause)
-			}
-			if !send(conn, true, piece) {
-				return
-			}
-		}
-		conn.Close()
-	}
-}
-
-// stalls sends the pieces and then nothing more, until the gateway gives up.
-func stalls(pieces ...string) misbehaviour {
-	return func(_ *faulty, conn *tls.Conn) {
-		send(conn, true, pieces...)
-		_, _ = io.Copy(io.Discard, conn)
-	}
-}
-
-// resets sends the pieces and resets the connection.
-func resets(pieces ...string) misbehaviour {
-	return func(_ *faulty, conn *tls.Conn) {
-		send(conn, true, pieces...)
-		reset(conn.NetConn())
-	}
-}
-
-// signed is a certificate by an authority, for localhost, that ends then.
-func signed(t testing.TB, authority certificate, notAfter time.Time) *tls.Certificate {
-	t.Helper()
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(2), DNSNames: []string{"localhost"},
-		NotBefore: notAfter.Add(-time.Hour), NotAfter: notAfter,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, authority.pair.Leaf, authority.pair.Leaf.PublicKey, authority.pair.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: authority.pair.PrivateKey}
-}
-
-// outcome is what a caller got: an answer, how long it took, and whether its
-// connection broke before the end.
-type outcome struct {
-	reply
-	cut  bool
-	took time.Duration
-}
-
-// ask sends a request. It calls answered when it has the head of the answer.
-func ask(t testing.TB, addr, request string, answered func()) outcome {
-	t.Helper()
-	conn := dial(t, addr)
-	started := time.Now()
-	go func() { _, _ = io.WriteString(conn, request) }()
-	resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: http.MethodPost})
-	if err != nil {
-		t.Fatalf("no answer: %v", err)
-	}
-	answered()
-	body, err := io.ReadAll(resp.Body)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatal("the answer never ended")
-	}
-	return outcome{reply{resp, string(body)}, err != nil, time.Since(started)}
-}
-
-// faultCase is a fault and what becomes of a record.
-type faultCase struct {
-	name  string
-	fault fault
-
-	status     int
-	code       string // of a refusal
-	body       string // of v2's own answer
-	retryAfter string
-	cut        bool          // the caller's connection breaks within the answer
-	waits      time.Duration // what the caller waits for at least; slack more at most
-
-	large  bool // a record of nearly 1 MiB
-	sent   int  // how often v2 reads the record
-	resent int  // and how much oftener when the fault meets a kept-alive connection
-}
-
-// run meets the fault on a fresh connection, or on one that was kept alive,
-// and then a v2 that is well again.
-func (tc *faultCase) run(t *testing.T, u *faulty, addr, path string, kept bool) {
-	request := func(body string) string { return post(path+"?td_write_key=1234/abcd", asJSON, body) }
-	record := func(id string) string {
-		if tc.large {
-			return `{"id":"` + id + `","pad":"` + strings.Repeat("x", 1_000_000) + `"}`
-		}
-		return `{"id":"` + id + `"}`
-	}
-	goesWell := func(body string) {
-		t.Helper()
-		if got := ask(t, addr, request(body), func() {}); got.StatusCode != 200 || got.body != "{}" || got.cut {
-			t.Fatalf("v2 is well: got %d %q", got.StatusCode, got.body)
-		}
-		if whole, _ := u.read(body); whole != 1 {
-			t.Errorf("v2 is well: it read the record %d times", whole)
-		}
-	}
-	sent := tc.sent
-	if kept {
-		sent += tc.resent
-		goesWell(record("before"))
-	}
-
-	u.fault.Store(&tc.fault)
-	got := ask(t, addr, request(record("fault")), func() { close(u.answered) })
-	if got.StatusCode != tc.status || got.cut != tc.cut || got.code() != tc.code {
-		t.Errorf("got %d %.200q, cut is %v", got.StatusCode, got.body, got.cut)
-	}
-	if tc.code == "" && !tc.cut && got.body != tc.body {
-		t.Errorf("got a body of %d bytes, want %d", len(got.body), len(tc.body))
-	}
-	if got.Header.Get("Retry-After") != tc.retryAfter {
-		t.Errorf("Retry-After: %q", got.Header.Get("Retry-After"))
-	}
-	if got.took < tc.waits || got.took > tc.waits+slack {
-		t.Errorf("it took %v", got.took)
-	}
-
-	u.fault.Store(&fault{})
-	goesWell(record("after"))
-	// Now v2 has read all that was sent before.
-	whole, cut := u.read(record("fault"))
-	if whole != sent {
-		t.Errorf("v2 read the record %d times, want %d", whole, sent)
-	}
-	if cut != 0 {
-		t.Errorf("v2 read a part of %d records", cut)
-	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if len(u.met) > 0 && (u.met[0] == onKept) != kept {
-		t.Error("the fault struck on the wrong connection")
-	}
-}
-
-// runFaults gives each case an upstream of its own behind one gateway. The
-// cases run side by side: most of them wait.
-func runFaults(t *testing.T, kept bool, authority certificate, cases []faultCase) {
-	t.Helper()
-	upstreams := make([]*faulty, len(cases))
-	paths := make([]string, len(cases))
-	var site strings.Builder
-	for n := range cases {
-		upstreams[n] = newFaulty(t, authority.pair)
-		upstreams[n].serve(t)
-		paths[n] = "/postback/v3/event/faults/t" + strconv.Itoa(n)
-		fmt.Fprintf(&site, "td_postback %s {\n upstream %s\n tls_ca %s\n dial_timeout %s\n response_timeout %s\n}\n",
-			paths[n], upstreams[n].url(), authority.cert, dialTimeout, responseTimeout)
-	}
-	g := serve(t, "", site.String())
-	// Not t.Parallel, which runs no more tests at once than there are processors.
-	var all sync.WaitGroup
-	for n := range cases {
-		all.Go(func() {
-			t.Run(cases[n].name, func(t *testing.T) { cases[n].run(t, upstreams[n], g.addr, paths[n], kept) })
-		})
-	}
-	all.Wait()
-}
 
 // TestFaultyConnection has v2 fail before it can have read a record: the
 // caller may send it again without a second thought.
@@ -700,4 +374,103 @@ func TestFaultsDocument(t *testing.T) {
 			t.Errorf("no row for %s", tc[1])
 		}
 	}
+}
+
+// faultCase is a fault and what becomes of a record.
+type faultCase struct {
+	name  string
+	fault fault
+
+	status     int
+	code       string // of a refusal
+	body       string // of v2's own answer
+	retryAfter string
+	cut        bool          // the caller's connection breaks within the answer
+	waits      time.Duration // what the caller waits for at least; slack more at most
+
+	large  bool // a record of nearly 1 MiB
+	sent   int  // how often v2 reads the record
+	resent int  // and how much oftener when the fault meets a kept-alive connection
+}
+
+// run meets the fault on a fresh connection, or on one that was kept alive,
+// and then a v2 that is well again.
+func (tc *faultCase) run(t *testing.T, u *faulty, addr, path string, kept bool) {
+	request := func(body string) string { return post(path+"?td_write_key=1234/abcd", asJSON, body) }
+	record := func(id string) string {
+		if tc.large {
+			return `{"id":"` + id + `","pad":"` + strings.Repeat("x", 1_000_000) + `"}`
+		}
+		return `{"id":"` + id + `"}`
+	}
+	goesWell := func(body string) {
+		t.Helper()
+		if got := ask(t, addr, request(body), func() {}); got.StatusCode != 200 || got.body != "{}" || got.cut {
+			t.Fatalf("v2 is well: got %d %q", got.StatusCode, got.body)
+		}
+		if whole, _ := u.read(body); whole != 1 {
+			t.Errorf("v2 is well: it read the record %d times", whole)
+		}
+	}
+	sent := tc.sent
+	if kept {
+		sent += tc.resent
+		goesWell(record("before"))
+	}
+
+	u.fault.Store(&tc.fault)
+	got := ask(t, addr, request(record("fault")), func() { close(u.answered) })
+	if got.StatusCode != tc.status || got.cut != tc.cut || got.code() != tc.code {
+		t.Errorf("got %d %.200q, cut is %v", got.StatusCode, got.body, got.cut)
+	}
+	if tc.code == "" && !tc.cut && got.body != tc.body {
+		t.Errorf("got a body of %d bytes, want %d", len(got.body), len(tc.body))
+	}
+	if got.Header.Get("Retry-After") != tc.retryAfter {
+		t.Errorf("Retry-After: %q", got.Header.Get("Retry-After"))
+	}
+	if got.took < tc.waits || got.took > tc.waits+slack {
+		t.Errorf("it took %v", got.took)
+	}
+
+	u.fault.Store(&fault{})
+	goesWell(record("after"))
+	// Now v2 has read all that was sent before.
+	whole, cut := u.read(record("fault"))
+	if whole != sent {
+		t.Errorf("v2 read the record %d times, want %d", whole, sent)
+	}
+	if cut != 0 {
+		t.Errorf("v2 read a part of %d records", cut)
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.met) > 0 && (u.met[0] == onKept) != kept {
+		t.Error("the fault struck on the wrong connection")
+	}
+}
+
+// runFaults gives each case an upstream of its own behind one gateway. The
+// cases run side by side: most of them wait.
+func runFaults(t *testing.T, kept bool, authority certificate, cases []faultCase) {
+	t.Helper()
+	upstreams := make([]*faulty, len(cases))
+	paths := make([]string, len(cases))
+	var site strings.Builder
+	for n := range cases {
+		upstreams[n] = newFaulty(t, authority.pair)
+		upstreams[n].serve(t)
+		paths[n] = "/postback/v3/event/faults/t" + strconv.Itoa(n)
+		fmt.Fprintf(&site, "td_postback %s {\n upstream %s\n tls_ca %s\n dial_timeout %s\n response_timeout %s\n}\n",
+			paths[n], upstreams[n].url(), authority.cert, dialTimeout, responseTimeout)
+	}
+	g := serve(t, "", site.String())
+	// Not t.Parallel, which runs no more tests at once than there are processors.
+	var all sync.WaitGroup
+	for n := range cases {
+		all.Go(func() {
+			t.Run(cases[n].name, func(t *testing.T) { cases[n].run(t, upstreams[n], g.addr, paths[n], kept) })
+		})
+	}
+	all.Wait()
 }

@@ -4,18 +4,29 @@
 package integration
 
 import (
-	"bufio"
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -215,208 +226,14 @@ func freeAddr(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// seen is one request as the recording upstream read it.
-type seen struct {
-	line   string
-	fields []string // sorted
-	body   string
-	conn   int // which connection it came on, counted from 1
+// kill ends a process as a power cut would.
+func kill(p *process) {
+	_ = p.cmd.Process.Kill()
+	<-p.exited
 }
 
-// field returns the values of a field, by its exact name.
-func (s seen) field(name string) []string {
-	var values []string
-	for _, field := range s.fields {
-		if value, ok := strings.CutPrefix(field, name+": "); ok {
-			values = append(values, value)
-		}
-	}
-	return values
-}
-
-// recorder is an upstream that keeps the exact bytes of every request and
-// answers what the test tells it to.
-type recorder struct {
-	net.Listener
-	requests chan seen
-
-	// answer writes the answer to the n-th request of a connection, both from
-	// 1. It returns false to close the connection. The default is v2's `{}`.
-	answer func(conn net.Conn, nth int, request seen) (keep bool)
-}
-
-const ok = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
-
-// record starts a recorder.
-func record(t testing.TB, answer func(conn net.Conn, nth int, request seen) bool) *recorder {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return recordOn(t, l, answer)
-}
-
-func recordOn(t testing.TB, l net.Listener, answer func(conn net.Conn, nth int, request seen) bool) *recorder {
-	if answer == nil {
-		answer = func(conn net.Conn, _ int, _ seen) bool { _, err := io.WriteString(conn, ok); return err == nil }
-	}
-	u := &recorder{Listener: l, answer: answer, requests: make(chan seen, 10_000)}
-	acceptAll(t, l, u.handle)
-	return u
-}
-
-// acceptAll handles connections, counted from 1, until the end of the test.
-func acceptAll(t testing.TB, l net.Listener, handle func(conn net.Conn, number int)) {
-	var conns sync.WaitGroup
-	var open sync.Map
-	go func() {
-		for n := 1; ; n++ {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			open.Store(conn, true)
-			conns.Go(func() {
-				defer open.Delete(conn)
-				defer conn.Close()
-				handle(conn, n)
-			})
-		}
-	}()
-	t.Cleanup(func() {
-		_ = l.Close()
-		open.Range(func(conn, _ any) bool { _ = conn.(net.Conn).Close(); return true })
-		conns.Wait()
-	})
-}
-
-func (u *recorder) handle(conn net.Conn, number int) {
-	br := bufio.NewReader(conn)
-	for nth := 1; ; nth++ {
-		request, err := readExact(br)
-		if err != nil {
-			return
-		}
-		request.conn = number
-		u.requests <- request
-		if !u.answer(conn, nth, request) {
-			return
-		}
-	}
-}
-
-// readExact reads one request without any leniency: the gateway always sends
-// HTTP/1.1 with a Content-Length.
-func readExact(br *bufio.Reader) (s seen, err error) {
-	length := -1
-	for {
-		line, err := br.ReadString('\n')
-		if err != nil {
-			return s, err
-		}
-		line, ok := strings.CutSuffix(line, "\r\n")
-		if !ok {
-			return s, fmt.Errorf("bare LF in %q", line)
-		}
-		if s.line == "" {
-			s.line = line
-			continue
-		}
-		if line == "" {
-			break
-		}
-		if value, ok := strings.CutPrefix(line, "Content-Length: "); ok {
-			if _, err := fmt.Sscanf(value, "%d", &length); err != nil {
-				return s, err
-			}
-		}
-		s.fields = append(s.fields, line)
-	}
-	slices.Sort(s.fields)
-	if length < 0 {
-		return s, errors.New("no Content-Length")
-	}
-	body := make([]byte, length)
-	_, err = io.ReadFull(br, body)
-	s.body = string(body)
-	return s, err
-}
-
-func (u *recorder) url() string { return "http://" + u.Addr().String() }
-
-// next waits for the next request.
-func (u *recorder) next(t testing.TB) seen {
-	t.Helper()
-	select {
-	case s := <-u.requests:
-		return s
-	case <-time.After(patience):
-		t.Fatal("the upstream saw no request")
-		return seen{}
-	}
-}
-
-// none checks that no request has come. Call it after the answer.
-func (u *recorder) none(t testing.TB) {
-	t.Helper()
-	select {
-	case s := <-u.requests:
-		t.Errorf("the upstream saw %q %q with %d bytes", s.line, s.fields, len(s.body))
-	default:
-	}
-}
-
-// reply is an answer as a caller sees it.
-type reply struct {
-	*http.Response
-	body string
-}
-
-// code is the code of a refusal.
-func (r reply) code() string {
-	_, rest, _ := strings.Cut(r.body, `"error":"`)
-	code, _, _ := strings.Cut(rest, `"`)
-	return code
-}
-
-// raw sends bytes on a connection of their own and reads one answer.
-func raw(t testing.TB, addr, request string) reply {
-	t.Helper()
-	conn := dial(t, addr)
-	go func() { _, _ = io.WriteString(conn, request) }()
-	method, _, _ := strings.Cut(request, " ")
-	return readReply(t, bufio.NewReader(conn), method)
-}
-
-// dial connects for the length of the test.
-func dial(t testing.TB, addr string) net.Conn {
-	t.Helper()
-	conn, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = conn.SetDeadline(time.Now().Add(patience))
-	t.Cleanup(func() { conn.Close() })
-	return conn
-}
-
-func readReply(t testing.TB, br *bufio.Reader, method string) reply {
-	t.Helper()
-	for {
-		resp, err := http.ReadResponse(br, &http.Request{Method: method})
-		if err != nil {
-			t.Fatalf("no answer: %v", err)
-		}
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatalf("answer cut: %v", err)
-		}
-		if resp.StatusCode != http.StatusContinue {
-			return reply{resp, string(body)}
-		}
-	}
-}
+// underRace reports whether all is several times as slow.
+func underRace() bool { return slices.Contains(buildFlags, "-race") }
 
 // tool finds a program by any of its names, and installs its Debian package
 // where that is possible. Without it the test is skipped, which CI does not let
@@ -437,4 +254,444 @@ func tool(t testing.TB, pkg string, names ...string) string {
 	}
 	t.Skipf("SKIPPED: this test needs %s, of Debian's package %s", names[0], pkg)
 	return ""
+}
+
+// command runs td-postback on a free port and waits until it serves.
+func command(t testing.TB, args ...string) *gateway {
+	t.Helper()
+	addr := freeAddr(t)
+	g := &gateway{addr: addr, process: start(t, nil, append([]string{"td-postback", "--listen", addr}, args...)...)}
+	g.await(t, `"msg":"server running"`, 1)
+	return g
+}
+
+// withAdmin is globals with Caddy's admin endpoint on the given address.
+func withAdmin(admin string) string {
+	return strings.Replace(globals, "admin off", "admin "+admin, 1)
+}
+
+// handoverGlobals are global options for outside sockets.
+func handoverGlobals(admin string) string {
+	return strings.Replace(withAdmin(admin), "default_bind 127.0.0.1", "servers {\n protocols h1 h2\n listener_wrappers {\n td_handover\n}\n}", 1)
+}
+
+// socketCaddyfile is a configuration with this site, on a socket from outside.
+func socketCaddyfile(admin, site string) string {
+	return fmt.Sprintf("{\n%s\n}\nhttp:// {\n bind fd/3\n%s\n}\n", handoverGlobals(admin), site)
+}
+
+// outsideSocket is a listening socket for a process that is started with it, as
+// systemd would.
+func outsideSocket(t *testing.T) (addr string, socket *os.File) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	if socket, err = listener.(*net.TCPListener).File(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = socket.Close() })
+	return listener.Addr().String(), socket
+}
+
+// startOn starts a gateway with sockets as its files 3 and following.
+func startOn(t *testing.T, config string, sockets ...*os.File) *process {
+	t.Helper()
+	p := startWith(t, binary, nil, func(cmd *exec.Cmd) { cmd.ExtraFiles = sockets },
+		"run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile", config))
+	p.await(t, "serving initial configuration", 1)
+	return p
+}
+
+// reload loads a configuration, as "caddy reload" does.
+func reload(t *testing.T, admin, config string) (status int, problem string) {
+	t.Helper()
+	resp, err := http.Post("http://"+admin+"/load", "text/caddyfile", strings.NewReader(config))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(text)
+}
+
+// scrape reads the gateway's own metrics, but for histograms' buckets and what
+// has never been counted.
+func scrape(t *testing.T, addr string) map[string]float64 {
+	t.Helper()
+	resp, err := http.Get("http://" + addr + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatal(resp.Status, err)
+	}
+	found := map[string]float64{}
+	for line := range strings.SplitSeq(string(text), "\n") {
+		name, number, _ := strings.Cut(line, " ")
+		if name, ok := strings.CutPrefix(name, "caddy_td_postback_"); ok && !strings.Contains(name, "_bucket") {
+			value, err := strconv.ParseFloat(number, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if value != 0 {
+				found[name] = value
+			}
+		}
+	}
+	return found
+}
+
+// awaitIdle scrapes until no request is in flight: a request is counted after
+// its answer.
+func awaitIdle(t *testing.T, addr string) map[string]float64 {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		if scrape(t, addr)["requests_in_flight"] == 0 {
+			return scrape(t, addr) // the one before took its figures one after the other
+		}
+		if time.Now().After(end) {
+			t.Fatal("requests stay in flight")
+		}
+	}
+}
+
+func requests(surface, key, result string) string {
+	return fmt.Sprintf("requests_total{key=%q,result=%q,surface=%q}", key, result, surface)
+}
+
+// peakMiB is the most physical memory that a process has had.
+func peakMiB(t *testing.T, pid int) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, value, _ := strings.Cut(string(status), "VmHWM:")
+	var kib int
+	if _, err := fmt.Sscanf(value, "%d kB", &kib); err != nil {
+		t.Fatal(err)
+	}
+	return kib >> 10
+}
+
+// freePort is a loopback address that is free over TCP and UDP: HTTP/3 has the
+// port of its site.
+func freePort(t testing.TB) string {
+	t.Helper()
+	for range 100 {
+		addr := freeAddr(t)
+		if conn, err := net.ListenPacket("udp", addr); err == nil {
+			conn.Close()
+			return addr
+		}
+	}
+	t.Fatal("no port is free over TCP and UDP")
+	return ""
+}
+
+// certificate is a self-signed certificate on disk.
+type certificate struct {
+	cert, key string // paths
+	pair      tls.Certificate
+	pool      *x509.CertPool
+}
+
+func newCertificate(t testing.TB, names ...string) certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: names[0]}, DNSNames: names,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(certPEM)
+	return certificate{write(t, "cert.pem", string(certPEM)), write(t, "key.pem", string(keyPEM)), pair, pool}
+}
+
+// signed is a certificate by an authority, for localhost, that ends then.
+func signed(t testing.TB, authority certificate, notAfter time.Time) *tls.Certificate {
+	t.Helper()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), DNSNames: []string{"localhost"},
+		NotBefore: notAfter.Add(-time.Hour), NotAfter: notAfter,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, authority.pair.Leaf, authority.pair.Leaf.PublicKey, authority.pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: authority.pair.PrivateKey}
+}
+
+// spooling is a gateway with a spool.
+type spooling struct {
+	*gateway
+	admin, dir string
+	caddyfile  string
+}
+
+// spoolBlock is a block with a spool; options are the block's, spool the
+// spool's.
+func spoolBlock(upstream, dir, options, spool string) string {
+	return fmt.Sprintf("td_postback {\n upstream %s\n retries 0\n %s\n spool {\n  dir %s\n  %s\n }\n}", upstream, options, dir, spool)
+}
+
+// serveSpool runs a gateway with a spool of its own.
+func serveSpool(t testing.TB, upstream, options, spool string) *spooling {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "spool")
+	return serveSpoolSite(t, dir, spoolBlock(upstream, dir, options, spool))
+}
+
+// serveSpoolSite runs a gateway with this site, which has a spool in dir.
+func serveSpoolSite(t testing.TB, dir, site string) *spooling {
+	t.Helper()
+	addr, admin := freeAddr(t), freeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	g := &spooling{admin: admin, dir: dir, caddyfile: spoolCaddyfile(admin, port, site)}
+	g.gateway = serveCaddyfile(t, addr, g.caddyfile)
+	saysNoSecret(t, g.process)
+	return g
+}
+
+func spoolCaddyfile(admin, port, site string) string {
+	return fmt.Sprintf("{\n%s\n}\nhttp://:%s {\n%s\n}\n", withAdmin(admin), port, site)
+}
+
+// saysNoSecret checks at the end of the test that a process has written no key
+// and no body.
+func saysNoSecret(t testing.TB, p *process) {
+	t.Cleanup(func() {
+		p.stop()
+		for line := range strings.SplitSeq(p.text(), "\n") {
+			if strings.Contains(line, spoolSecret) || strings.Contains(line, spoolText) {
+				t.Errorf("a key or a body is in %s", line)
+			}
+		}
+	})
+}
+
+// spoolState is what the admin API says of a spool.
+type spoolState struct {
+	Spool     string
+	Available bool
+	Bytes     int64
+	MaxBytes  int64 `json:"max_bytes"`
+	Queues    []struct {
+		Name          string
+		Records, Dead int
+		Oldest        *time.Time
+		Down          bool `json:"upstream_down"`
+	}
+}
+
+// records is how many are to be delivered, of all queues.
+func (s spoolState) records() (n int) {
+	for _, q := range s.Queues {
+		n += q.Records
+	}
+	return n
+}
+
+func (s spoolState) dead() (n int) {
+	for _, q := range s.Queues {
+		n += q.Dead
+	}
+	return n
+}
+
+// ask asks the admin API and decodes its answer into value.
+func askAdmin(t testing.TB, method, admin, path string, value any) int {
+	t.Helper()
+	req, err := http.NewRequest(method, "http://"+admin+"/td_postback/"+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(text), spoolSecret) {
+		t.Errorf("%s %s shows the key: %s", method, path, text)
+	}
+	if value != nil {
+		if err := json.Unmarshal(text, value); err != nil {
+			t.Fatalf("%s %s: %v in %s", method, path, err, text)
+		}
+	}
+	return resp.StatusCode
+}
+
+// state is the gateway's only spool.
+func (g *spooling) state(t testing.TB) spoolState {
+	t.Helper()
+	var all []spoolState
+	if status := askAdmin(t, http.MethodGet, g.admin, "spool", &all); status != http.StatusOK || len(all) != 1 {
+		t.Fatalf("got %d, %d spools", status, len(all))
+	}
+	return all[0]
+}
+
+// health is what the gateway says of itself.
+func (g *spooling) health(t testing.TB) (health string, status int) {
+	t.Helper()
+	var answer struct {
+		Status string
+		Spools map[string]string
+	}
+	status = askAdmin(t, http.MethodGet, g.admin, "health", &answer)
+	if answer.Spools[g.dir] != answer.Status {
+		t.Errorf("health: %+v", answer)
+	}
+	return answer.Status, status
+}
+
+// awaitState waits until the spool is as it is to be.
+func (g *spooling) awaitState(t testing.TB, is func(s *spoolState) bool) spoolState {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		s := g.state(t)
+		if is(&s) {
+			return s
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the spool stays as it is: %+v", s)
+		}
+	}
+}
+
+// awaitHealth waits until the gateway is well again: files go a little later
+// than records.
+func (g *spooling) awaitHealth(t testing.TB, want string) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		health, _ := g.health(t)
+		if health == want {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("health stays %s: %+v", health, g.state(t))
+		}
+	}
+}
+
+// awaitEmpty waits until all is delivered.
+func (g *spooling) awaitEmpty(t testing.TB) {
+	t.Helper()
+	g.awaitState(t, func(s *spoolState) bool { return s.Available && s.records() == 0 })
+}
+
+// spoolMetrics are the spool's metrics, but for times and sizes, without its
+// name and the queue's.
+func (g *spooling) spoolMetrics(t *testing.T) (counts, sizes map[string]float64) {
+	t.Helper()
+	counts, sizes = map[string]float64{}, map[string]float64{}
+	label := regexp.MustCompile(`,?(spool|queue)="[^"]*"`)
+	for name, value := range scrape(t, g.admin) {
+		name, isSpool := strings.CutPrefix(label.ReplaceAllString(name, ""), "spool_")
+		switch {
+		case !isSpool:
+		case strings.Contains(name, "bytes") || strings.Contains(name, "seconds"):
+			sizes[name] = value
+		default:
+			counts[name] = value
+		}
+	}
+	return counts, sizes
+}
+
+// awaitMetrics waits until the spool's metrics are these.
+func (g *spooling) awaitMetrics(t *testing.T, want map[string]float64) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		got, _ := g.spoolMetrics(t)
+		if maps.Equal(got, want) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("got %v\nwant %v", got, want)
+		}
+	}
+}
+
+// letter is a record as the admin API lists it.
+type letter struct {
+	ID                        uint64
+	Status, Bytes             int
+	Reason, Path, Account     string
+	Queue, Spool, Query, Body string
+	Arrival                   time.Time
+	Died                      *time.Time
+	Header                    http.Header
+}
+
+// spoolCommand runs td-spool against a gateway. Nothing that it writes may hold
+// a key.
+func spoolCommand(t *testing.T, admin string, args ...string) (output string, code int) {
+	t.Helper()
+	output, code = run(t, append([]string{"td-spool", "--address", admin}, args...)...)
+	if strings.Contains(output, spoolSecret) {
+		t.Errorf("%q shows the key: %s", args, output)
+	}
+	return output, code
+}
+
+// prints checks that a td-spool command succeeds and prints these texts.
+func prints(t *testing.T, admin string, args []string, texts ...string) string {
+	t.Helper()
+	output, code := spoolCommand(t, admin, args...)
+	if code != 0 {
+		t.Errorf("%q: exit %d: %s", args, code, output)
+	}
+	for _, text := range texts {
+		if !strings.Contains(output, text) {
+			t.Errorf("%q: %q is not in %s", args, text, output)
+		}
+	}
+	return output
+}
+
+// fails checks that a td-spool command fails with these texts.
+func fails(t *testing.T, admin string, args []string, texts ...string) {
+	t.Helper()
+	output, code := spoolCommand(t, admin, args...)
+	if code == 0 {
+		t.Errorf("%q: exit 0: %s", args, output)
+	}
+	for _, text := range texts {
+		if !strings.Contains(strings.ReplaceAll(output, `\`, ""), text) {
+			t.Errorf("%q: %q is not in %s", args, text, output)
+		}
+	}
 }

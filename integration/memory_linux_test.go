@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -162,19 +161,4 @@ func (b *barrier) release() {
 		close(b.open)
 		b.open, b.waiting = make(chan struct{}), 0
 	}
-}
-
-// peakMiB is the most physical memory that a process has had.
-func peakMiB(t *testing.T, pid int) int {
-	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, value, _ := strings.Cut(string(status), "VmHWM:")
-	var kib int
-	if _, err := fmt.Sscanf(value, "%d kB", &kib); err != nil {
-		t.Fatal(err)
-	}
-	return kib >> 10
 }

@@ -3,136 +3,16 @@ package integration
 import (
 	"crypto/tls"
 	"fmt"
-	"io"
-	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/td-postback/gateway/sandbox"
 )
-
-// faultyV2 is the sandbox, but one in ten requests goes wrong.
-type faultyV2 struct {
-	inner  sandbox.Sandbox
-	taken  sync.Map // id -> *atomic.Int32
-	faults [len(faultNames)]atomic.Int32
-}
-
-var faultNames = [...]string{
-	"closes before it reads", "resets before it reads", "429", "500", "503",
-	"breaks off its answer", "resets within its answer", "answers garbage", "an interim answer first", "closes after its answer", "answers too late",
-}
-
-var recordID = regexp.MustCompile(`"id":"(\d+)"`)
-
-func newFaultyV2() *faultyV2 {
-	v2 := &faultyV2{}
-	v2.inner.Received = func(r sandbox.Record) {
-		for _, id := range recordID.FindAllSubmatch(r.Body, -1) {
-			n, _ := v2.taken.LoadOrStore(string(id[1]), new(atomic.Int32))
-			n.(*atomic.Int32).Add(1)
-		}
-	}
-	return v2
-}
-
-// times is how often v2 took the record with an id.
-func (v2 *faultyV2) times(id int) int {
-	n, ok := v2.taken.Load(strconv.Itoa(id))
-	if !ok {
-		return 0
-	}
-	return int(n.(*atomic.Int32).Load())
-}
-
-// ServeHTTP answers a request, or fails to. v2 takes no record of a request
-// that it closes the connection on before it answers: that is what makes such a
-// request safe to send again.
-func (v2 *faultyV2) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	fault := rand.IntN(10 * len(faultNames))            //nolint:gosec // a test's dice
-	if fault == len(faultNames)-1 && rand.IntN(3) > 0 { //nolint:gosec // the same
-		fault = len(faultNames) // this one takes long
-	}
-	if fault >= len(faultNames) {
-		v2.inner.ServeHTTP(w, r)
-		return
-	}
-	v2.faults[fault].Add(1)
-	switch name := faultNames[fault]; name {
-	case "closes before it reads", "resets before it reads":
-		conn, _, err := http.NewResponseController(w).Hijack()
-		if err == nil && strings.HasPrefix(name, "resets") {
-			reset(conn)
-		}
-		_ = conn.Close()
-	case "429", "500", "503":
-		w.Header().Set("Retry-After", "1")
-		status, _ := strconv.Atoi(name)
-		w.WriteHeader(status)
-	default:
-		v2.inner.ServeHTTP(httptest.NewRecorder(), r)
-		conn, _, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			return
-		}
-		defer conn.Close()
-		switch name {
-		case "breaks off its answer":
-			_, _ = io.WriteString(conn, ok[:len(ok)-1])
-		case "resets within its answer":
-			_, _ = io.WriteString(conn, ok[:20])
-			reset(conn)
-		case "answers garbage":
-			_, _ = io.WriteString(conn, "200 OK\r\n\r\n{}")
-		case "an interim answer first":
-			_, _ = io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\n\r\n"+ok)
-		case "closes after its answer":
-			_, _ = io.WriteString(conn, ok)
-		case "answers too late":
-			time.Sleep(1500 * time.Millisecond)
-			_, _ = io.WriteString(conn, ok)
-		}
-	}
-}
-
-// mixedRequest is the n-th request of a run, one of every kind that callers
-// send, well or wrongly.
-func mixedRequest(n int) (method, uri, contentType, body string) {
-	id := fmt.Sprintf(`{"id":"%d"}`, n)
-	query := "&id=" + strconv.Itoa(n)
-	switch n % 16 {
-	case 0:
-		return "GET", target + query, "", ""
-	case 1:
-		return "GET", target + query + "&td_format=pixel", "", ""
-	case 2:
-		return "POST", target + query, "text/ping", "PING"
-	case 3:
-		return "POST", target + query, "", ""
-	case 4:
-		return "POST", target, "application/json", fmt.Sprintf(`{"pad":"%s","id":"%d"}`, strings.Repeat("x", 20_000), n)
-	case 5:
-		return "GET", target + query + "&td_redirect=http://evil.example/", "", ""
-	case 6:
-		return "POST", event + "?td_write_key=", "application/json", id
-	case 7:
-		return "POST", event + "/deeper?td_write_key=1/a", "application/json", id
-	case 8:
-		return "PUT", target, "application/json", id
-	case 9:
-		return "POST", target, "application/x-www-form-urlencoded", id
-	default:
-		return "POST", target, "application/json", id
-	}
-}
 
 // TestMixed sends requests of every kind over HTTP/1.1 and HTTP/2, to a v2 that
 // fails at random, through reloads. In the end the record of every caller that
@@ -196,79 +76,6 @@ func TestMixed(t *testing.T) {
 		}
 	}
 	t.Logf("%d requests, %d reloads, %v", total, reloads, told.results)
-}
-
-// sendMixed sends a request and returns what its caller is told, as a result of the
-// gateway's metrics, or as an error.
-func sendMixed(client *http.Client, method, url, contentType, body string) string {
-	req, err := http.NewRequest(method, url, strings.NewReader(body))
-	if err != nil {
-		return err.Error()
-	}
-	if contentType != "" {
-		req.Header.Set("Content-Type", contentType)
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return err.Error()
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return err.Error()
-	}
-	code := reply{resp, string(answer)}.code()
-	switch {
-	case code != "":
-		return code
-	case resp.StatusCode == http.StatusOK:
-		return "forwarded"
-	default:
-		return "upstream_" + resp.Status[:1] + "xx"
-	}
-}
-
-// tally is what callers were told of their records.
-type tally struct {
-	mu      sync.Mutex
-	results map[string]int
-	of      map[int]string // by id
-}
-
-func (a *tally) add(t *testing.T, id int, result string) {
-	if strings.Contains(result, " ") {
-		t.Errorf("request %d: %s", id, result)
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.results == nil {
-		a.results, a.of = map[string]int{}, map[int]string{}
-	}
-	a.results[result]++
-	a.of[id] = result
-}
-
-// check compares with what v2 has.
-func (a *tally) check(t *testing.T, v2 *faultyV2, total int) {
-	if len(a.of) != total {
-		t.Errorf("%d of %d callers were told something", len(a.of), total)
-	}
-	for id, result := range a.of {
-		times := v2.times(id)
-		want := times == 0
-		switch result {
-		case "forwarded", "redirect_not_allowed":
-			want = times == 1
-		case "upstream_unreachable", "upstream_timeout":
-			want = times <= 1 // the answer was lost, or the request
-		}
-		if !want {
-			t.Errorf("record %d is at v2 %d times, its caller was told %s", id, times, result)
-		}
-	}
-	if n := a.results["forwarded"]; n < total/2 {
-		t.Errorf("only %d of %d were forwarded", n, total)
-	}
 }
 
 // mixedGateway is a gateway with listening sockets from outside.

@@ -10,139 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 )
-
-// withAdmin is globals with Caddy's admin endpoint on the given address.
-func withAdmin(admin string) string {
-	return strings.Replace(globals, "admin off", "admin "+admin, 1)
-}
-
-// scrape reads the gateway's own metrics, but for histograms' buckets and what
-// has never been counted.
-func scrape(t *testing.T, addr string) map[string]float64 {
-	t.Helper()
-	resp, err := http.Get("http://" + addr + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatal(resp.Status, err)
-	}
-	found := map[string]float64{}
-	for line := range strings.SplitSeq(string(text), "\n") {
-		name, number, _ := strings.Cut(line, " ")
-		if name, ok := strings.CutPrefix(name, "caddy_td_postback_"); ok && !strings.Contains(name, "_bucket") {
-			value, err := strconv.ParseFloat(number, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if value != 0 {
-				found[name] = value
-			}
-		}
-	}
-	return found
-}
-
-// awaitIdle scrapes until no request is in flight: a request is counted after
-// its answer.
-func awaitIdle(t *testing.T, addr string) map[string]float64 {
-	t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		if scrape(t, addr)["requests_in_flight"] == 0 {
-			return scrape(t, addr) // the one before took its figures one after the other
-		}
-		if time.Now().After(end) {
-			t.Fatal("requests stay in flight")
-		}
-	}
-}
-
-func requests(surface, key, result string) string {
-	return fmt.Sprintf("requests_total{key=%q,result=%q,surface=%q}", key, result, surface)
-}
-
-// outcomes are requests of every kind, and what becomes of each of them.
-var outcomes = []struct {
-	name, request        string
-	surface, key, result string
-}{
-	{"key in the URL", post(target, asJSON, object), "post", "param", "forwarded"},
-	{"key in a header", post(event, asJSON+"X-TD-Write-Key: 1234/abcd\r\n", object), "post", "header", "forwarded"},
-	{"key in both", post(target, asJSON+"X-TD-Write-Key: 1234/abcd\r\n", object), "post", "header", "forwarded"},
-	{"key in Authorization", post(event, asJSON+"Authorization: TD1 1234/abcd\r\n", object), "post", "td1", "forwarded"},
-	{"GET", get(target+"&a=1", ""), "get", "param", "forwarded"},
-	{"pixel", get(target+"&td_format=pixel", ""), "pixel", "param", "forwarded"},
-	{"ping", post(target+"&a=1", "Content-Type: text/ping\r\n", "PING"), "beacon", "param", "forwarded"},
-	{"empty beacon", post(target+"&a=1", "", ""), "beacon", "param", "forwarded"},
-	{"preflight", "OPTIONS " + event + " HTTP/1.1\r\nHost: x\r\n\r\n", "other", "none", "preflight"},
-
-	{"no key", post(event, asJSON, object), "post", "none", "missing_write_key"},
-	{"pixel without a key", get(event+"?td_format=pixel", ""), "pixel", "none", "missing_write_key"},
-	{"bad key", post(event+"?td_write_key=%zz", asJSON, object), "post", "param", "invalid_write_key"},
-	{"bad path", post("/postback/v3/event/db", asJSON, object), "post", "none", "invalid_path"},
-	{"elsewhere", get("/elsewhere", ""), "get", "none", "not_found"},
-	{"PUT", "PUT " + target + " HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", "other", "none", "method_not_allowed"},
-	{"too large", "POST " + target + " HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1048065\r\n\r\n", "post", "param", "payload_too_large"},
-	{"redirect to a stranger", get(target+"&td_redirect=http://evil.example/", ""), "get", "param", "redirect_not_allowed"},
-
-	{"v2 answers 304", post(strings.Replace(target, "tbl", "s304", 1), asJSON, object), "post", "param", "upstream_3xx"},
-	{"v2 answers 400", post(strings.Replace(target, "tbl", "s400", 1), asJSON, object), "post", "param", "upstream_4xx"},
-	{"v2 answers 429", post(strings.Replace(target, "tbl", "s429", 1), asJSON, object), "post", "param", "upstream_4xx"},
-	{"v2 answers 500", post(strings.Replace(target, "tbl", "s500", 1), asJSON, object), "post", "param", "upstream_5xx"},
-	{"v2 answers 999", post(strings.Replace(target, "tbl", "s999", 1), asJSON, object), "post", "param", "upstream_5xx"},
-	{"v2's pixel fails", get(strings.Replace(target, "tbl", "s500", 1)+"&td_format=pixel", ""), "pixel", "param", "upstream_5xx"},
-	{"v2 cannot be reached", post("/down"+target, asJSON, object), "post", "param", "upstream_unreachable"},
-	{"v2 is slow", post(strings.Replace(target, "tbl", "slow", 1), asJSON, object), "post", "param", "upstream_timeout"},
-	{"handoff", post("/handoff"+target, asJSON, object), "post", "param", "handed_off"},
-}
-
-// outcomeConfig is a configuration for outcomes, of several handlers.
-func outcomeConfig(t *testing.T, admin, port, logging string) string {
-	u := record(t, func(conn net.Conn, _ int, s seen) bool {
-		switch _, status, _ := strings.Cut(s.line, "/db/s"); {
-		case strings.Contains(s.line, "/slow"):
-			_, _ = conn.Read(make([]byte, 1)) // until the gateway gives up
-			return false
-		case strings.Contains(s.line, "/cut"):
-			return send(conn, false, "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"+strings.Repeat("x", 50_000))
-		case status != "":
-			return send(conn, true, "HTTP/1.1 "+status[:3]+" X\r\nContent-Length: 0\r\n\r\n")
-		}
-		return send(conn, true, ok)
-	})
-	return fmt.Sprintf(`{
-	%s
-	%s
-}
-http://:%s {
-	log
-	handle_path /down/* {
-		td_postback {
-			upstream http://%s
-			retries 1
-		}
-	}
-	handle_path /handoff/* {
-		td_postback {
-			upstream %s
-			handoff
-		}
-		respond "{}"
-	}
-	handle {
-		td_postback {
-			upstream %s
-			redirect_hosts shop.example
-			response_timeout 1s
-		}
-	}
-}
-`, withAdmin(admin), logging, port, freeAddr(t), u.url(), u.url())
-}
 
 // TestMetrics counts every kind of request, through reloads and reloads that
 // fail.
@@ -305,4 +173,83 @@ func TestWarnings(t *testing.T) {
 	if !maps.Equal(got, want) {
 		t.Errorf("got %v\nwant %v", got, want)
 	}
+}
+
+// outcomes are requests of every kind, and what becomes of each of them.
+var outcomes = []struct {
+	name, request        string
+	surface, key, result string
+}{
+	{"key in the URL", post(target, asJSON, object), "post", "param", "forwarded"},
+	{"key in a header", post(event, asJSON+"X-TD-Write-Key: 1234/abcd\r\n", object), "post", "header", "forwarded"},
+	{"key in both", post(target, asJSON+"X-TD-Write-Key: 1234/abcd\r\n", object), "post", "header", "forwarded"},
+	{"key in Authorization", post(event, asJSON+"Authorization: TD1 1234/abcd\r\n", object), "post", "td1", "forwarded"},
+	{"GET", get(target+"&a=1", ""), "get", "param", "forwarded"},
+	{"pixel", get(target+"&td_format=pixel", ""), "pixel", "param", "forwarded"},
+	{"ping", post(target+"&a=1", "Content-Type: text/ping\r\n", "PING"), "beacon", "param", "forwarded"},
+	{"empty beacon", post(target+"&a=1", "", ""), "beacon", "param", "forwarded"},
+	{"preflight", "OPTIONS " + event + " HTTP/1.1\r\nHost: x\r\n\r\n", "other", "none", "preflight"},
+
+	{"no key", post(event, asJSON, object), "post", "none", "missing_write_key"},
+	{"pixel without a key", get(event+"?td_format=pixel", ""), "pixel", "none", "missing_write_key"},
+	{"bad key", post(event+"?td_write_key=%zz", asJSON, object), "post", "param", "invalid_write_key"},
+	{"bad path", post("/postback/v3/event/db", asJSON, object), "post", "none", "invalid_path"},
+	{"elsewhere", get("/elsewhere", ""), "get", "none", "not_found"},
+	{"PUT", "PUT " + target + " HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", "other", "none", "method_not_allowed"},
+	{"too large", "POST " + target + " HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1048065\r\n\r\n", "post", "param", "payload_too_large"},
+	{"redirect to a stranger", get(target+"&td_redirect=http://evil.example/", ""), "get", "param", "redirect_not_allowed"},
+
+	{"v2 answers 304", post(strings.Replace(target, "tbl", "s304", 1), asJSON, object), "post", "param", "upstream_3xx"},
+	{"v2 answers 400", post(strings.Replace(target, "tbl", "s400", 1), asJSON, object), "post", "param", "upstream_4xx"},
+	{"v2 answers 429", post(strings.Replace(target, "tbl", "s429", 1), asJSON, object), "post", "param", "upstream_4xx"},
+	{"v2 answers 500", post(strings.Replace(target, "tbl", "s500", 1), asJSON, object), "post", "param", "upstream_5xx"},
+	{"v2 answers 999", post(strings.Replace(target, "tbl", "s999", 1), asJSON, object), "post", "param", "upstream_5xx"},
+	{"v2's pixel fails", get(strings.Replace(target, "tbl", "s500", 1)+"&td_format=pixel", ""), "pixel", "param", "upstream_5xx"},
+	{"v2 cannot be reached", post("/down"+target, asJSON, object), "post", "param", "upstream_unreachable"},
+	{"v2 is slow", post(strings.Replace(target, "tbl", "slow", 1), asJSON, object), "post", "param", "upstream_timeout"},
+	{"handoff", post("/handoff"+target, asJSON, object), "post", "param", "handed_off"},
+}
+
+// outcomeConfig is a configuration for outcomes, of several handlers.
+func outcomeConfig(t *testing.T, admin, port, logging string) string {
+	u := record(t, func(conn net.Conn, _ int, s seen) bool {
+		switch _, status, _ := strings.Cut(s.line, "/db/s"); {
+		case strings.Contains(s.line, "/slow"):
+			_, _ = conn.Read(make([]byte, 1)) // until the gateway gives up
+			return false
+		case strings.Contains(s.line, "/cut"):
+			return send(conn, false, "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"+strings.Repeat("x", 50_000))
+		case status != "":
+			return send(conn, true, "HTTP/1.1 "+status[:3]+" X\r\nContent-Length: 0\r\n\r\n")
+		}
+		return send(conn, true, ok)
+	})
+	return fmt.Sprintf(`{
+	%s
+	%s
+}
+http://:%s {
+	log
+	handle_path /down/* {
+		td_postback {
+			upstream http://%s
+			retries 1
+		}
+	}
+	handle_path /handoff/* {
+		td_postback {
+			upstream %s
+			handoff
+		}
+		respond "{}"
+	}
+	handle {
+		td_postback {
+			upstream %s
+			redirect_hosts shop.example
+			response_timeout 1s
+		}
+	}
+}
+`, withAdmin(admin), logging, port, freeAddr(t), u.url(), u.url())
 }

@@ -11,18 +11,6 @@ import (
 	"testing"
 )
 
-// post is a request in its plainest form; headers end with \r\n each.
-func post(target, headers, body string) string {
-	return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: in.treasuredata.com\r\n%sContent-Length: %d\r\n\r\n%s", target, headers, len(body), body)
-}
-
-const (
-	event  = "/postback/v3/event/db/tbl"
-	target = event + "?td_write_key=1234/abcd"
-	object = `{"a":1}`
-	asJSON = "Content-Type: application/json\r\n"
-)
-
 // TestPost sends bytes and compares the bytes that v2 gets: the request line,
 // every field, the body.
 func TestPost(t *testing.T) {

@@ -195,21 +195,6 @@ https://localhost:%s {
 `, globals, upstream, port, securePort, pair.cert, pair.key)
 }
 
-// freePort is a loopback address that is free over TCP and UDP: HTTP/3 has the
-// port of its site.
-func freePort(t testing.TB) string {
-	t.Helper()
-	for range 100 {
-		addr := freeAddr(t)
-		if conn, err := net.ListenPacket("udp", addr); err == nil {
-			conn.Close()
-			return addr
-		}
-	}
-	t.Fatal("no port is free over TCP and UDP")
-	return ""
-}
-
 // protocols are all ways to the two sites of protocolsCaddyfile.
 func protocols(t *testing.T, plain, secure string, pair certificate) []protocol {
 	curl := tool(t, "curl", "curl")

@@ -11,11 +11,6 @@ import (
 	"time"
 )
 
-// get is a GET in its plainest form; headers end with \r\n each.
-func get(target, headers string) string {
-	return "GET " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\n" + headers + "\r\n"
-}
-
 // TestRecord sends what is no POST with a body and looks at the record that v2
 // gets, and at the answer.
 func TestRecord(t *testing.T) {

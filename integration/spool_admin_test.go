@@ -2,67 +2,13 @@ package integration
 
 import (
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 )
-
-// letter is a record as the admin API lists it.
-type letter struct {
-	ID                        uint64
-	Status, Bytes             int
-	Reason, Path, Account     string
-	Queue, Spool, Query, Body string
-	Arrival                   time.Time
-	Died                      *time.Time
-	Header                    http.Header
-}
-
-// spoolCommand runs td-spool against a gateway. Nothing that it writes may hold
-// a key.
-func spoolCommand(t *testing.T, admin string, args ...string) (output string, code int) {
-	t.Helper()
-	output, code = run(t, append([]string{"td-spool", "--address", admin}, args...)...)
-	if strings.Contains(output, spoolSecret) {
-		t.Errorf("%q shows the key: %s", args, output)
-	}
-	return output, code
-}
-
-// prints checks that a td-spool command succeeds and prints these texts.
-func prints(t *testing.T, admin string, args []string, texts ...string) string {
-	t.Helper()
-	output, code := spoolCommand(t, admin, args...)
-	if code != 0 {
-		t.Errorf("%q: exit %d: %s", args, code, output)
-	}
-	for _, text := range texts {
-		if !strings.Contains(output, text) {
-			t.Errorf("%q: %q is not in %s", args, text, output)
-		}
-	}
-	return output
-}
-
-// fails checks that a td-spool command fails with these texts.
-func fails(t *testing.T, admin string, args []string, texts ...string) {
-	t.Helper()
-	output, code := spoolCommand(t, admin, args...)
-	if code == 0 {
-		t.Errorf("%q: exit 0: %s", args, output)
-	}
-	for _, text := range texts {
-		if !strings.Contains(strings.ReplaceAll(output, `\`, ""), text) {
-			t.Errorf("%q: %q is not in %s", args, text, output)
-		}
-	}
-}
 
 // TestSpoolCommand is an operator who looks at the spool while v2 is down, and
 // at the dead letters after.
@@ -192,39 +138,6 @@ func TestSpoolQueues(t *testing.T) {
 	prints(t, g.admin, []string{"drop", "--all", "--queue", two.url()}, "1 dead letters deleted")
 	if s := g.state(t); s.dead() != 0 || s.records() != 1 {
 		t.Errorf("got %+v", s)
-	}
-}
-
-// spoolMetrics are the spool's metrics, but for times and sizes, without its
-// name and the queue's.
-func (g *spooling) spoolMetrics(t *testing.T) (counts, sizes map[string]float64) {
-	t.Helper()
-	counts, sizes = map[string]float64{}, map[string]float64{}
-	label := regexp.MustCompile(`,?(spool|queue)="[^"]*"`)
-	for name, value := range scrape(t, g.admin) {
-		name, isSpool := strings.CutPrefix(label.ReplaceAllString(name, ""), "spool_")
-		switch {
-		case !isSpool:
-		case strings.Contains(name, "bytes") || strings.Contains(name, "seconds"):
-			sizes[name] = value
-		default:
-			counts[name] = value
-		}
-	}
-	return counts, sizes
-}
-
-// awaitMetrics waits until the spool's metrics are these.
-func (g *spooling) awaitMetrics(t *testing.T, want map[string]float64) {
-	t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		got, _ := g.spoolMetrics(t)
-		if maps.Equal(got, want) {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("got %v\nwant %v", got, want)
-		}
 	}
 }
 

@@ -1,152 +1,14 @@
 package integration
 
 import (
-	"bufio"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 )
-
-// underRace reports whether all is several times as slow.
-func underRace() bool { return slices.Contains(buildFlags, "-race") }
-
-// traffic is callers that send records with IDs, each over a connection of its
-// own for as long as that lasts.
-type traffic struct {
-	stop func()
-
-	mu      sync.Mutex
-	changed *sync.Cond
-	acked   []string // records whose callers were told 200
-	refused int      // records whose callers were told 503
-	cut     int      // records whose callers were told nothing
-}
-
-// lastID is the ID of the last record of all traffic: each has its own.
-var lastID atomic.Int64
-
-// startTraffic has n callers send until they have sent limit records together,
-// or are stopped.
-func startTraffic(t testing.TB, addr string, n, limit int, pad string) *traffic {
-	c := &traffic{}
-	c.changed = sync.NewCond(&c.mu)
-	stopping := make(chan struct{})
-	var all sync.WaitGroup
-	var next atomic.Int64
-	c.stop = sync.OnceFunc(func() { close(stopping); all.Wait() })
-	t.Cleanup(c.stop)
-	for range n {
-		all.Go(func() {
-			call := caller{addr: addr}
-			defer call.close()
-			for !t.Failed() {
-				select {
-				case <-stopping:
-					return
-				default:
-				}
-				if int(next.Add(1)) > limit {
-					return
-				}
-				id := strconv.FormatInt(lastID.Add(1), 10)
-				c.note(t, id, call.send(`{"id":"`+id+`","text":"`+spoolText+pad+`"}`))
-			}
-		})
-	}
-	return c
-}
-
-// note remembers what a caller was told: a status, or nothing.
-func (c *traffic) note(t testing.TB, id string, status int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch status {
-	case http.StatusOK:
-		c.acked = append(c.acked, id)
-	case http.StatusServiceUnavailable:
-		c.refused++
-	case 0:
-		c.cut++
-	default:
-		t.Errorf("record %s: got %d", id, status)
-	}
-	c.changed.Broadcast()
-}
-
-// await waits until n more callers were told 200.
-func (c *traffic) await(t testing.TB, n int) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	timer := time.AfterFunc(patience, func() { c.mu.Lock(); c.changed.Broadcast(); c.mu.Unlock() })
-	defer timer.Stop()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for want := len(c.acked) + n; len(c.acked) < want; c.changed.Wait() {
-		if time.Now().After(deadline) || t.Failed() {
-			t.Fatalf("%d of %d records were taken, %d refused, %d cut", len(c.acked), want, c.refused, c.cut)
-		}
-	}
-}
-
-// caller sends records over a connection that it keeps.
-type caller struct {
-	addr string
-	conn net.Conn
-	br   *bufio.Reader
-}
-
-// send sends a record and returns the status of the answer, or 0 without one.
-func (c *caller) send(body string) (status int) {
-	defer func() {
-		if status != http.StatusOK {
-			c.close()
-		}
-	}()
-	if c.conn == nil {
-		conn, err := net.Dial("tcp", c.addr)
-		if err != nil {
-			return 0
-		}
-		c.conn, c.br = conn, bufio.NewReader(conn)
-	}
-	_ = c.conn.SetDeadline(time.Now().Add(patience))
-	if _, err := io.WriteString(c.conn, post(spoolTarget, asJSON, body)); err != nil {
-		return 0
-	}
-	resp, err := http.ReadResponse(c.br, nil)
-	if err != nil {
-		return 0
-	}
-	answer, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode == http.StatusOK && string(answer) != "{}" {
-		return 0
-	}
-	if resp.Close {
-		c.close()
-	}
-	return resp.StatusCode
-}
-
-func (c *caller) close() {
-	if c.conn != nil {
-		_ = c.conn.Close()
-		c.conn = nil
-	}
-}
-
-// kill ends a process as a power cut would.
-func kill(p *process) {
-	_ = p.cmd.Process.Kill()
-	<-p.exited
-}
 
 // TestSpoolSurvivesKill kills the gateway again and again while callers send,
 // with a v2 that is up, down, and now this and now that. In the end v2 has each
@@ -303,20 +165,5 @@ func TestSpoolBacklog(t *testing.T) {
 	}
 	if n := len(v2.all()); n != total+1 {
 		t.Errorf("v2 has taken %d records", n)
-	}
-}
-
-// awaitAll waits until so many callers were told 200, however long that takes,
-// as long as it goes on.
-func (c *traffic) awaitAll(t testing.TB, n int) {
-	t.Helper()
-	for done := 0; done < n; {
-		step := min(1000, n-done)
-		c.mu.Lock()
-		done = len(c.acked)
-		c.mu.Unlock()
-		if left := n - done; left > 0 {
-			c.await(t, min(step, left))
-		}
 	}
 }

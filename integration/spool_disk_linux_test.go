@@ -13,51 +13,6 @@ import (
 	"testing"
 )
 
-// serveOnDisk runs a gateway whose spool is on a file system of its own, in
-// memory, that is mounted with these options. Nobody but the gateway sees it
-// under its name; inside is the way there for the test. It needs to be root, or
-// to be allowed user namespaces.
-func serveOnDisk(t *testing.T, options, upstream, spool string) (g *spooling, inside string) {
-	t.Helper()
-	mountpoint := t.TempDir()
-	addr, admin := freeAddr(t), freeAddr(t)
-	_, port, _ := net.SplitHostPort(addr)
-	g = &spooling{admin: admin, dir: mountpoint + "/spool"}
-	g.caddyfile = spoolCaddyfile(admin, port, spoolBlock(upstream, g.dir, "", spool))
-	mount := tool(t, "mount", "mount")
-	p := startWith(t, "/bin/sh", nil, func(cmd *exec.Cmd) {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
-		if os.Geteuid() != 0 {
-			cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-			cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
-			cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
-		}
-	}, "-c", mount+` --make-rprivate / && `+mount+` -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@"`, "sh", options, mountpoint,
-		binary, "run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile", g.caddyfile))
-	g.gateway = &gateway{addr: addr, process: p}
-	g.await(t, "serving initial configuration", 1)
-	saysNoSecret(t, p)
-	return g, fmt.Sprintf("/proc/%d/root%s", p.cmd.Process.Pid, mountpoint)
-}
-
-// fill writes a file until its disk has not a byte left.
-func fill(t *testing.T, path string) {
-	t.Helper()
-	f, err := os.Create(path) //nolint:gosec // G304: the test's own
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for size := 64 << 10; size > 0; size /= 2 {
-		for err = nil; err == nil; {
-			_, err = f.Write(make([]byte, size))
-		}
-		if !errors.Is(err, syscall.ENOSPC) {
-			t.Fatal(err)
-		}
-	}
-}
-
 // TestSpoolDiskFull fills the spool's disk to the last byte: at once, and bit by
 // bit with records.
 func TestSpoolDiskFull(t *testing.T) {
@@ -172,5 +127,50 @@ func TestSpoolBlackHole(t *testing.T) {
 	g.awaitEmpty(t)
 	if n := len(v2.all()); n != 1 {
 		t.Errorf("v2 has taken %d records", n)
+	}
+}
+
+// serveOnDisk runs a gateway whose spool is on a file system of its own, in
+// memory, that is mounted with these options. Nobody but the gateway sees it
+// under its name; inside is the way there for the test. It needs to be root, or
+// to be allowed user namespaces.
+func serveOnDisk(t *testing.T, options, upstream, spool string) (g *spooling, inside string) {
+	t.Helper()
+	mountpoint := t.TempDir()
+	addr, admin := freeAddr(t), freeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	g = &spooling{admin: admin, dir: mountpoint + "/spool"}
+	g.caddyfile = spoolCaddyfile(admin, port, spoolBlock(upstream, g.dir, "", spool))
+	mount := tool(t, "mount", "mount")
+	p := startWith(t, "/bin/sh", nil, func(cmd *exec.Cmd) {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+		if os.Geteuid() != 0 {
+			cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+			cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
+			cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
+		}
+	}, "-c", mount+` --make-rprivate / && `+mount+` -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@"`, "sh", options, mountpoint,
+		binary, "run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile", g.caddyfile))
+	g.gateway = &gateway{addr: addr, process: p}
+	g.await(t, "serving initial configuration", 1)
+	saysNoSecret(t, p)
+	return g, fmt.Sprintf("/proc/%d/root%s", p.cmd.Process.Pid, mountpoint)
+}
+
+// fill writes a file until its disk has not a byte left.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path) //nolint:gosec // G304: the test's own
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for size := 64 << 10; size > 0; size /= 2 {
+		for err = nil; err == nil; {
+			_, err = f.Write(make([]byte, size))
+		}
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
 	}
 }

@@ -18,132 +18,6 @@ import (
 	"time"
 )
 
-// keptCase is a request that goes to the spool.
-type keptCase struct {
-	name, request string
-	own           bool // its body stays as it is
-	answer        string
-}
-
-// The answers of keptCase that are not v2's usual one.
-const (
-	asPixel    = "pixel"
-	asRedirect = "redirect"
-)
-
-// addedTime is what the gateway adds to a record without a time.
-var addedTime = regexp.MustCompile(`,?"td_record_time":(\d+)}\s*$`)
-
-// findTime finds addedTime near the end of a body, as FindStringSubmatchIndex.
-func findTime(body string) []int {
-	start := max(0, len(body)-100)
-	at := addedTime.FindStringSubmatchIndex(body[start:])
-	for n := range at {
-		at[n] += start
-	}
-	return at
-}
-
-// compressed is a body in gzip.
-func compressed(body string) string {
-	var b bytes.Buffer
-	w := gzip.NewWriter(&b)
-	_, _ = io.WriteString(w, body)
-	_ = w.Close()
-	return b.String()
-}
-
-var keptCases = []keptCase{
-	{name: "key in the URL", request: post(spoolTarget, asJSON, object)},
-	{name: "encoded slash, odd query", request: post(event+"?z=%7e&td_write_key=1234%2F"+spoolSecret+"&a=b+c;d&%zz", asJSON, object)},
-	{name: "key in a header", request: post(event, asJSON+"X-TD-Write-Key: "+spoolKey+"\r\n", object)},
-	{name: "TD1 alone", request: post(event, asJSON+"Authorization: TD1 "+spoolKey+"\r\n", object)},
-	{name: "TD1 and a header", request: post(event, asJSON+"X-TD-Write-Key: "+spoolKey+"\r\nAuthorization: TD1 5/e\r\n", object)},
-	{name: "another Authorization, a cookie", request: post(spoolTarget, asJSON+"Authorization: Basic eDp5\r\nCookie: s=1\r\n", object)},
-	{name: "headers of its own", request: post(spoolTarget, asJSON+"User-Agent: device/1\r\nX-Own: 1\r\nX-Own: 2\r\nX-Forwarded-For: 6.6.6.6\r\n", object)},
-	{name: "curl -d", request: post(spoolTarget, "Content-Type: application/x-www-form-urlencoded\r\n", object)},
-	{name: "sendBeacon", request: post(spoolTarget, "Content-Type: text/plain;charset=UTF-8\r\nOrigin: https://x.example\r\n", object)},
-	{name: "trailing slash", request: post(event+"/?td_write_key="+spoolKey, asJSON, object)},
-	{name: "chunked", request: "POST " + spoolTarget + " HTTP/1.1\r\nHost: x\r\n" + asJSON + "Transfer-Encoding: chunked\r\n\r\n7\r\n" + object + "\r\n0\r\n\r\n"},
-	{name: "HTTP/1.0", request: strings.Replace(post(spoolTarget, asJSON, object), "HTTP/1.1", "HTTP/1.0", 1)},
-
-	{name: "empty object", request: post(spoolTarget, asJSON, " {\n}\n")},
-	{name: "white space", request: post(spoolTarget, asJSON, "\n{ \"a\" : 1 }\r\n")},
-	{name: "a time inside", request: post(spoolTarget, asJSON, `{"a":{"time":1},"b":["time"]}`)},
-	{name: "100 kB", request: post(spoolTarget, asJSON, objectOf(100_000))},
-	{name: "as large as can be with a time", request: post(spoolTarget, asJSON, objectOf(v2Cap-38))},
-
-	{name: "its own td_record_time", request: post(spoolTarget, asJSON, `{"td_record_time":1700000000,"a":1}`), own: true},
-	{name: "its own time", request: post(spoolTarget, asJSON, `{"a":1,"t\u0069me":1700000000}`), own: true},
-	{name: "too large for a time", request: post(spoolTarget, asJSON, objectOf(v2Cap-27)), own: true},
-	{name: "the largest", request: post(spoolTarget, asJSON, objectOf(v2Cap)), own: true},
-	{name: "compressed", request: post(spoolTarget, asJSON+"Content-Encoding: gzip\r\n", compressed(object)), own: true},
-	{name: "with a digest", request: post(spoolTarget, asJSON+"Content-Digest: sha-256=:x:\r\n", object), own: true},
-	{name: "an array", request: post(spoolTarget, asJSON, `[`+object+`]`), own: true},
-	{name: "two objects", request: post(spoolTarget, asJSON, object+object), own: true},
-	{name: "no JSON", request: post(spoolTarget, "Content-Type: application/msgpack\r\n", "\x81\xa1a\x01"), own: true},
-	{name: "half an object", request: post(spoolTarget, asJSON, `{"a":`), own: true},
-
-	{name: "GET", request: get(spoolTarget+"&b=2&a=%E6%97%A5", "User-Agent: device/1\r\n")},
-	{name: "GET without columns", request: get(spoolTarget, "")},
-	{name: "GET with its own time", request: get(spoolTarget+"&td_record_time=1700000000", ""), own: true},
-	{name: "pixel", request: get(spoolTarget+"&td_format=pixel&td_ip=td_ip&td_ua=td_ua", "User-Agent: device/1\r\n"), answer: asPixel},
-	{name: "redirect", request: get(spoolTarget+"&a=1&td_redirect=https://shop.example/x", ""), answer: asRedirect},
-	{name: "ping", request: post(spoolTarget+"&a=1", "Content-Type: text/ping\r\nPing-From: https://x.example/\r\n", "PING")},
-	{name: "empty beacon", request: post(spoolTarget+"&a=1", "", "")},
-}
-
-// check checks what the caller got.
-func (tc *keptCase) check(t *testing.T, answer reply) {
-	t.Helper()
-	switch tc.answer {
-	case asPixel:
-		if answer.StatusCode != 200 || answer.Header.Get("Content-Type") != "image/gif" || !strings.HasPrefix(answer.body, "GIF89a") || len(answer.body) != 43 {
-			t.Errorf("got %d %q", answer.StatusCode, answer.body)
-		}
-	case asRedirect:
-		if answer.StatusCode != 302 || answer.Header.Get("Location") != "https://shop.example/x" {
-			t.Errorf("got %d %q", answer.StatusCode, answer.Header)
-		}
-	default:
-		isTaken(t, answer)
-	}
-	want := ""
-	if strings.Contains(tc.request, "Origin: ") {
-		want = "*"
-	}
-	if got := answer.Header.Get("Access-Control-Allow-Origin"); got != want {
-		t.Errorf("Access-Control-Allow-Origin: %q", got)
-	}
-}
-
-// checkLate compares what v2 got later with what it had got at first.
-func (tc *keptCase) checkLate(t *testing.T, first, late seen, from, to time.Time) {
-	t.Helper()
-	withoutLength := func(s seen) []string {
-		return slices.DeleteFunc(slices.Clone(s.fields), func(f string) bool { return strings.HasPrefix(f, "Content-Length: ") })
-	}
-	if late.line != first.line || !slices.Equal(withoutLength(late), withoutLength(first)) {
-		t.Errorf("v2 got\n%q %q, at first\n%q %q", late.line, late.fields, first.line, first.fields)
-	}
-	if tc.own {
-		if late.body != first.body {
-			t.Errorf("v2 got %.100q, at first %.100q", late.body, first.body)
-		}
-		return
-	}
-	at := findTime(late.body)
-	if at == nil {
-		t.Fatalf("no time: %.100q", late.body)
-	}
-	if added := late.body[:at[0]] + late.body[at[3]:]; added != first.body {
-		t.Errorf("beside the time, v2 got %.100q, at first %.100q", added, first.body)
-	}
-	if second, _ := strconv.ParseInt(late.body[at[2]:at[3]], 10, 64); second < from.Unix() || second > to.Unix() {
-		t.Errorf("the time is %d, the record came between %d and %d", second, from.Unix(), to.Unix())
-	}
-}
-
 // TestSpoolDeliversTheSame sends records of every kind to a v2 that does not
 // take them at first. Later it gets just what it would have got, and the time
 // at which the record came.
@@ -570,4 +444,130 @@ func unavailable(t *testing.T, g *spooling, v2 *fickle, mend func()) {
 		t.Error("v2 has taken a record whose caller was told 503")
 	}
 	g.awaitHealth(t, "ok")
+}
+
+// keptCase is a request that goes to the spool.
+type keptCase struct {
+	name, request string
+	own           bool // its body stays as it is
+	answer        string
+}
+
+// The answers of keptCase that are not v2's usual one.
+const (
+	asPixel    = "pixel"
+	asRedirect = "redirect"
+)
+
+// addedTime is what the gateway adds to a record without a time.
+var addedTime = regexp.MustCompile(`,?"td_record_time":(\d+)}\s*$`)
+
+// findTime finds addedTime near the end of a body, as FindStringSubmatchIndex.
+func findTime(body string) []int {
+	start := max(0, len(body)-100)
+	at := addedTime.FindStringSubmatchIndex(body[start:])
+	for n := range at {
+		at[n] += start
+	}
+	return at
+}
+
+// compressed is a body in gzip.
+func compressed(body string) string {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, _ = io.WriteString(w, body)
+	_ = w.Close()
+	return b.String()
+}
+
+var keptCases = []keptCase{
+	{name: "key in the URL", request: post(spoolTarget, asJSON, object)},
+	{name: "encoded slash, odd query", request: post(event+"?z=%7e&td_write_key=1234%2F"+spoolSecret+"&a=b+c;d&%zz", asJSON, object)},
+	{name: "key in a header", request: post(event, asJSON+"X-TD-Write-Key: "+spoolKey+"\r\n", object)},
+	{name: "TD1 alone", request: post(event, asJSON+"Authorization: TD1 "+spoolKey+"\r\n", object)},
+	{name: "TD1 and a header", request: post(event, asJSON+"X-TD-Write-Key: "+spoolKey+"\r\nAuthorization: TD1 5/e\r\n", object)},
+	{name: "another Authorization, a cookie", request: post(spoolTarget, asJSON+"Authorization: Basic eDp5\r\nCookie: s=1\r\n", object)},
+	{name: "headers of its own", request: post(spoolTarget, asJSON+"User-Agent: device/1\r\nX-Own: 1\r\nX-Own: 2\r\nX-Forwarded-For: 6.6.6.6\r\n", object)},
+	{name: "curl -d", request: post(spoolTarget, "Content-Type: application/x-www-form-urlencoded\r\n", object)},
+	{name: "sendBeacon", request: post(spoolTarget, "Content-Type: text/plain;charset=UTF-8\r\nOrigin: https://x.example\r\n", object)},
+	{name: "trailing slash", request: post(event+"/?td_write_key="+spoolKey, asJSON, object)},
+	{name: "chunked", request: "POST " + spoolTarget + " HTTP/1.1\r\nHost: x\r\n" + asJSON + "Transfer-Encoding: chunked\r\n\r\n7\r\n" + object + "\r\n0\r\n\r\n"},
+	{name: "HTTP/1.0", request: strings.Replace(post(spoolTarget, asJSON, object), "HTTP/1.1", "HTTP/1.0", 1)},
+
+	{name: "empty object", request: post(spoolTarget, asJSON, " {\n}\n")},
+	{name: "white space", request: post(spoolTarget, asJSON, "\n{ \"a\" : 1 }\r\n")},
+	{name: "a time inside", request: post(spoolTarget, asJSON, `{"a":{"time":1},"b":["time"]}`)},
+	{name: "100 kB", request: post(spoolTarget, asJSON, objectOf(100_000))},
+	{name: "as large as can be with a time", request: post(spoolTarget, asJSON, objectOf(v2Cap-38))},
+
+	{name: "its own td_record_time", request: post(spoolTarget, asJSON, `{"td_record_time":1700000000,"a":1}`), own: true},
+	{name: "its own time", request: post(spoolTarget, asJSON, `{"a":1,"t\u0069me":1700000000}`), own: true},
+	{name: "too large for a time", request: post(spoolTarget, asJSON, objectOf(v2Cap-27)), own: true},
+	{name: "the largest", request: post(spoolTarget, asJSON, objectOf(v2Cap)), own: true},
+	{name: "compressed", request: post(spoolTarget, asJSON+"Content-Encoding: gzip\r\n", compressed(object)), own: true},
+	{name: "with a digest", request: post(spoolTarget, asJSON+"Content-Digest: sha-256=:x:\r\n", object), own: true},
+	{name: "an array", request: post(spoolTarget, asJSON, `[`+object+`]`), own: true},
+	{name: "two objects", request: post(spoolTarget, asJSON, object+object), own: true},
+	{name: "no JSON", request: post(spoolTarget, "Content-Type: application/msgpack\r\n", "\x81\xa1a\x01"), own: true},
+	{name: "half an object", request: post(spoolTarget, asJSON, `{"a":`), own: true},
+
+	{name: "GET", request: get(spoolTarget+"&b=2&a=%E6%97%A5", "User-Agent: device/1\r\n")},
+	{name: "GET without columns", request: get(spoolTarget, "")},
+	{name: "GET with its own time", request: get(spoolTarget+"&td_record_time=1700000000", ""), own: true},
+	{name: "pixel", request: get(spoolTarget+"&td_format=pixel&td_ip=td_ip&td_ua=td_ua", "User-Agent: device/1\r\n"), answer: asPixel},
+	{name: "redirect", request: get(spoolTarget+"&a=1&td_redirect=https://shop.example/x", ""), answer: asRedirect},
+	{name: "ping", request: post(spoolTarget+"&a=1", "Content-Type: text/ping\r\nPing-From: https://x.example/\r\n", "PING")},
+	{name: "empty beacon", request: post(spoolTarget+"&a=1", "", "")},
+}
+
+// check checks what the caller got.
+func (tc *keptCase) check(t *testing.T, answer reply) {
+	t.Helper()
+	switch tc.answer {
+	case asPixel:
+		if answer.StatusCode != 200 || answer.Header.Get("Content-Type") != "image/gif" || !strings.HasPrefix(answer.body, "GIF89a") || len(answer.body) != 43 {
+			t.Errorf("got %d %q", answer.StatusCode, answer.body)
+		}
+	case asRedirect:
+		if answer.StatusCode != 302 || answer.Header.Get("Location") != "https://shop.example/x" {
+			t.Errorf("got %d %q", answer.StatusCode, answer.Header)
+		}
+	default:
+		isTaken(t, answer)
+	}
+	want := ""
+	if strings.Contains(tc.request, "Origin: ") {
+		want = "*"
+	}
+	if got := answer.Header.Get("Access-Control-Allow-Origin"); got != want {
+		t.Errorf("Access-Control-Allow-Origin: %q", got)
+	}
+}
+
+// checkLate compares what v2 got later with what it had got at first.
+func (tc *keptCase) checkLate(t *testing.T, first, late seen, from, to time.Time) {
+	t.Helper()
+	withoutLength := func(s seen) []string {
+		return slices.DeleteFunc(slices.Clone(s.fields), func(f string) bool { return strings.HasPrefix(f, "Content-Length: ") })
+	}
+	if late.line != first.line || !slices.Equal(withoutLength(late), withoutLength(first)) {
+		t.Errorf("v2 got\n%q %q, at first\n%q %q", late.line, late.fields, first.line, first.fields)
+	}
+	if tc.own {
+		if late.body != first.body {
+			t.Errorf("v2 got %.100q, at first %.100q", late.body, first.body)
+		}
+		return
+	}
+	at := findTime(late.body)
+	if at == nil {
+		t.Fatalf("no time: %.100q", late.body)
+	}
+	if added := late.body[:at[0]] + late.body[at[3]:]; added != first.body {
+		t.Errorf("beside the time, v2 got %.100q, at first %.100q", added, first.body)
+	}
+	if second, _ := strconv.ParseInt(late.body[at[2]:at[3]], 10, 64); second < from.Unix() || second > to.Unix() {
+		t.Errorf("the time is %d, the record came between %d and %d", second, from.Unix(), to.Unix())
+	}
 }

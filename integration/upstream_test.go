@@ -16,22 +16,6 @@ import (
 	"time"
 )
 
-// send writes an answer in pieces and says whether the connection stays.
-func send(conn net.Conn, keep bool, pieces ...string) bool {
-	for _, piece := range pieces {
-		if _, err := io.WriteString(conn, piece); err != nil {
-			return false
-		}
-	}
-	return keep
-}
-
-// reset closes a connection with a reset.
-func reset(conn net.Conn) {
-	_ = conn.(*net.TCPConn).SetLinger(0)
-	conn.Close()
-}
-
 // TestAnswer passes v2's answers on as they came.
 func TestAnswer(t *testing.T) {
 	t.Parallel()
@@ -359,41 +343,6 @@ func TestUnaskedWithinTLS(t *testing.T) {
 			t.Errorf("request %d came on connection %d", n+1, got.conn)
 		}
 	}
-}
-
-// onePacketListener accepts TLS connections whose records can be kept for one
-// packet.
-type onePacketListener struct {
-	net.Listener
-	cfg *tls.Config
-}
-
-func (l onePacketListener) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return tls.Server(&onePacket{Conn: conn}, l.cfg), nil
-}
-
-type onePacket struct {
-	net.Conn
-	open bool
-	data []byte
-}
-
-func (p *onePacket) Write(b []byte) (int, error) {
-	if !p.open {
-		return p.Conn.Write(b)
-	}
-	p.data = append(p.data, b...)
-	return len(b), nil
-}
-
-func (p *onePacket) flush() error {
-	_, err := p.Conn.Write(p.data)
-	p.open, p.data = false, nil
-	return err
 }
 
 // TestIdleBeyondTimeout uses a connection again after more than

@@ -1,0 +1,507 @@
+package integration
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+const (
+	event  = "/postback/v3/event/db/tbl"
+	target = event + "?td_write_key=1234/abcd"
+	object = `{"a":1}`
+	asJSON = "Content-Type: application/json\r\n"
+)
+
+// post is a request in its plainest form; headers end with \r\n each.
+func post(target, headers, body string) string {
+	return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: in.treasuredata.com\r\n%sContent-Length: %d\r\n\r\n%s", target, headers, len(body), body)
+}
+
+// get is a GET in its plainest form; headers end with \r\n each.
+func get(target, headers string) string {
+	return "GET " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\n" + headers + "\r\n"
+}
+
+// v2Cap is the largest body that v2 takes.
+const v2Cap = 1_048_064
+
+// objectOf is a JSON object of exactly so many bytes.
+func objectOf(size int) string {
+	const frame = `{"a":""}`
+	return `{"a":"` + strings.Repeat("x", size-len(frame)) + `"}`
+}
+
+const (
+	// spoolKey is the key of all records for a spool. No log, answer or
+	// command may show it.
+	spoolKey = "1234/" + spoolSecret
+
+	spoolSecret = "c0ffee5ec2e7"
+
+	spoolTarget = event + "?td_write_key=" + spoolKey
+
+	// spoolText is in the body of records, and may be in no log either.
+	spoolText = "confidential"
+)
+
+// withID is a record with an ID.
+func withID(id string) string {
+	return `{"id":"` + id + `","text":"` + spoolText + `"}`
+}
+
+// idOf is the ID in a body.
+func idOf(body string) string {
+	_, id, _ := strings.Cut(body, `"id":"`)
+	id, _, _ = strings.Cut(id, `"`)
+	return id
+}
+
+// reply is an answer as a caller sees it.
+type reply struct {
+	*http.Response
+	body string
+}
+
+// code is the code of a refusal.
+func (r reply) code() string {
+	_, rest, _ := strings.Cut(r.body, `"error":"`)
+	code, _, _ := strings.Cut(rest, `"`)
+	return code
+}
+
+// raw sends bytes on a connection of their own and reads one answer.
+func raw(t testing.TB, addr, request string) reply {
+	t.Helper()
+	conn := dial(t, addr)
+	go func() { _, _ = io.WriteString(conn, request) }()
+	method, _, _ := strings.Cut(request, " ")
+	return readReply(t, bufio.NewReader(conn), method)
+}
+
+// dial connects for the length of the test.
+func dial(t testing.TB, addr string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func readReply(t testing.TB, br *bufio.Reader, method string) reply {
+	t.Helper()
+	for {
+		resp, err := http.ReadResponse(br, &http.Request{Method: method})
+		if err != nil {
+			t.Fatalf("no answer: %v", err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatalf("answer cut: %v", err)
+		}
+		if resp.StatusCode != http.StatusContinue {
+			return reply{resp, string(body)}
+		}
+	}
+}
+
+// outcome is what a caller got: an answer, how long it took, and whether its
+// connection broke before the end.
+type outcome struct {
+	reply
+	cut  bool
+	took time.Duration
+}
+
+// ask sends a request. It calls answered when it has the head of the answer.
+func ask(t testing.TB, addr, request string, answered func()) outcome {
+	t.Helper()
+	conn := dial(t, addr)
+	started := time.Now()
+	go func() { _, _ = io.WriteString(conn, request) }()
+	resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: http.MethodPost})
+	if err != nil {
+		t.Fatalf("no answer: %v", err)
+	}
+	answered()
+	body, err := io.ReadAll(resp.Body)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal("the answer never ended")
+	}
+	return outcome{reply{resp, string(body)}, err != nil, time.Since(started)}
+}
+
+// isTaken checks that a caller was answered as if v2 had taken its record.
+func isTaken(t testing.TB, answer reply) {
+	t.Helper()
+	if answer.StatusCode != 200 || answer.body != "{}" || answer.Header.Get("Content-Type") != "application/json" {
+		t.Errorf("got %d %q %q", answer.StatusCode, answer.Header.Get("Content-Type"), answer.body)
+	}
+}
+
+// isUnkept checks that a caller was told to send its record again.
+func isUnkept(t testing.TB, answer reply, code string) {
+	t.Helper()
+	if answer.StatusCode != 503 || answer.code() != code || answer.Header.Get("Retry-After") == "" ||
+		answer.Header.Get("Content-Type") != "application/json" || !json.Valid([]byte(answer.body)) {
+		t.Errorf("got %d %q %q", answer.StatusCode, answer.Header, answer.body)
+	}
+}
+
+// singleCaller returns a caller that connects for each record.
+func singleCaller(addr string) func(body string) error {
+	return func(body string) error {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_, err = deliver(conn, bufio.NewReader(conn), post(target, asJSON+"Connection: close\r\n", body))
+		return err
+	}
+}
+
+// keptCaller returns a caller that keeps its connection for as long as the
+// gateway lets it, pauses after each answer, and sends no record again.
+func keptCaller(addr string) func(body string) error {
+	var conn net.Conn
+	var br *bufio.Reader
+	return func(body string) error {
+		if conn == nil {
+			var err error
+			if conn, err = net.Dial("tcp", addr); err != nil {
+				return err
+			}
+			br = bufio.NewReader(conn)
+		}
+		last, err := deliver(conn, br, post(target, asJSON, body))
+		if err != nil || last {
+			_ = conn.Close()
+			conn = nil
+		}
+		time.Sleep(20 * time.Millisecond) // as a network would
+		return err
+	}
+}
+
+// deliver sends a request and reads the answer, which must be v2's. last is
+// true if it is the connection's last one.
+func deliver(conn net.Conn, br *bufio.Reader, request string) (last bool, err error) {
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(conn, request); err != nil {
+		return true, err
+	}
+	resp, err := http.ReadResponse(br, nil)
+	if err != nil {
+		return true, err
+	}
+	defer resp.Body.Close()
+	if answer, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusOK || string(answer) != "{}" {
+		return true, fmt.Errorf("%s %q %w", resp.Status, answer, err)
+	}
+	return resp.Close, nil
+}
+
+// callers send records, numbered, until they are told to stop.
+type callers struct {
+	sent atomic.Int32
+	stop func()
+}
+
+// startCallers has n callers send records. Each answer must be a 200 for a
+// record that has arrived once.
+func startCallers(t *testing.T, n int, newCaller func() func(string) error, v2 *arrivals) *callers {
+	c := &callers{}
+	stopping := make(chan struct{})
+	var all sync.WaitGroup
+	c.stop = sync.OnceFunc(func() { close(stopping); all.Wait() })
+	t.Cleanup(c.stop)
+	for caller := range n {
+		call := newCaller()
+		all.Go(func() {
+			for n := 0; !t.Failed(); n++ {
+				select {
+				case <-stopping:
+					return
+				default:
+				}
+				body := `{"id":"` + strconv.Itoa(caller) + "-" + strconv.Itoa(n) + `"}`
+				if err := call(body); err != nil || !v2.once(body) {
+					t.Errorf("caller %d, record %d: %v, once at v2: %t", caller, n, err, v2.once(body))
+					return
+				}
+				c.sent.Add(1)
+			}
+		})
+	}
+	return c
+}
+
+// await waits until n more records have been sent.
+func (c *callers) await(t *testing.T, n int32) {
+	t.Helper()
+	before, end := c.sent.Load(), time.Now().Add(patience)
+	for c.sent.Load() < before+n && !t.Failed() {
+		if time.Now().After(end) {
+			t.Fatal("no records are sent any more")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// traffic is callers that send records with IDs, each over a connection of its
+// own for as long as that lasts.
+type traffic struct {
+	stop func()
+
+	mu      sync.Mutex
+	changed *sync.Cond
+	acked   []string // records whose callers were told 200
+	refused int      // records whose callers were told 503
+	cut     int      // records whose callers were told nothing
+}
+
+// lastID is the ID of the last record of all traffic: each has its own.
+var lastID atomic.Int64
+
+// startTraffic has n callers send until they have sent limit records together,
+// or are stopped.
+func startTraffic(t testing.TB, addr string, n, limit int, pad string) *traffic {
+	c := &traffic{}
+	c.changed = sync.NewCond(&c.mu)
+	stopping := make(chan struct{})
+	var all sync.WaitGroup
+	var next atomic.Int64
+	c.stop = sync.OnceFunc(func() { close(stopping); all.Wait() })
+	t.Cleanup(c.stop)
+	for range n {
+		all.Go(func() {
+			call := caller{addr: addr}
+			defer call.close()
+			for !t.Failed() {
+				select {
+				case <-stopping:
+					return
+				default:
+				}
+				if int(next.Add(1)) > limit {
+					return
+				}
+				id := strconv.FormatInt(lastID.Add(1), 10)
+				c.note(t, id, call.send(`{"id":"`+id+`","text":"`+spoolText+pad+`"}`))
+			}
+		})
+	}
+	return c
+}
+
+// note remembers what a caller was told: a status, or nothing.
+func (c *traffic) note(t testing.TB, id string, status int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch status {
+	case http.StatusOK:
+		c.acked = append(c.acked, id)
+	case http.StatusServiceUnavailable:
+		c.refused++
+	case 0:
+		c.cut++
+	default:
+		t.Errorf("record %s: got %d", id, status)
+	}
+	c.changed.Broadcast()
+}
+
+// await waits until n more callers were told 200.
+func (c *traffic) await(t testing.TB, n int) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	timer := time.AfterFunc(patience, func() { c.mu.Lock(); c.changed.Broadcast(); c.mu.Unlock() })
+	defer timer.Stop()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for want := len(c.acked) + n; len(c.acked) < want; c.changed.Wait() {
+		if time.Now().After(deadline) || t.Failed() {
+			t.Fatalf("%d of %d records were taken, %d refused, %d cut", len(c.acked), want, c.refused, c.cut)
+		}
+	}
+}
+
+// awaitAll waits until so many callers were told 200, however long that takes,
+// as long as it goes on.
+func (c *traffic) awaitAll(t testing.TB, n int) {
+	t.Helper()
+	for done := 0; done < n; {
+		step := min(1000, n-done)
+		c.mu.Lock()
+		done = len(c.acked)
+		c.mu.Unlock()
+		if left := n - done; left > 0 {
+			c.await(t, min(step, left))
+		}
+	}
+}
+
+// caller sends records over a connection that it keeps.
+type caller struct {
+	addr string
+	conn net.Conn
+	br   *bufio.Reader
+}
+
+// send sends a record and returns the status of the answer, or 0 without one.
+func (c *caller) send(body string) (status int) {
+	defer func() {
+		if status != http.StatusOK {
+			c.close()
+		}
+	}()
+	if c.conn == nil {
+		conn, err := net.Dial("tcp", c.addr)
+		if err != nil {
+			return 0
+		}
+		c.conn, c.br = conn, bufio.NewReader(conn)
+	}
+	_ = c.conn.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(c.conn, post(spoolTarget, asJSON, body)); err != nil {
+		return 0
+	}
+	resp, err := http.ReadResponse(c.br, nil)
+	if err != nil {
+		return 0
+	}
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode == http.StatusOK && string(answer) != "{}" {
+		return 0
+	}
+	if resp.Close {
+		c.close()
+	}
+	return resp.StatusCode
+}
+
+func (c *caller) close() {
+	if c.conn != nil {
+		_ = c.conn.Close()
+		c.conn = nil
+	}
+}
+
+// mixedRequest is the n-th request of a run, one of every kind that callers
+// send, well or wrongly.
+func mixedRequest(n int) (method, uri, contentType, body string) {
+	id := fmt.Sprintf(`{"id":"%d"}`, n)
+	query := "&id=" + strconv.Itoa(n)
+	switch n % 16 {
+	case 0:
+		return "GET", target + query, "", ""
+	case 1:
+		return "GET", target + query + "&td_format=pixel", "", ""
+	case 2:
+		return "POST", target + query, "text/ping", "PING"
+	case 3:
+		return "POST", target + query, "", ""
+	case 4:
+		return "POST", target, "application/json", fmt.Sprintf(`{"pad":"%s","id":"%d"}`, strings.Repeat("x", 20_000), n)
+	case 5:
+		return "GET", target + query + "&td_redirect=http://evil.example/", "", ""
+	case 6:
+		return "POST", event + "?td_write_key=", "application/json", id
+	case 7:
+		return "POST", event + "/deeper?td_write_key=1/a", "application/json", id
+	case 8:
+		return "PUT", target, "application/json", id
+	case 9:
+		return "POST", target, "application/x-www-form-urlencoded", id
+	default:
+		return "POST", target, "application/json", id
+	}
+}
+
+// sendMixed sends a request and returns what its caller is told, as a result of the
+// gateway's metrics, or as an error.
+func sendMixed(client *http.Client, method, url, contentType, body string) string {
+	req, err := http.NewRequest(method, url, strings.NewReader(body))
+	if err != nil {
+		return err.Error()
+	}
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err.Error()
+	}
+	code := reply{resp, string(answer)}.code()
+	switch {
+	case code != "":
+		return code
+	case resp.StatusCode == http.StatusOK:
+		return "forwarded"
+	default:
+		return "upstream_" + resp.Status[:1] + "xx"
+	}
+}
+
+// tally is what callers were told of their records.
+type tally struct {
+	mu      sync.Mutex
+	results map[string]int
+	of      map[int]string // by id
+}
+
+func (a *tally) add(t *testing.T, id int, result string) {
+	if strings.Contains(result, " ") {
+		t.Errorf("request %d: %s", id, result)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.results == nil {
+		a.results, a.of = map[string]int{}, map[int]string{}
+	}
+	a.results[result]++
+	a.of[id] = result
+}
+
+// check compares with what v2 has.
+func (a *tally) check(t *testing.T, v2 *faultyV2, total int) {
+	if len(a.of) != total {
+		t.Errorf("%d of %d callers were told something", len(a.of), total)
+	}
+	for id, result := range a.of {
+		times := v2.times(id)
+		want := times == 0
+		switch result {
+		case "forwarded", "redirect_not_allowed":
+			want = times == 1
+		case "upstream_unreachable", "upstream_timeout":
+			want = times <= 1 // the answer was lost, or the request
+		}
+		if !want {
+			t.Errorf("record %d is at v2 %d times, its caller was told %s", id, times, result)
+		}
+	}
+	if n := a.results["forwarded"]; n < total/2 {
+		t.Errorf("only %d of %d were forwarded", n, total)
+	}
+}

@@ -1,0 +1,740 @@
+package integration
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/td-postback/gateway/sandbox"
+)
+
+// seen is one request as the recording upstream read it.
+type seen struct {
+	line   string
+	fields []string // sorted
+	body   string
+	conn   int // which connection it came on, counted from 1
+}
+
+// field returns the values of a field, by its exact name.
+func (s seen) field(name string) []string {
+	var values []string
+	for _, field := range s.fields {
+		if value, ok := strings.CutPrefix(field, name+": "); ok {
+			values = append(values, value)
+		}
+	}
+	return values
+}
+
+// readExact reads one request without any leniency: the gateway always sends
+// HTTP/1.1 with a Content-Length.
+func readExact(br *bufio.Reader) (s seen, err error) {
+	length := -1
+	for {
+		line, err := br.ReadString('\n')
+		if err != nil {
+			return s, err
+		}
+		line, ok := strings.CutSuffix(line, "\r\n")
+		if !ok {
+			return s, fmt.Errorf("bare LF in %q", line)
+		}
+		if s.line == "" {
+			s.line = line
+			continue
+		}
+		if line == "" {
+			break
+		}
+		if value, ok := strings.CutPrefix(line, "Content-Length: "); ok {
+			if _, err := fmt.Sscanf(value, "%d", &length); err != nil {
+				return s, err
+			}
+		}
+		s.fields = append(s.fields, line)
+	}
+	slices.Sort(s.fields)
+	if length < 0 {
+		return s, errors.New("no Content-Length")
+	}
+	body := make([]byte, length)
+	_, err = io.ReadFull(br, body)
+	s.body = string(body)
+	return s, err
+}
+
+// acceptAll handles connections, counted from 1, until the end of the test.
+func acceptAll(t testing.TB, l net.Listener, handle func(conn net.Conn, number int)) {
+	var conns sync.WaitGroup
+	var open sync.Map
+	go func() {
+		for n := 1; ; n++ {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			open.Store(conn, true)
+			conns.Go(func() {
+				defer open.Delete(conn)
+				defer conn.Close()
+				handle(conn, n)
+			})
+		}
+	}()
+	t.Cleanup(func() {
+		_ = l.Close()
+		open.Range(func(conn, _ any) bool { _ = conn.(net.Conn).Close(); return true })
+		conns.Wait()
+	})
+}
+
+const ok = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+
+// send writes an answer in pieces and says whether the connection stays.
+func send(conn net.Conn, keep bool, pieces ...string) bool {
+	for _, piece := range pieces {
+		if _, err := io.WriteString(conn, piece); err != nil {
+			return false
+		}
+	}
+	return keep
+}
+
+// reset closes a connection with a reset.
+func reset(conn net.Conn) {
+	_ = conn.(*net.TCPConn).SetLinger(0)
+	conn.Close()
+}
+
+// recorder is an upstream that keeps the exact bytes of every request and
+// answers what the test tells it to.
+type recorder struct {
+	net.Listener
+	requests chan seen
+
+	// answer writes the answer to the n-th request of a connection, both from
+	// 1. It returns false to close the connection. The default is v2's `{}`.
+	answer func(conn net.Conn, nth int, request seen) (keep bool)
+}
+
+// record starts a recorder.
+func record(t testing.TB, answer func(conn net.Conn, nth int, request seen) bool) *recorder {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return recordOn(t, l, answer)
+}
+
+func recordOn(t testing.TB, l net.Listener, answer func(conn net.Conn, nth int, request seen) bool) *recorder {
+	if answer == nil {
+		answer = func(conn net.Conn, _ int, _ seen) bool { _, err := io.WriteString(conn, ok); return err == nil }
+	}
+	u := &recorder{Listener: l, answer: answer, requests: make(chan seen, 10_000)}
+	acceptAll(t, l, u.handle)
+	return u
+}
+
+func (u *recorder) handle(conn net.Conn, number int) {
+	br := bufio.NewReader(conn)
+	for nth := 1; ; nth++ {
+		request, err := readExact(br)
+		if err != nil {
+			return
+		}
+		request.conn = number
+		u.requests <- request
+		if !u.answer(conn, nth, request) {
+			return
+		}
+	}
+}
+
+func (u *recorder) url() string { return "http://" + u.Addr().String() }
+
+// next waits for the next request.
+func (u *recorder) next(t testing.TB) seen {
+	t.Helper()
+	select {
+	case s := <-u.requests:
+		return s
+	case <-time.After(patience):
+		t.Fatal("the upstream saw no request")
+		return seen{}
+	}
+}
+
+// none checks that no request has come. Call it after the answer.
+func (u *recorder) none(t testing.TB) {
+	t.Helper()
+	select {
+	case s := <-u.requests:
+		t.Errorf("the upstream saw %q %q with %d bytes", s.line, s.fields, len(s.body))
+	default:
+	}
+}
+
+// fickle is a v2 that takes records only as long as the test wants it to.
+type fickle struct {
+	net.Listener
+	away  atomic.Pointer[func(conn net.Conn) bool] // what it does instead of taking a record; nil: it takes it
+	conns atomic.Int32                             // connections so far
+
+	mu      sync.Mutex
+	changed *sync.Cond
+	taken   []take
+	times   map[string]int // how often it took a record, by ID
+}
+
+// take is a request that v2 has answered with 200.
+type take struct {
+	seen
+	id string
+	at time.Time
+}
+
+// newFickle starts a v2 that takes records.
+func newFickle(t testing.TB) *fickle {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v2 := newFickleOn(l)
+	v2.serve(t)
+	return v2
+}
+
+// newFickleOn makes a v2 that does not accept connections yet.
+func newFickleOn(l net.Listener) *fickle {
+	v2 := &fickle{Listener: l, times: map[string]int{}}
+	v2.changed = sync.NewCond(&v2.mu)
+	return v2
+}
+
+func (v2 *fickle) serve(t testing.TB) { acceptAll(t, v2.Listener, v2.handle) }
+
+func (v2 *fickle) handle(conn net.Conn, _ int) {
+	v2.conns.Add(1)
+	for br := bufio.NewReader(conn); ; {
+		request, err := readExact(br)
+		if err != nil {
+			return
+		}
+		answer := func(conn net.Conn) bool {
+			v2.take(request)
+			return send(conn, true, ok)
+		}
+		if away := v2.away.Load(); away != nil {
+			answer = *away
+		}
+		if !answer(conn) {
+			return
+		}
+	}
+}
+
+func (v2 *fickle) take(request seen) {
+	id := idOf(request.body)
+	v2.mu.Lock()
+	defer v2.mu.Unlock()
+	v2.taken = append(v2.taken, take{request, id, time.Now()})
+	v2.times[id]++
+	v2.changed.Broadcast()
+}
+
+// goAway has v2 do something else than take records; comeBack undoes that.
+func (v2 *fickle) goAway(answer func(conn net.Conn) bool) { v2.away.Store(&answer) }
+func (v2 *fickle) comeBack()                              { v2.away.Store(nil) }
+
+// The ways in which v2 is away.
+func closes(net.Conn) bool { return false }
+
+func hangs(conn net.Conn) bool {
+	_, _ = conn.Read(make([]byte, 1)) // until the gateway gives up
+	return false
+}
+
+func answers(status, header string) func(net.Conn) bool {
+	return func(conn net.Conn) bool {
+		return send(conn, true, "HTTP/1.1 "+status+" X\r\n"+header+"Content-Length: 13\r\n\r\n"+`{"error":"x"}`)
+	}
+}
+
+func (v2 *fickle) url() string { return "http://" + v2.Addr().String() }
+
+// await waits until v2 has taken these records.
+func (v2 *fickle) await(t testing.TB, ids ...string) {
+	t.Helper()
+	v2.awaitUntil(t, func() bool {
+		return !slices.ContainsFunc(ids, func(id string) bool { return v2.times[id] == 0 })
+	}, func() string {
+		missing := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return v2.times[id] > 0 })
+		return fmt.Sprintf("%d of %d records are missing at v2, %q", len(missing), len(ids), missing[:min(10, len(missing))])
+	})
+}
+
+// awaitUntil waits until done, which is called with v2.mu held.
+func (v2 *fickle) awaitUntil(t testing.TB, done func() bool, problem func() string) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	timer := time.AfterFunc(patience, func() { v2.mu.Lock(); v2.changed.Broadcast(); v2.mu.Unlock() })
+	defer timer.Stop()
+	v2.mu.Lock()
+	defer v2.mu.Unlock()
+	for !done() {
+		if time.Now().After(deadline) {
+			t.Fatal(problem())
+		}
+		v2.changed.Wait()
+	}
+}
+
+// all is what v2 has taken so far.
+func (v2 *fickle) all() []take {
+	v2.mu.Lock()
+	defer v2.mu.Unlock()
+	return slices.Clone(v2.taken)
+}
+
+// find returns the requests that v2 has taken with this ID.
+func (v2 *fickle) find(id string) []take {
+	return slices.DeleteFunc(v2.all(), func(r take) bool { return r.id != id })
+}
+
+// faulty is a v2 behind TLS that misbehaves on command, and counts what it
+// reads.
+type faulty struct {
+	net.Listener
+	certificate tls.Certificate
+	fault       atomic.Pointer[fault]  // for all connections
+	choose      func(at moment) *fault // instead, if it is not nil
+
+	answered chan struct{} // closed when the caller has the head of the answer
+
+	mu    sync.Mutex
+	whole map[string]int // how often it read a request whole, by its body
+	cut   int            // requests that the gateway broke off
+	met   []moment       // when a fault struck
+}
+
+// fault is one way to misbehave. What is nil goes well.
+type fault struct {
+	certificate *tls.Certificate
+
+	connect func(conn net.Conn) // instead of the TLS handshake
+	request misbehaviour        // instead of reading a request that has begun
+	answer  misbehaviour        // instead of answering a request that was read
+
+	pause time.Duration // before each piece that it writes
+}
+
+// misbehaviour is what v2 does with a connection before it closes it.
+type misbehaviour func(u *faulty, conn *tls.Conn)
+
+// moment is when a fault may strike.
+type moment int
+
+const (
+	onConnection moment = iota // before the TLS handshake
+	onFresh                    // at the first request of a connection
+	onKept                     // at a later one
+)
+
+func newFaulty(t testing.TB, certificate tls.Certificate) *faulty {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &faulty{
+		Listener: l, certificate: certificate,
+		answered: make(chan struct{}), whole: make(map[string]int),
+	}
+	u.fault.Store(&fault{})
+	return u
+}
+
+// serve takes connections until the end of the test.
+func (u *faulty) serve(t testing.TB) {
+	acceptAll(t, u, func(conn net.Conn, _ int) { u.handle(conn) })
+}
+
+// now is the fault for this moment.
+func (u *faulty) now(at moment) *fault {
+	if u.choose != nil {
+		return u.choose(at)
+	}
+	return u.fault.Load()
+}
+
+// handle serves one connection.
+func (u *faulty) handle(raw net.Conn) {
+	now := u.now(onConnection)
+	if now.connect != nil {
+		now.connect(raw)
+		return
+	}
+	certificate := u.certificate
+	if now.certificate != nil {
+		certificate = *now.certificate
+	}
+	if now.pause > 0 {
+		raw = &pacedConn{raw, now.pause}
+	}
+	// A resumed session would not show the certificate again.
+	conn := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{certificate}, SessionTicketsDisabled: true})
+	if conn.Handshake() != nil {
+		return
+	}
+	br := bufio.NewReader(conn)
+	for at := onFresh; ; at = onKept {
+		if _, err := br.Peek(1); err != nil {
+			return
+		}
+		now = u.now(at)
+		if now.request != nil || now.answer != nil {
+			u.mu.Lock()
+			u.met = append(u.met, at)
+			u.mu.Unlock()
+		}
+		if now.request != nil {
+			now.request(u, conn)
+			return
+		}
+		request, err := readExact(br)
+		u.mu.Lock()
+		if err != nil {
+			u.cut++
+		} else {
+			u.whole[request.body]++
+		}
+		u.mu.Unlock()
+		if err != nil {
+			return
+		}
+		if now.answer != nil {
+			now.answer(u, conn)
+			return
+		}
+		if !send(conn, true, ok) {
+			return
+		}
+	}
+}
+
+// read returns how often v2 read the record whole, and how many requests the
+// gateway broke off.
+func (u *faulty) read(body string) (whole, cut int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.whole[body], u.cut
+}
+
+func (u *faulty) url() string {
+	_, port, _ := net.SplitHostPort(u.Addr().String())
+	return "https://localhost:" + port
+}
+
+// pacedConn writes in small pieces with a pause before each.
+type pacedConn struct {
+	net.Conn
+	pause time.Duration
+}
+
+func (c *pacedConn) Write(b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		time.Sleep(c.pause)
+		var m int
+		m, err = c.Conn.Write(b[n:min(len(b), n+100)])
+		n += m
+	}
+	return n, err
+}
+
+// says sends the pieces of an answer, with a pause before each but the first,
+// and ends the connection in good order.
+func says(pause time.Duration, pieces ...string) misbehaviour {
+	return func(_ *faulty, conn *tls.Conn) {
+		for n, piece := range pieces {
+			if n > 0 {
+				time.Sleep(pause)
+			}
+			if !send(conn, true, piece) {
+				return
+			}
+		}
+		conn.Close()
+	}
+}
+
+// stalls sends the pieces and then nothing more, until the gateway gives up.
+func stalls(pieces ...string) misbehaviour {
+	return func(_ *faulty, conn *tls.Conn) {
+		send(conn, true, pieces...)
+		_, _ = io.Copy(io.Discard, conn)
+	}
+}
+
+// resets sends the pieces and resets the connection.
+func resets(pieces ...string) misbehaviour {
+	return func(_ *faulty, conn *tls.Conn) {
+		send(conn, true, pieces...)
+		reset(conn.NetConn())
+	}
+}
+
+// faultyV2 is the sandbox, but one in ten requests goes wrong.
+type faultyV2 struct {
+	inner  sandbox.Sandbox
+	taken  sync.Map // id -> *atomic.Int32
+	faults [len(faultNames)]atomic.Int32
+}
+
+var faultNames = [...]string{
+	"closes before it reads", "resets before it reads", "429", "500", "503",
+	"breaks off its answer", "resets within its answer", "answers garbage", "an interim answer first", "closes after its answer", "answers too late",
+}
+
+var recordID = regexp.MustCompile(`"id":"(\d+)"`)
+
+func newFaultyV2() *faultyV2 {
+	v2 := &faultyV2{}
+	v2.inner.Received = func(r sandbox.Record) {
+		for _, id := range recordID.FindAllSubmatch(r.Body, -1) {
+			n, _ := v2.taken.LoadOrStore(string(id[1]), new(atomic.Int32))
+			n.(*atomic.Int32).Add(1)
+		}
+	}
+	return v2
+}
+
+// times is how often v2 took the record with an id.
+func (v2 *faultyV2) times(id int) int {
+	n, ok := v2.taken.Load(strconv.Itoa(id))
+	if !ok {
+		return 0
+	}
+	return int(n.(*atomic.Int32).Load())
+}
+
+// ServeHTTP answers a request, or fails to. v2 takes no record of a request
+// that it closes the connection on before it answers: that is what makes such a
+// request safe to send again.
+func (v2 *faultyV2) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	fault := rand.IntN(10 * len(faultNames))            //nolint:gosec // a test's dice
+	if fault == len(faultNames)-1 && rand.IntN(3) > 0 { //nolint:gosec // the same
+		fault = len(faultNames) // this one takes long
+	}
+	if fault >= len(faultNames) {
+		v2.inner.ServeHTTP(w, r)
+		return
+	}
+	v2.faults[fault].Add(1)
+	switch name := faultNames[fault]; name {
+	case "closes before it reads", "resets before it reads":
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err == nil && strings.HasPrefix(name, "resets") {
+			reset(conn)
+		}
+		_ = conn.Close()
+	case "429", "500", "503":
+		w.Header().Set("Retry-After", "1")
+		status, _ := strconv.Atoi(name)
+		w.WriteHeader(status)
+	default:
+		v2.inner.ServeHTTP(httptest.NewRecorder(), r)
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		switch name {
+		case "breaks off its answer":
+			_, _ = io.WriteString(conn, ok[:len(ok)-1])
+		case "resets within its answer":
+			_, _ = io.WriteString(conn, ok[:20])
+			reset(conn)
+		case "answers garbage":
+			_, _ = io.WriteString(conn, "200 OK\r\n\r\n{}")
+		case "an interim answer first":
+			_, _ = io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\n\r\n"+ok)
+		case "closes after its answer":
+			_, _ = io.WriteString(conn, ok)
+		case "answers too late":
+			time.Sleep(1500 * time.Millisecond)
+			_, _ = io.WriteString(conn, ok)
+		}
+	}
+}
+
+// arrivals counts what arrives at v2, by body, and v2's open connections.
+type arrivals struct {
+	*httptest.Server
+	times sync.Map // body -> *atomic.Int32
+	open  atomic.Int32
+}
+
+// newArrivals starts a v2 that takes up to 50 ms for an answer.
+func newArrivals(t *testing.T) *arrivals {
+	a := &arrivals{}
+	a.Server = httptest.NewUnstartedServer(&sandbox.Sandbox{Received: func(r sandbox.Record) {
+		n, _ := a.times.LoadOrStore(string(r.Body), new(atomic.Int32))
+		n.(*atomic.Int32).Add(1)
+		time.Sleep(rand.N(50 * time.Millisecond)) //nolint:gosec // a test's dice
+	}})
+	a.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state { //nolint:exhaustive // the other states do not change the number
+		case http.StateNew:
+			a.open.Add(1)
+		case http.StateClosed:
+			a.open.Add(-1)
+		}
+	}
+	a.Start()
+	t.Cleanup(a.Close)
+	return a
+}
+
+// once reports whether a record arrived exactly once.
+func (a *arrivals) once(body string) bool {
+	n, ok := a.times.Load(body)
+	return ok && n.(*atomic.Int32).Load() == 1
+}
+
+// testimony is a request as v2 has it before it judges, and the record that it
+// took.
+type testimony struct {
+	line   string
+	header http.Header
+	body   []byte
+	record *sandbox.Record // nil: it took none
+}
+
+// witness is the strict sandbox, and what it saw.
+type witness struct {
+	*httptest.Server
+	seen chan *testimony
+}
+
+func newWitness(t *testing.T) *witness {
+	w := &witness{seen: make(chan *testimony, 10)}
+	records := make(chan sandbox.Record, 1)
+	v2 := &sandbox.Sandbox{Received: func(record sandbox.Record) { records <- record }}
+	w.Server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Errorf("v2 saw half a body: %v", err)
+		}
+		saw := &testimony{line: r.Method + " " + r.RequestURI, header: r.Header.Clone(), body: body}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		held := httptest.NewRecorder()
+		v2.ServeHTTP(held, r)
+		select {
+		case record := <-records:
+			saw.record = &record
+		default:
+		}
+		w.seen <- saw // before the answer, so that it is there when the answer is
+		maps.Copy(rw.Header(), held.Header())
+		rw.WriteHeader(held.Code)
+		_, _ = rw.Write(held.Body.Bytes())
+	}))
+	t.Cleanup(w.Close)
+	return w
+}
+
+// take is what v2 has seen since the last time, or nil.
+func (w *witness) take() *testimony {
+	select {
+	case saw := <-w.seen:
+		return saw
+	default:
+		return nil
+	}
+}
+
+// onePacketListener accepts TLS connections whose records can be kept for one
+// packet.
+type onePacketListener struct {
+	net.Listener
+	cfg *tls.Config
+}
+
+func (l onePacketListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return tls.Server(&onePacket{Conn: conn}, l.cfg), nil
+}
+
+type onePacket struct {
+	net.Conn
+	open bool
+	data []byte
+}
+
+func (p *onePacket) Write(b []byte) (int, error) {
+	if !p.open {
+		return p.Conn.Write(b)
+	}
+	p.data = append(p.data, b...)
+	return len(b), nil
+}
+
+func (p *onePacket) flush() error {
+	_, err := p.Conn.Write(p.data)
+	p.open, p.data = false, nil
+	return err
+}
+
+// unreachable is an address that refuses connections until the test listens on
+// it. Nobody else can have it meanwhile.
+func unreachable(t testing.TB) (addr string, listen func() net.Listener) {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := os.NewFile(uintptr(fd), "v2")
+	t.Cleanup(func() { socket.Close() })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	bound, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", bound.(*syscall.SockaddrInet4).Port), func() net.Listener {
+		t.Helper()
+		if err := syscall.Listen(fd, 100); err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.FileListener(socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+}
