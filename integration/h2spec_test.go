@@ -22,10 +22,11 @@ import (
 // all the way to v2 and back. Without a key, every stream is refused, most of
 // them before their body is read: the other way in which a stream ends.
 func TestH2spec(t *testing.T) {
-	dir := t.TempDir()
-	h2spec, stock := filepath.Join(dir, "h2spec"), filepath.Join(dir, "stock")
-	goBuild(t, "-C", "../.ci/tools", "-o", h2spec, "github.com/summerwind/h2spec/cmd/h2spec")
-	goBuild(t, "-o", stock, "../bench/stock")
+	h2spec := goTool(t, "h2spec", "github.com/summerwind/h2spec/cmd/h2spec")
+	stock := filepath.Join(t.TempDir(), "stock")
+	if output, err := exec.Command("go", "build", "-o", stock, "../bench/stock").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
 
 	// h2spec leaves a case of flow control out if an answer is as short as v2's.
 	const answer = `{"padding":"to have something to control"}`
@@ -68,13 +69,6 @@ func TestH2spec(t *testing.T) {
 	}
 	if got := u.next(t); got.line != "POST "+event+" HTTP/1.1" || got.body != `{"a":"1"}` {
 		t.Errorf("v2 saw %q %q", got.line, got.body)
-	}
-}
-
-func goBuild(t *testing.T, args ...string) {
-	t.Helper()
-	if output, err := exec.Command("go", append([]string{"build"}, args...)...).CombinedOutput(); err != nil {
-		t.Fatalf("this test needs what Go builds from modules, so for the first time it needs the module proxy: %v\n%s", err, output)
 	}
 }
 

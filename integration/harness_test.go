@@ -235,25 +235,34 @@ func kill(p *process) {
 // underRace reports whether all is several times as slow.
 func underRace() bool { return slices.Contains(buildFlags, "-race") }
 
-// tool finds a program by any of its names, and installs its Debian package
-// where that is possible. Without it the test is skipped, which CI does not let
-// pass.
+// tool finds a program by any of its names. Without it the test is skipped,
+// which CI does not let pass.
 func tool(t testing.TB, pkg string, names ...string) string {
 	t.Helper()
-	for round := range 2 {
-		for _, name := range names {
-			if path, err := exec.LookPath(name); err == nil {
-				return path
-			}
-		}
-		if apt, err := exec.LookPath("apt-get"); err == nil && os.Geteuid() == 0 && round == 0 {
-			if output, err := exec.Command("sh", "-c", apt+" update -qq && "+apt+" install -y -qq "+pkg).CombinedOutput(); err != nil {
-				t.Logf("installing %s: %v\n%s", pkg, err, output)
-			}
+	for _, name := range names {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
 		}
 	}
-	t.Skipf("SKIPPED: this test needs %s, of Debian's package %s", names[0], pkg)
+	t.Skipf("%s is not installed (apt-get install %s)", names[0], pkg)
 	return ""
+}
+
+// goTool builds a program of .ci/tools. If Go would have to download it, the
+// test is skipped, which CI does not let pass.
+func goTool(t testing.TB, name, pkg string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	cmd := exec.Command("go", "build", "-C", "../.ci/tools", "-mod=readonly", "-o", path, pkg)
+	cmd.Env = append(os.Environ(), "GOPROXY=off")
+	output, err := cmd.CombinedOutput()
+	if strings.Contains(string(output), "GOPROXY=off") {
+		t.Skipf("%s is not in Go's module cache (go -C .ci/tools mod download)", name)
+	}
+	if err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	return path
 }
 
 // command runs td-postback on a free port and waits until it serves.

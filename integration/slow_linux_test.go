@@ -14,6 +14,7 @@ import (
 // ways at once: headers that never end, bodies that never end, and answers
 // that are hardly read. A normal caller is served all the while.
 func TestSlowCallers(t *testing.T) {
+	slowhttptest := tool(t, "slowhttptest", "slowhttptest")
 	v2 := record(t, nil)
 	g := command(t, "--upstream", v2.url())
 	url := g.url(target)
@@ -26,7 +27,7 @@ func TestSlowCallers(t *testing.T) {
 	for _, attack := range attacks {
 		args := strings.Join(append(attack, "-r", "1000", "-l", "12", "-u", "'"+url+"'"), " ")
 		// The Go runtime gives a child the soft limit of open files.
-		cmd := exec.Command("sh", "-c", "ulimit -n $(ulimit -Hn); exec "+tool(t, "slowhttptest", "slowhttptest")+" "+args)
+		cmd := exec.Command("sh", "-c", "ulimit -n $(ulimit -Hn); exec "+slowhttptest+" "+args)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}

@@ -92,6 +92,7 @@ func TestSpoolDiskFull(t *testing.T) {
 // TestSpoolReadOnly starts a gateway whose disk is mounted to be read only.
 func TestSpoolReadOnly(t *testing.T) {
 	t.Parallel()
+	nsenter := tool(t, "util-linux", "nsenter")
 	v2 := newFickle(t)
 	g, _ := serveOnDisk(t, "size=8m,ro", v2.url(), "")
 	unavailable(t, g, v2, func() {
@@ -99,8 +100,8 @@ func TestSpoolReadOnly(t *testing.T) {
 		if os.Geteuid() != 0 {
 			args = append(args, "--user", "--preserve-credentials")
 		}
-		nsenter := exec.Command(tool(t, "util-linux", "nsenter"), append(args, "mount", "-o", "remount,rw", filepath.Dir(g.dir))...)
-		if output, err := nsenter.CombinedOutput(); err != nil {
+		args = append(args, "mount", "-o", "remount,rw", filepath.Dir(g.dir))
+		if output, err := exec.Command(nsenter, args...).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, output)
 		}
 	})
@@ -136,12 +137,12 @@ func TestSpoolBlackHole(t *testing.T) {
 // to be allowed user namespaces.
 func serveOnDisk(t *testing.T, options, upstream, spool string) (g *spooling, inside string) {
 	t.Helper()
+	mount := tool(t, "mount", "mount")
 	mountpoint := t.TempDir()
 	addr, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	g = &spooling{admin: admin, dir: mountpoint + "/spool"}
 	g.caddyfile = spoolCaddyfile(admin, port, spoolBlock(upstream, g.dir, "", spool))
-	mount := tool(t, "mount", "mount")
 	p := startWith(t, "/bin/sh", nil, func(cmd *exec.Cmd) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 		if os.Geteuid() != 0 {

@@ -12,12 +12,8 @@ import (
 // each record whose caller was told 200, through either gateway.
 func TestSpoolOnNATS(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	server, err := natstest.Build(dir, "../.ci/tools")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nodes := natstest.Nodes(t, server, dir, 3, "max_payload: 4MB")
+	server := goTool(t, "nats-server", "github.com/nats-io/nats-server/v2")
+	nodes := natstest.Nodes(t, server, t.TempDir(), 3, "max_payload: 4MB")
 	urls := make([]string, 0, len(nodes))
 	for _, n := range nodes {
 		t.Cleanup(n.Kill)
