@@ -18,7 +18,7 @@ import (
 // TestCap sends bodies of one byte below the cap, at it and above it, in every
 // framing. At most the cap arrives, whole; one more is a certain 413.
 func TestCap(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	pair := newCertificate(t, "localhost")
 	addr, secure := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
@@ -113,7 +113,7 @@ func TestCap(t *testing.T) {
 // gives an answer up when its stream is reset.
 func TestCapByCurl(t *testing.T) {
 	curl := tool(t, "curl", "curl")
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	pair := newCertificate(t, "localhost")
 	addr := freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
@@ -152,7 +152,7 @@ func TestCapByCurl(t *testing.T) {
 // TestExpectContinue refuses before the caller is told to go on, and tells it
 // to go on otherwise.
 func TestExpectContinue(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	for name, tc := range map[string]struct {
 		target, length, first string
@@ -194,7 +194,7 @@ func TestExpectContinue(t *testing.T) {
 
 // TestMaxBody lowers the cap.
 func TestMaxBody(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n max_body 1KB\n}")
 	if answer := raw(t, g.addr, post(target, asJSON, objectOf(1000))); answer.StatusCode != 200 {
 		t.Errorf("at the limit: got %d", answer.StatusCode)
@@ -210,7 +210,7 @@ func TestMaxBody(t *testing.T) {
 // memory for. Each one is either taken or told to come back, and afterwards
 // the memory is free again.
 func TestMaxBuffered(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n max_buffered 4MiB\n}")
 	const callers, size = 20, 1_048_000 // a buffer of 1 MiB each
 	body := objectOf(size)

@@ -74,7 +74,7 @@ func TestSandboxCommand(t *testing.T) {
 }
 
 func TestCommandForwards(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := command(t, "--upstream", u.url(), "--max-body", "1KB")
 	if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 200 {
 		t.Errorf("got %d %q", answer.StatusCode, answer.body)
@@ -121,7 +121,7 @@ func TestCommandErrors(t *testing.T) {
 // TestExample runs Caddyfile.example as it is, on other ports and against a
 // stand-in.
 func TestExample(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	example, err := os.ReadFile("../Caddyfile.example")
 	if err != nil {
 		t.Fatal(err)
@@ -193,7 +193,7 @@ func TestExample(t *testing.T) {
 // TestValidateAndReload checks that Caddy's own commands work with the module,
 // and that a reload takes effect.
 func TestValidateAndReload(t *testing.T) {
-	first, second := record(t, nil), record(t, nil)
+	first, second := startRecorder(t, nil), startRecorder(t, nil)
 	addr, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	config := func(u *recorder) string {
@@ -227,7 +227,7 @@ func TestValidateAndReload(t *testing.T) {
 // looks for the key in all that the process wrote.
 func TestNoKeyInLogs(t *testing.T) {
 	const secret = "5ec2e7c0ffee"
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	down := freeAddr(t)
 	pair := newCertificate(t, "localhost")
 	plain, secure := freeAddr(t), freeAddr(t)

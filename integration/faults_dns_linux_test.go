@@ -65,8 +65,8 @@ func TestDNS(t *testing.T) {
 
 	run("new connections follow a new address", func(t *testing.T) {
 		atOld, atNew, port := listenBoth(t)
-		closing := func(conn net.Conn, nth int, _ seen) bool { return send(conn, nth < 2, ok) }
-		before, after := recordOn(t, atOld, closing), recordOn(t, atNew, nil)
+		closing := func(conn net.Conn, nth int, _ seen) bool { return send(conn, nth < 2, answerOK) }
+		before, after := startRecorderOn(t, atOld, closing), startRecorderOn(t, atNew, nil)
 		names := newNameServer(t, oldAddress)
 		g := start(t, names, port)
 		goesWell(t, g, before, 0)
@@ -80,14 +80,14 @@ func TestDNS(t *testing.T) {
 	run("the old address dies", func(t *testing.T) {
 		atOld, atNew, port := listenBoth(t)
 		dead := make(chan struct{})
-		before := recordOn(t, atOld, func(conn net.Conn, _ int, _ seen) bool {
-			send(conn, true, ok)
+		before := startRecorderOn(t, atOld, func(conn net.Conn, _ int, _ seen) bool {
+			send(conn, true, answerOK)
 			<-dead
 			atOld.Close()
 			reset(conn)
 			return false
 		})
-		after := recordOn(t, atNew, nil)
+		after := startRecorderOn(t, atNew, nil)
 		names := newNameServer(t, oldAddress)
 		g := start(t, names, port)
 		goesWell(t, g, before, 0)
@@ -100,14 +100,14 @@ func TestDNS(t *testing.T) {
 		atOld, atNew, port := listenBoth(t)
 		atOld.Close()
 		g := start(t, newNameServer(t, oldAddress, newAddress), port)
-		goesWell(t, g, recordOn(t, atNew, nil), 0)
+		goesWell(t, g, startRecorderOn(t, atNew, nil), 0)
 	})
 	run("one of two addresses is a black hole", func(t *testing.T) {
 		atOld, atNew, port := listenBoth(t)
 		t.Cleanup(func() { atOld.Close() })
 		blackHole(t, atOld)
 		g := start(t, newNameServer(t, oldAddress, newAddress), port)
-		goesWell(t, g, recordOn(t, atNew, nil), dialTimeout)
+		goesWell(t, g, startRecorderOn(t, atNew, nil), dialTimeout)
 	})
 	for name, tc := range map[string]struct {
 		code   dnsmessage.RCode
@@ -122,7 +122,7 @@ func TestDNS(t *testing.T) {
 		run(name, func(t *testing.T) {
 			atOld, atNew, port := listenBoth(t)
 			t.Cleanup(func() { atOld.Close() })
-			u := recordOn(t, atNew, nil)
+			u := startRecorderOn(t, atNew, nil)
 			names := newNameServer(t)
 			names.set(tc.code, tc.silent)
 			g := start(t, names, port)

@@ -33,7 +33,7 @@ func TestBlackHole(t *testing.T) {
 	}
 
 	setQueue(t, l, 100)
-	u := recordOn(t, l, nil)
+	u := startRecorderOn(t, l, nil)
 	if got := ask(t, g.addr, post(target, asJSON, `{"id":"after"}`), func() {}); got.StatusCode != 200 {
 		t.Errorf("v2 is well: got %d %q", got.StatusCode, got.body)
 	}
@@ -83,9 +83,9 @@ func TestHugeAnswer(t *testing.T) {
 		"chunked":      {head: "Transfer-Encoding: chunked", before: fmt.Sprintf("%x\r\n", len(part)), after: "\r\n", end: "0\r\n\r\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			u := record(t, func(conn net.Conn, _ int, s seen) bool {
+			u := startRecorder(t, func(conn net.Conn, _ int, s seen) bool {
 				if s.body == object {
-					return send(conn, true, ok)
+					return send(conn, true, answerOK)
 				}
 				keep := send(conn, true, "HTTP/1.1 200 OK\r\n"+parts.head+"\r\n\r\n")
 				for n := 0; n < size && keep; n += len(part) {

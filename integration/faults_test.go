@@ -49,7 +49,7 @@ func TestFaultyConnection(t *testing.T) {
 		{name: "TLS handshake broken off", fault: fault{connect: func(conn net.Conn) { _, _ = conn.Read(make([]byte, 100)); reset(conn) }}},
 		{name: "closes at once", fault: fault{connect: func(net.Conn) {}}},
 		{name: "resets at once", fault: fault{connect: reset}},
-		{name: "plain HTTP instead of TLS", fault: fault{connect: func(conn net.Conn) { send(conn, false, ok) }}},
+		{name: "plain HTTP instead of TLS", fault: fault{connect: func(conn net.Conn) { send(conn, false, answerOK) }}},
 		{name: "certificate of another name", fault: fault{certificate: &otherName.pair}},
 		{name: "certificate by an unknown authority", fault: fault{certificate: &otherAuthority.pair}},
 		{name: "expired certificate", fault: fault{certificate: signed(t, right, time.Now().Add(-time.Minute))}},
@@ -76,7 +76,7 @@ func TestFaultyAnswer(t *testing.T) {
 	)
 	piece := strings.Repeat("0123456789abcdef", 2<<10) // more than the gateway holds back
 	long := head + "Content-Length: " + strconv.Itoa(4*len(piece)) + "\r\n\r\n"
-	bytewise := strings.Split(ok, "")
+	bytewise := strings.Split(answerOK, "")
 
 	cases := []faultCase{
 		{name: "reset before the request is read", fault: fault{request: resets()}, status: 502, code: "upstream_unreachable"},
@@ -97,7 +97,7 @@ func TestFaultyAnswer(t *testing.T) {
 			reset(conn.NetConn())
 		}}, status: 200, cut: true, sent: 1},
 		{name: "reset after the answer", fault: fault{answer: func(u *faulty, conn *tls.Conn) {
-			send(conn, true, ok)
+			send(conn, true, answerOK)
 			<-u.answered
 			reset(conn.NetConn())
 		}}, status: 200, body: "{}", sent: 1},
@@ -130,9 +130,9 @@ func TestFaultyAnswer(t *testing.T) {
 			for send(conn, true, piece) {
 			}
 		}}, status: 502, code: "upstream_unreachable", sent: 1},
-		{name: "102 and 103 before the answer", fault: fault{answer: says(short, interim, "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", ok)}, status: 200, body: "{}", sent: 1},
-		{name: "too many 102", fault: fault{answer: says(0, strings.Repeat(interim, 20), ok)}, status: 502, code: "upstream_unreachable", sent: 1},
-		{name: "102 instead of an answer", fault: fault{answer: says(pause, interim, interim, interim, interim, ok)}, status: 504, code: "upstream_timeout", waits: responseTimeout, sent: 1},
+		{name: "102 and 103 before the answer", fault: fault{answer: says(short, interim, "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", answerOK)}, status: 200, body: "{}", sent: 1},
+		{name: "too many 102", fault: fault{answer: says(0, strings.Repeat(interim, 20), answerOK)}, status: 502, code: "upstream_unreachable", sent: 1},
+		{name: "102 instead of an answer", fault: fault{answer: says(pause, interim, interim, interim, interim, answerOK)}, status: 504, code: "upstream_timeout", waits: responseTimeout, sent: 1},
 		{name: "64 KiB of headers", fault: fault{answer: says(0, head+"X-Big: "+strings.Repeat("x", 64<<10)+"\r\nContent-Length: 2\r\n\r\n{}")}, status: 502, code: "upstream_unreachable", sent: 1},
 		{name: "429 with Retry-After", fault: fault{answer: says(0, "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 30\r\nContent-Length: 4\r\n\r\nslow")}, status: 429, retryAfter: "30", body: "slow", sent: 1},
 		{name: "503 with Retry-After", fault: fault{answer: says(0, "HTTP/1.1 503 Service Unavailable\r\nRetry-After: Fri, 31 Dec 2027 23:59:59 GMT\r\nContent-Length: 0\r\n\r\n")}, status: 503, retryAfter: "Fri, 31 Dec 2027 23:59:59 GMT", sent: 1},
@@ -148,11 +148,11 @@ func TestConnectionsInUse(t *testing.T) {
 	t.Parallel() // it waits for 10 s
 	const queueTimeout = 10 * time.Second
 	release := make(chan struct{})
-	u := record(t, func(conn net.Conn, nth int, _ seen) bool {
+	u := startRecorder(t, func(conn net.Conn, nth int, _ seen) bool {
 		if nth == 1 {
 			<-release
 		}
-		return send(conn, true, ok)
+		return send(conn, true, answerOK)
 	})
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n max_conns 1\n}")
 	first := make(chan int, 1)
@@ -191,7 +191,7 @@ func TestConnectionsInUse(t *testing.T) {
 // nothing of it.
 func TestStalledBody(t *testing.T) {
 	const readBody = time.Second
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, fmt.Sprintf("servers {\n timeouts {\n read_body %s\n}\n}\n", readBody), "td_postback {\n upstream "+u.url()+"\n}")
 	for name, request := range map[string]string{
 		"known length": "Content-Length: 7\r\n\r\n{\"a\"",
@@ -247,12 +247,12 @@ func TestFaultsAtRandom(t *testing.T) {
 	connecting := []fault{
 		{connect: reset},
 		{connect: func(net.Conn) {}},
-		{connect: func(conn net.Conn) { send(conn, false, ok) }},
+		{connect: func(conn net.Conn) { send(conn, false, answerOK) }},
 	}
 	kept := []fault{
 		{request: resets()},
 		{request: says(0)},
-		{answer: says(0, ok)}, // and closes, while the next request may be under way
+		{answer: says(0, answerOK)}, // and closes, while the next request may be under way
 		{answer: says(0, "H")},
 		{answer: says(0, head+"{}")},
 		{answer: says(0, "no HTTP\r\n\r\n")},
@@ -260,7 +260,7 @@ func TestFaultsAtRandom(t *testing.T) {
 		{answer: says(0, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")},
 		{answer: says(0, "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")},
 		{answer: says(0, "HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")},
-		{answer: says(20*time.Millisecond, ok[:20], ok[20:])},
+		{answer: says(20*time.Millisecond, answerOK[:20], answerOK[20:])},
 		{answer: stalls()},
 		{answer: stalls(head)},
 	}

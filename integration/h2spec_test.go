@@ -30,7 +30,7 @@ func TestH2spec(t *testing.T) {
 
 	// h2spec leaves a case of flow control out if an answer is as short as v2's.
 	const answer = `{"padding":"to have something to control"}`
-	u := record(t, func(conn net.Conn, _ int, _ seen) bool {
+	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool {
 		return send(conn, true, fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(answer), answer))
 	})
 	pair := newCertificate(t, "localhost")

@@ -26,11 +26,11 @@ func handoverConfig(admin, port, upstream, option string, n int) string {
 // is under way. Meanwhile a request that came before is answered: that is the
 // last answer of its connection too.
 func TestHandoverWaits(t *testing.T) {
-	u := record(t, func(conn net.Conn, _ int, s seen) bool {
+	u := startRecorder(t, func(conn net.Conn, _ int, s seen) bool {
 		if strings.Contains(s.line, "slow") {
 			time.Sleep(200 * time.Millisecond)
 		}
-		return send(conn, true, ok)
+		return send(conn, true, answerOK)
 	})
 	addr, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
@@ -61,10 +61,10 @@ func TestHandoverWaits(t *testing.T) {
 // answers, its connection is not kept for a configuration that has ended.
 func TestHandoverClosesUpstream(t *testing.T) {
 	working, answer, closed := make(chan bool), make(chan bool), make(chan error)
-	u := record(t, func(conn net.Conn, _ int, _ seen) bool {
+	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool {
 		working <- true
 		<-answer
-		send(conn, true, ok)
+		send(conn, true, answerOK)
 		_ = conn.SetReadDeadline(time.Now().Add(patience))
 		_, err := conn.Read(make([]byte, 1))
 		closed <- err
@@ -89,7 +89,7 @@ func TestHandoverClosesUpstream(t *testing.T) {
 // TestHandoverStandsAside stops a gateway that has Caddy's shutdown_delay:
 // callers are served until it is over.
 func TestHandoverStandsAside(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	addr := freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	g := serveCaddyfile(t, addr, handoverConfig("off", port, u.url(), "shutdown_delay 2s", 0))
@@ -104,7 +104,7 @@ func TestHandoverStandsAside(t *testing.T) {
 // TestHandoverOverHTTP3 reloads while callers send over HTTP/3, whose answers
 // have no Connection header.
 func TestHandoverOverHTTP3(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	addr, admin := freePort(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	pair := newCertificate(t, "localhost")

@@ -372,7 +372,7 @@ func awaitIdle(t *testing.T, addr string) map[string]float64 {
 	}
 }
 
-func requests(surface, key, result string) string {
+func requestsTotal(surface, key, result string) string {
 	return fmt.Sprintf("requests_total{key=%q,result=%q,surface=%q}", key, result, surface)
 }
 
@@ -676,8 +676,8 @@ func spoolCommand(t *testing.T, admin string, args ...string) (output string, co
 	return output, code
 }
 
-// prints checks that a td-spool command succeeds and prints these texts.
-func prints(t *testing.T, admin string, args []string, texts ...string) string {
+// spoolPrints checks that a td-spool command succeeds and spoolPrints these texts.
+func spoolPrints(t *testing.T, admin string, args []string, texts ...string) string {
 	t.Helper()
 	output, code := spoolCommand(t, admin, args...)
 	if code != 0 {
@@ -691,8 +691,8 @@ func prints(t *testing.T, admin string, args []string, texts ...string) string {
 	return output
 }
 
-// fails checks that a td-spool command fails with these texts.
-func fails(t *testing.T, admin string, args []string, texts ...string) {
+// spoolFails checks that a td-spool command spoolFails with these texts.
+func spoolFails(t *testing.T, admin string, args []string, texts ...string) {
 	t.Helper()
 	output, code := spoolCommand(t, admin, args...)
 	if code == 0 {

@@ -31,12 +31,12 @@ func TestMetrics(t *testing.T) {
 		t.Helper()
 		for _, tc := range outcomes {
 			raw(t, addr, tc.request)
-			want[requests(tc.surface, tc.key, tc.result)]++
+			want[requestsTotal(tc.surface, tc.key, tc.result)]++
 		}
 		conn := dial(t, addr) // raw would complain of an answer that is cut
 		_, _ = io.WriteString(conn, post(strings.Replace(target, "tbl", "cut", 1), asJSON, object))
 		_, _ = io.Copy(io.Discard, conn)
-		want[requests("post", "param", "answer_cut")]++
+		want[requestsTotal("post", "param", "answer_cut")]++
 		want["body_bytes_count"] += 18 // not what is refused, answered here or handed off
 		want["body_bytes_sum"] += 12*float64(len(object)) + 3*float64(len(`{"a":"1"}`)) + 3*float64(len(`{}`))
 		want["upstream_duration_seconds_count"] += 16 // two have no answer
@@ -212,7 +212,7 @@ var outcomes = []struct {
 
 // outcomeConfig is a configuration for outcomes, of several handlers.
 func outcomeConfig(t *testing.T, admin, port, logging string) string {
-	u := record(t, func(conn net.Conn, _ int, s seen) bool {
+	u := startRecorder(t, func(conn net.Conn, _ int, s seen) bool {
 		switch _, status, _ := strings.Cut(s.line, "/db/s"); {
 		case strings.Contains(s.line, "/slow"):
 			_, _ = conn.Read(make([]byte, 1)) // until the gateway gives up
@@ -222,7 +222,7 @@ func outcomeConfig(t *testing.T, admin, port, logging string) string {
 		case status != "":
 			return send(conn, true, "HTTP/1.1 "+status[:3]+" X\r\nContent-Length: 0\r\n\r\n")
 		}
-		return send(conn, true, ok)
+		return send(conn, true, answerOK)
 	})
 	return fmt.Sprintf(`{
 	%s

@@ -14,7 +14,7 @@ import (
 // TestPost sends bytes and compares the bytes that v2 gets: the request line,
 // every field, the body.
 func TestPost(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback us01 {\n upstream "+u.url()+"\n}")
 	const line = "POST /postback/v3/event/db/tbl HTTP/1.1"
 	key := []string{"X-TD-Write-Key: 1234/abcd"}
@@ -121,7 +121,7 @@ func TestPost(t *testing.T) {
 
 // TestRefused checks every refusal, and that v2 sees nothing of it.
 func TestRefused(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n region auto\n upstream "+u.url()+"\n}")
 	withHost := func(request, host string) string {
 		return strings.Replace(request, "Host: in.treasuredata.com", "Host: "+host, 1)
@@ -195,7 +195,7 @@ func TestRefused(t *testing.T) {
 // TestMalformed sends what is no valid HTTP request. net/http answers some of
 // it by itself; v2 must see none of it.
 func TestMalformed(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	head := "POST " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\n" + asJSON
 	for name, request := range map[string]string{
@@ -225,7 +225,7 @@ func TestMalformed(t *testing.T) {
 
 // TestCutBody closes the sending side before the body is whole.
 func TestCutBody(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	for name, request := range map[string]string{
 		"known length": "Content-Length: 7\r\n\r\n{\"a\"",
@@ -252,7 +252,7 @@ func TestCutBody(t *testing.T) {
 // TestHalfClosed takes the whole request and then the end of the stream, as
 // simple clients send them: the record must arrive and be answered.
 func TestHalfClosed(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	conn := dial(t, g.addr)
 	if _, err := io.WriteString(conn, post(target, asJSON, object)); err != nil {
@@ -272,7 +272,7 @@ func TestHalfClosed(t *testing.T) {
 // TestCallerGone closes the connection right after sending: legacy callers
 // fire and forget, and their records count.
 func TestCallerGone(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	for range 50 {
 		conn := dial(t, g.addr)
@@ -289,7 +289,7 @@ func TestCallerGone(t *testing.T) {
 // TestKeepAlive sends several requests, refused ones among them, over one
 // connection.
 func TestKeepAlive(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	conn := dial(t, g.addr)
 	br := bufio.NewReader(conn)
@@ -308,7 +308,7 @@ func TestKeepAlive(t *testing.T) {
 }
 
 func TestPreflight(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	answer := raw(t, g.addr, "OPTIONS "+event+" HTTP/1.1\r\nHost: x\r\nOrigin: https://shop.example\r\nAccess-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: content-type,x-td-write-key\r\n\r\n")
 	if answer.StatusCode != 204 || answer.body != "" {
@@ -333,7 +333,7 @@ func TestPreflight(t *testing.T) {
 
 // TestTrustedProxy lets a load balancer say where the request came from.
 func TestTrustedProxy(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "servers {\n trusted_proxies static 127.0.0.0/8\n}\n", "td_postback {\n upstream "+u.url()+"\n}")
 	raw(t, g.addr, post(target, asJSON+"X-Forwarded-For: 192.0.2.7, 198.51.100.2\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: legacy.example\r\n", object))
 	got := u.next(t)
@@ -351,7 +351,7 @@ func TestTrustedProxy(t *testing.T) {
 // TestPassThru leaves what is no postback to the next handler, and nothing
 // else.
 func TestPassThru(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n pass_thru\n}\nrespond next 299")
 	for path, want := range map[string]int{"/": 299, "/js/v3/event/db/tbl": 299, "/postback": 299, "/postback/x": 400, event: 403} {
 		if got := raw(t, g.addr, post(path, asJSON, object)).StatusCode; got != want {
@@ -368,7 +368,7 @@ func TestPassThru(t *testing.T) {
 // TestNotShadowed puts the directive beside handlers that answer everything,
 // without any order: a record must still reach v2.
 func TestNotShadowed(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	for name, site := range map[string]string{
 		"respond":         "respond 200\ntd_postback {\n upstream " + u.url() + "\n}",
 		"handle":          "handle {\n respond 200\n}\ntd_postback {\n upstream " + u.url() + "\n}",
@@ -388,7 +388,7 @@ func TestNotShadowed(t *testing.T) {
 
 // TestHandoff leaves forwarding to reverse_proxy, which sends the same record.
 func TestHandoff(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n handoff\n}\nreverse_proxy "+u.Addr().String())
 	chunked := "POST " + event + "/?a=%7e&td_write_key=1234%2Fabcd&b=;c HTTP/1.1\r\nHost: in.treasuredata.com\r\nConnection: X-Td-Write-Key, X-Hop\r\nX-Hop: 1\r\nCookie: s=1\r\nAuthorization: Basic eDp5\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n" + object + "\r\n0\r\n\r\n"
 	if answer := raw(t, g.addr, chunked); answer.StatusCode != 200 {
@@ -425,10 +425,10 @@ func TestHandoff(t *testing.T) {
 // TestCORS lets pages read answers, unless v2 says otherwise.
 func TestCORS(t *testing.T) {
 	own := false
-	u := record(t, func(conn net.Conn, _ int, _ seen) bool {
-		answer := ok
+	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool {
+		answer := answerOK
 		if own {
-			answer = strings.Replace(ok, "\r\n", "\r\naccess-control-allow-origin: https://only.example\r\n", 1)
+			answer = strings.Replace(answerOK, "\r\n", "\r\naccess-control-allow-origin: https://only.example\r\n", 1)
 		}
 		_, err := io.WriteString(conn, answer)
 		return err == nil

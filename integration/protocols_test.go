@@ -41,7 +41,7 @@ type protocol struct {
 // TestProtocols has one contract for every version of HTTP: the same answer
 // and the same record at v2.
 func TestProtocols(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	pair := newCertificate(t, "localhost")
 	plain, secure := freeAddr(t), freePort(t)
 	serveCaddyfile(t, plain, protocolsCaddyfile(plain, secure, pair, u.url()))
@@ -381,10 +381,10 @@ func TestHTTP10Answers(t *testing.T) {
 		"chunked":              {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n", true, "{}"},
 		"chunked and long":     {fmt.Sprintf("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(long), long), true, long},
 		"no length, long":      {"HTTP/1.1 200 OK\r\n\r\n" + long, false, long},
-		"interim answer first": {"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n" + ok, true, "{}"},
+		"interim answer first": {"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n" + answerOK, true, "{}"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			u := record(t, func(conn net.Conn, _ int, _ seen) bool { return send(conn, tc.keep, tc.answer) })
+			u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool { return send(conn, tc.keep, tc.answer) })
 			g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 			for _, headers := range [][][2]string{nil, {{"Expect", "100-continue"}}} {
 				answer := askInHTTP10(t, g.addr, call{method: "POST", target: target, headers: headers, body: object})
@@ -402,7 +402,7 @@ func TestHTTP10Answers(t *testing.T) {
 // TestHTTP10KeepAlive sends two records on one connection, where the caller
 // asks to keep it.
 func TestHTTP10KeepAlive(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	conn := dial(t, g.addr)
 	br := bufio.NewReader(conn)
@@ -425,7 +425,7 @@ func TestHTTP10KeepAlive(t *testing.T) {
 func TestManyStreams(t *testing.T) {
 	h2load := tool(t, "nghttp2-client", "h2load")
 	const total = 5000
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	pair := newCertificate(t, "localhost")
 	plain, secure := freeAddr(t), freePort(t)
 	serveCaddyfile(t, plain, protocolsCaddyfile(plain, secure, pair, u.url()))

@@ -14,7 +14,7 @@ import (
 // TestRecord sends what is no POST with a body and looks at the record that v2
 // gets, and at the answer.
 func TestRecord(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	const ping = "Content-Type: text/ping\r\nPing-From: https://x.example/\r\n"
 	for _, tc := range []struct {
@@ -87,7 +87,7 @@ func TestRecord(t *testing.T) {
 
 // TestRecordRefused refuses pixels like other requests, as JSON.
 func TestRecordRefused(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "servers {\n max_header_size 2MiB\n}\n", "td_postback {\n upstream "+u.url()+"\n}")
 	for name, tc := range map[string]struct {
 		request string
@@ -125,8 +125,8 @@ func TestRecordRefused(t *testing.T) {
 // TestRecordAnswers looks at the answer when v2 does not say 200, or says more
 // than the caller asked for.
 func TestRecordAnswers(t *testing.T) {
-	said := ok
-	u := record(t, func(conn net.Conn, _ int, _ seen) bool { _, err := io.WriteString(conn, said); return err == nil })
+	said := answerOK
+	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool { _, err := io.WriteString(conn, said); return err == nil })
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n redirect_hosts shop.example\n}")
 	for _, tc := range []struct {
 		name, said, query string
@@ -144,11 +144,11 @@ func TestRecordAnswers(t *testing.T) {
 			header: map[string]string{"Content-Encoding": "", "Etag": "", "Last-Modified": "", "Cache-Control": "no-store, no-cache", "X-Request-Id": "q"},
 		},
 		{name: "GET, v2 allows caching", said: "HTTP/1.1 200 OK\r\ncache-control: private\r\nContent-Length: 2\r\n\r\n{}", status: 200, body: "{}", header: map[string]string{"Cache-Control": "private"}},
-		{name: "redirect", said: ok, query: "&td_redirect=https%3A%2F%2Fshop.example%2Fx%3Fa%3Db", status: 302, location: "https://shop.example/x?a=b", header: map[string]string{"Cache-Control": "no-store, no-cache", "Content-Type": ""}},
-		{name: "redirect of a pixel", said: ok, query: "&td_format=pixel&td_redirect=https://shop.example/", status: 302, location: "https://shop.example/"},
-		{name: "redirect with the global id", said: ok, query: "&td_redirect=https://shop.example/?id=td_global_id", status: 302, location: "https://shop.example/?id=gid-7"},
-		{name: "redirect not allowed", said: ok, query: "&td_redirect=https://evil.example/", status: 400, body: "redirect_not_allowed"},
-		{name: "redirect of a pixel not allowed", said: ok, query: "&td_format=pixel&td_redirect=//shop.example/", status: 400, body: "redirect_not_allowed"},
+		{name: "redirect", said: answerOK, query: "&td_redirect=https%3A%2F%2Fshop.example%2Fx%3Fa%3Db", status: 302, location: "https://shop.example/x?a=b", header: map[string]string{"Cache-Control": "no-store, no-cache", "Content-Type": ""}},
+		{name: "redirect of a pixel", said: answerOK, query: "&td_format=pixel&td_redirect=https://shop.example/", status: 302, location: "https://shop.example/"},
+		{name: "redirect with the global id", said: answerOK, query: "&td_redirect=https://shop.example/?id=td_global_id", status: 302, location: "https://shop.example/?id=gid-7"},
+		{name: "redirect not allowed", said: answerOK, query: "&td_redirect=https://evil.example/", status: 400, body: "redirect_not_allowed"},
+		{name: "redirect of a pixel not allowed", said: answerOK, query: "&td_format=pixel&td_redirect=//shop.example/", status: 400, body: "redirect_not_allowed"},
 		{name: "no redirect when v2 refuses", said: "HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno", query: "&td_redirect=https://shop.example/", status: 403, body: "no"},
 		{name: "no redirect when v2 breaks off", said: "", query: "&td_redirect=https://shop.example/", status: 502, body: "upstream_unreachable"},
 	} {
@@ -182,7 +182,7 @@ func TestRecordAnswers(t *testing.T) {
 // TestRecordBodyWithheld announces a body and does not send it. The record is
 // in the query: it must arrive, and the caller must be answered.
 func TestRecordBodyWithheld(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	for name, request := range map[string]string{
 		"GET":             "GET " + target + "&a=1",
@@ -240,7 +240,7 @@ func TestRecordBodyWithheld(t *testing.T) {
 
 // TestGlobalIDOption reads another cookie.
 func TestGlobalIDOption(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n global_id gid\n}")
 	raw(t, g.addr, get(target+"&td_global_id=td_global_id", "Cookie: _td_global=wrong; gid=right\r\n"))
 	if got := u.next(t); got.body != `{"td_global_id":"right"}` {
@@ -251,7 +251,7 @@ func TestGlobalIDOption(t *testing.T) {
 // TestRecordFromTrustedProxy takes the client's address from where Caddy
 // takes it.
 func TestRecordFromTrustedProxy(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "servers {\n trusted_proxies static 127.0.0.0/8\n}\n", "td_postback {\n upstream "+u.url()+"\n}")
 	for address, want := range map[string]string{"192.0.2.7": "192.0.2.7", "2001:db8::7": "2001:db8::7"} {
 		raw(t, g.addr, get(target+"&td_ip=td_ip", "X-Forwarded-For: "+address+"\r\n"))
@@ -264,7 +264,7 @@ func TestRecordFromTrustedProxy(t *testing.T) {
 // TestRecordHandoff leaves sending to reverse_proxy and still answers with the
 // pixel or the redirect.
 func TestRecordHandoff(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n handoff\n redirect_hosts shop.example\n}\nreverse_proxy "+u.Addr().String())
 	answer := raw(t, g.addr, get(target+"&a=1&td_format=pixel", "If-None-Match: x\r\n"))
 	if answer.StatusCode != 200 || !strings.HasPrefix(answer.body, "GIF89a") {

@@ -27,7 +27,7 @@ func TestReloadAndRestartUnderLoad(t *testing.T) {
 
 func reloadAndRestart(t *testing.T, newCaller func(addr string) func(string) error) {
 	const concurrent, reloads = 16, 20
-	v2 := newArrivals(t)
+	v2 := startArrivals(t)
 	addr, socket := outsideSocket(t)
 	admin := freeAddr(t)
 	config := func(n int) string {

@@ -15,7 +15,7 @@ import (
 // that are hardly read. A normal caller is served all the while.
 func TestSlowCallers(t *testing.T) {
 	slowhttptest := tool(t, "slowhttptest", "slowhttptest")
-	v2 := record(t, nil)
+	v2 := startRecorder(t, nil)
 	g := command(t, "--upstream", v2.url())
 	url := g.url(target)
 	attacks := [][]string{

@@ -10,7 +10,7 @@ import (
 func TestSpoolNotesDeliveries(t *testing.T) {
 	t.Parallel()
 	const backlog = 1000
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	v2.goAway(closes)
 	addr, socket := outsideSocket(t)
 	g := &spooling{admin: freeAddr(t), dir: t.TempDir() + "/spool"}

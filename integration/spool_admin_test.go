@@ -14,10 +14,10 @@ import (
 // at the dead letters after.
 func TestSpoolCommand(t *testing.T) {
 	t.Parallel()
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	v2.goAway(answers("503", "Retry-After: 3600\r\n"))
 	g := serveSpool(t, v2.url(), "", "")
-	prints(t, g.admin, []string{"status"}, g.dir+": ok, ", "10 GiB")
+	spoolPrints(t, g.admin, []string{"status"}, g.dir+": ok, ", "10 GiB")
 	for n, request := range []string{
 		post(event+"?a=b&td_write_key="+spoolKey, asJSON+"X-Own: 1\r\n", withID("0")),
 		post(event, asJSON+"Authorization: TD1 "+spoolKey+"\r\nX-TD-Write-Key: "+spoolKey+"\r\n", withID("1")),
@@ -30,22 +30,22 @@ func TestSpoolCommand(t *testing.T) {
 		}
 	}
 
-	prints(t, g.admin, []string{"status"}, g.dir+": degraded, ", "QUEUE", "RECORDS", "OLDEST", v2.url(), "down")
-	list := prints(t, g.admin, []string{"list"}, "ID", "ARRIVAL", "ACCOUNT", event, "1234/…")
+	spoolPrints(t, g.admin, []string{"status"}, g.dir+": degraded, ", "QUEUE", "RECORDS", "OLDEST", v2.url(), "down")
+	list := spoolPrints(t, g.admin, []string{"list"}, "ID", "ARRIVAL", "ACCOUNT", event, "1234/…")
 	if strings.Count(list, event) != 4 || strings.Count(list, "1234/…") != 4 || strings.Contains(list, spoolText) {
 		t.Errorf("listed: %s", list)
 	}
-	if list := prints(t, g.admin, []string{"list", "--dead"}); strings.Contains(list, event) {
+	if list := spoolPrints(t, g.admin, []string{"list", "--dead"}); strings.Contains(list, event) {
 		t.Errorf("dead: %s", list)
 	}
 	var kept []letter
 	if status := askAdmin(t, http.MethodGet, g.admin, "spool/records", &kept); status != 200 || len(kept) != 4 {
 		t.Fatalf("got %d %+v", status, kept)
 	}
-	if rest := prints(t, g.admin, []string{"list", "--after", fmt.Sprint(kept[1].ID), "--limit", "1"}, fmt.Sprint(kept[2].ID)); strings.Count(rest, event) != 1 {
+	if rest := spoolPrints(t, g.admin, []string{"list", "--after", fmt.Sprint(kept[1].ID), "--limit", "1"}, fmt.Sprint(kept[2].ID)); strings.Count(rest, event) != 1 {
 		t.Errorf("one behind the second: %s", rest)
 	}
-	shown := prints(t, g.admin, []string{"show", fmt.Sprint(kept[0].ID)}, `"query": "a=b"`, `"X-Own"`, `\"id\":\"0\"`, spoolText, "td_record_time", `"account": "1234/…"`)
+	shown := spoolPrints(t, g.admin, []string{"show", fmt.Sprint(kept[0].ID)}, `"query": "a=b"`, `"X-Own"`, `\"id\":\"0\"`, spoolText, "td_record_time", `"account": "1234/…"`)
 	if strings.Contains(shown, "Write-Key") {
 		t.Errorf("shown: %s", shown)
 	}
@@ -60,7 +60,7 @@ func TestSpoolCommand(t *testing.T) {
 	g.stop()
 	g = serveSpoolSite(t, g.dir, spoolBlock(v2.url(), g.dir, "", ""))
 	g.awaitState(t, func(s *spoolState) bool { return s.dead() == 4 && s.records() == 0 })
-	dead := prints(t, g.admin, []string{"list", "--dead"}, "403", "refused")
+	dead := spoolPrints(t, g.admin, []string{"list", "--dead"}, "403", "refused")
 	if strings.Count(dead, "refused") != 4 {
 		t.Errorf("dead: %s", dead)
 	}
@@ -77,29 +77,29 @@ func TestSpoolCommand(t *testing.T) {
 		}
 		byID[idOf(whole.Body)] = id
 	}
-	prints(t, g.admin, []string{"show", "--dead", byID["1"]}, `"reason": "refused"`, `"status": 403`, `\"id\":\"1\"`)
+	spoolPrints(t, g.admin, []string{"show", "--dead", byID["1"]}, `"reason": "refused"`, `"status": 403`, `\"id\":\"1\"`)
 
 	v2.comeBack()
-	prints(t, g.admin, []string{"replay", byID["0"], byID["1"]}, "2 dead letters to be delivered again")
+	spoolPrints(t, g.admin, []string{"replay", byID["0"], byID["1"]}, "2 dead letters to be delivered again")
 	v2.await(t, "0", "1")
 	g.awaitState(t, func(s *spoolState) bool { return s.dead() == 2 && s.records() == 0 })
 	if got := v2.find("1"); len(got) != 1 || len(got[0].field("Authorization")) != 1 || !addedTime.MatchString(got[0].body) {
 		t.Errorf("v2 has taken %+v", got)
 	}
-	prints(t, g.admin, []string{"drop", byID["2"]}, "1 dead letters deleted")
-	prints(t, g.admin, []string{"replay", byID["2"]}, "0 dead letters")
-	prints(t, g.admin, []string{"replay", "--all"}, "1 dead letters to be delivered again")
+	spoolPrints(t, g.admin, []string{"drop", byID["2"]}, "1 dead letters deleted")
+	spoolPrints(t, g.admin, []string{"replay", byID["2"]}, "0 dead letters")
+	spoolPrints(t, g.admin, []string{"replay", "--all"}, "1 dead letters to be delivered again")
 	v2.await(t, "3")
 	g.awaitState(t, func(s *spoolState) bool { return s.dead() == 0 && s.records() == 0 })
 	if len(v2.find("2")) > 0 {
 		t.Error("v2 has taken a record that was dropped")
 	}
 
-	fails(t, g.admin, []string{"show", "17"}, "id 17", "there is no such record")
-	fails(t, g.admin, []string{"show", "x"}, `id "x": must be a number`)
-	fails(t, g.admin, []string{"replay"}, "give one or more id, or all=true")
-	fails(t, g.admin, []string{"list", "--spool", "other"}, `spool "other"`)
-	fails(t, freeAddr(t), []string{"status"}, "connection refused")
+	spoolFails(t, g.admin, []string{"show", "17"}, "id 17", "there is no such record")
+	spoolFails(t, g.admin, []string{"show", "x"}, `id "x": must be a number`)
+	spoolFails(t, g.admin, []string{"replay"}, "give one or more id, or all=true")
+	spoolFails(t, g.admin, []string{"list", "--spool", "other"}, `spool "other"`)
+	spoolFails(t, freeAddr(t), []string{"status"}, "connection refused")
 	for path, method := range map[string]string{"spool/replay?all=true": http.MethodGet, "spool/drop?all=true": http.MethodGet, "spool": http.MethodPost, "health": http.MethodPost} {
 		if status := askAdmin(t, method, g.admin, path, nil); status != http.StatusMethodNotAllowed {
 			t.Errorf("%s %s: got %d", method, path, status)
@@ -113,8 +113,8 @@ func TestSpoolCommandWithoutSpool(t *testing.T) {
 	admin := freeAddr(t)
 	_, port, _ := net.SplitHostPort(freeAddr(t))
 	serveCaddyfile(t, "", spoolCaddyfile(admin, port, "td_postback us01"))
-	prints(t, admin, []string{"status"}, "The gateway has no spool.")
-	fails(t, admin, []string{"list"}, "spool")
+	spoolPrints(t, admin, []string{"status"}, "The gateway has no spool.")
+	spoolFails(t, admin, []string{"list"}, "spool")
 	if status := askAdmin(t, http.MethodGet, admin, "health", nil); status != 200 {
 		t.Errorf("health: got %d", status)
 	}
@@ -123,7 +123,7 @@ func TestSpoolCommandWithoutSpool(t *testing.T) {
 // TestSpoolQueues asks a gateway that keeps records for two hosts of v2.
 func TestSpoolQueues(t *testing.T) {
 	t.Parallel()
-	one, two := newFickle(t), newFickle(t)
+	one, two := startFickle(t), startFickle(t)
 	one.goAway(answers("503", "Retry-After: 3600\r\n"))
 	two.goAway(answers("400", ""))
 	dir := t.TempDir() + "/spool"
@@ -131,11 +131,11 @@ func TestSpoolQueues(t *testing.T) {
 	isTaken(t, raw(t, g.addr, post("/one"+spoolTarget, asJSON, withID("1"))))
 	isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, withID("2"))))
 	g.awaitState(t, func(s *spoolState) bool { return s.dead() == 1 && s.records() == 1 })
-	prints(t, g.admin, []string{"status"}, one.url(), two.url())
-	fails(t, g.admin, []string{"list"}, `queue ""`, one.url(), two.url())
-	prints(t, g.admin, []string{"list", "--queue", one.url()}, event)
-	prints(t, g.admin, []string{"list", "--dead", "--queue", two.url()}, event, "refused")
-	prints(t, g.admin, []string{"drop", "--all", "--queue", two.url()}, "1 dead letters deleted")
+	spoolPrints(t, g.admin, []string{"status"}, one.url(), two.url())
+	spoolFails(t, g.admin, []string{"list"}, `queue ""`, one.url(), two.url())
+	spoolPrints(t, g.admin, []string{"list", "--queue", one.url()}, event)
+	spoolPrints(t, g.admin, []string{"list", "--dead", "--queue", two.url()}, event, "refused")
+	spoolPrints(t, g.admin, []string{"drop", "--all", "--queue", two.url()}, "1 dead letters deleted")
 	if s := g.state(t); s.dead() != 0 || s.records() != 1 {
 		t.Errorf("got %+v", s)
 	}
@@ -145,7 +145,7 @@ func TestSpoolQueues(t *testing.T) {
 // chance.
 func TestSpoolMetrics(t *testing.T) {
 	t.Parallel()
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	v2.goAway(answers("503", "Retry-After: 3\r\n"))
 	g := serveSpool(t, v2.url(), "", "max_size 100MiB")
 	for _, request := range []string{
@@ -168,7 +168,7 @@ func TestSpoolMetrics(t *testing.T) {
 		t.Errorf("got %v", sizes)
 	}
 	all := awaitIdle(t, g.admin)
-	if n := all[requests("post", "param", "spooled")] + all[requests("get", "param", "spooled")]; n != 5 {
+	if n := all[requestsTotal("post", "param", "spooled")] + all[requestsTotal("get", "param", "spooled")]; n != 5 {
 		t.Errorf("%v requests were spooled: %v", n, all)
 	}
 
@@ -207,7 +207,7 @@ func TestSpoolMetrics(t *testing.T) {
 		t.Fatal(status, problem)
 	}
 	g.awaitMetrics(t, want)
-	prints(t, g.admin, []string{"drop", "--all"}, "1 dead letters deleted")
+	spoolPrints(t, g.admin, []string{"drop", "--all"}, "1 dead letters deleted")
 	delete(want, "dead_letters{}")
 	g.awaitMetrics(t, want)
 
@@ -220,7 +220,7 @@ func TestSpoolMetrics(t *testing.T) {
 	v2.comeBack()
 	g = serveSpoolSite(t, g.dir, spoolBlock(v2.url(), g.dir, "", "max_age 1ms"))
 	g.awaitMetrics(t, map[string]float64{`deliveries_total{fate="too_old"}`: 3, "dead_letters{}": 3, "available{}": 1})
-	if dead := prints(t, g.admin, []string{"list", "--dead"}); strings.Count(dead, "too_old") != 3 {
+	if dead := spoolPrints(t, g.admin, []string{"list", "--dead"}); strings.Count(dead, "too_old") != 3 {
 		t.Errorf("dead: %s", dead)
 	}
 	if len(v2.find("old0")) > 0 {
@@ -231,7 +231,7 @@ func TestSpoolMetrics(t *testing.T) {
 // TestSpoolInLogs looks at what an operator reads of a record that is kept.
 func TestSpoolInLogs(t *testing.T) {
 	t.Parallel()
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	v2.goAway(answers("502", ""))
 	dir := t.TempDir() + "/spool"
 	g := serveSpoolSite(t, dir, "log {\n format filter {\n request>uri td_key\n }\n}\n"+spoolBlock(v2.url(), dir, "", ""))

@@ -31,7 +31,7 @@ func surviveKills(t *testing.T, mode string) {
 		kills, each = 6, 100
 	}
 	const justBefore = time.Second
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	addr, socket := outsideSocket(t)
 	g := &spooling{admin: freeAddr(t), dir: t.TempDir() + "/spool"}
 	config := socketCaddyfile(g.admin,
@@ -125,7 +125,7 @@ func TestSpoolBacklog(t *testing.T) {
 		}
 	}
 	full := total >= 100_000
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	v2.goAway(closes)
 	addr, socket := outsideSocket(t)
 	g := &spooling{admin: freeAddr(t), dir: t.TempDir() + "/spool"}

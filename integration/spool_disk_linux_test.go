@@ -17,7 +17,7 @@ import (
 // bit with records.
 func TestSpoolDiskFull(t *testing.T) {
 	t.Parallel()
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	g, inside := serveOnDisk(t, "size=8m", v2.url(), "drain_rate 10000")
 	filler := filepath.Join(inside, "filler")
 	pad := strings.Repeat("x", 10_000)
@@ -93,7 +93,7 @@ func TestSpoolDiskFull(t *testing.T) {
 func TestSpoolReadOnly(t *testing.T) {
 	t.Parallel()
 	nsenter := tool(t, "util-linux", "nsenter")
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	g, _ := serveOnDisk(t, "size=8m,ro", v2.url(), "")
 	unavailable(t, g, v2, func() {
 		args := []string{"-t", strconv.Itoa(g.cmd.Process.Pid), "--mount"}

@@ -20,7 +20,7 @@ func TestSpoolOnNATS(t *testing.T) {
 		n.Start(t)
 		urls = append(urls, n.URL())
 	}
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	v2.goAway(closes)
 	site := "td_postback {\n upstream " + v2.url() + "\n retries 0\n spool nats " + strings.Join(urls, " ") + " {\n max_size 1GiB\n drain_rate 100000\n }\n}"
 	one, other := serveSpoolSite(t, "", site), serveSpoolSite(t, "", site)

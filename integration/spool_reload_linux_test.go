@@ -29,7 +29,7 @@ func TestSpoolReload(t *testing.T) {
 }
 
 func reloadSpool(t *testing.T, handover bool) {
-	first, second := newFickle(t), newFickle(t)
+	first, second := startFickle(t), startFickle(t)
 	g := &spooling{admin: freeAddr(t), dir: t.TempDir() + "/spool"}
 	var config func(upstream, spool string) string
 	var addr string
@@ -124,7 +124,7 @@ func reloadSpool(t *testing.T, handover bool) {
 // how records are delivered.
 func TestSpoolModeAfterFailedReload(t *testing.T) {
 	t.Parallel()
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	v2.goAway(closes)
 	g := serveSpool(t, v2.url(), "", "mode always\n drain_rate 100000")
 	callers := startTraffic(t, g.addr, 4, 400, "")
@@ -144,7 +144,7 @@ func TestSpoolModeAfterFailedReload(t *testing.T) {
 // have the directory then. A later configuration finds the records.
 func TestSpoolRemoved(t *testing.T) {
 	t.Parallel()
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	v2.goAway(closes)
 	g := serveSpool(t, v2.url(), "", "")
 	var ids []string
@@ -207,7 +207,7 @@ func TestSpoolRemoved(t *testing.T) {
 func TestSpoolStopsUnderLoad(t *testing.T) {
 	t.Parallel()
 	const total = 1000
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	v2.goAway(closes)
 	g := serveSpool(t, v2.url(), "max_conns 32", "drain_rate 100000")
 	callers := startTraffic(t, g.addr, 8, total, "")
@@ -228,7 +228,7 @@ func TestSpoolStopsUnderLoad(t *testing.T) {
 // TestSpoolHasOneOwner starts a second gateway on a directory.
 func TestSpoolHasOneOwner(t *testing.T) {
 	t.Parallel()
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	v2.goAway(closes)
 	g := serveSpool(t, v2.url(), "", "")
 	isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, withID("a"))))
@@ -273,7 +273,7 @@ func TestSpoolHasOneOwner(t *testing.T) {
 // TestSpoolShared has two blocks share a directory.
 func TestSpoolShared(t *testing.T) {
 	t.Parallel()
-	one, two := newFickle(t), newFickle(t)
+	one, two := startFickle(t), startFickle(t)
 	one.goAway(closes)
 	two.goAway(closes)
 	dir := t.TempDir() + "/spool"
@@ -308,7 +308,7 @@ func TestSpoolShared(t *testing.T) {
 // TestSpoolEncrypted looks for what must not be on the disk.
 func TestSpoolEncrypted(t *testing.T) {
 	t.Parallel()
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	v2.goAway(closes)
 	key := strings.Repeat("0123456789abcdef", 4)
 	keyFile, otherKey := write(t, "key", key+"\n"), write(t, "other", strings.Repeat("f", 64))
@@ -372,7 +372,7 @@ func TestSpoolEncrypted(t *testing.T) {
 // which it came, whenever it goes.
 func TestSpoolKeepsTime(t *testing.T) {
 	t.Parallel()
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	v2.goAway(closes)
 	g := serveSpool(t, v2.url(), "", "")
 	from := time.Now().Unix()

@@ -24,11 +24,11 @@ import (
 func TestSpoolDeliversTheSame(t *testing.T) {
 	t.Parallel()
 	var met sync.Map
-	u := record(t, func(conn net.Conn, _ int, s seen) bool {
+	u := startRecorder(t, func(conn net.Conn, _ int, s seen) bool {
 		if _, again := met.LoadOrStore(s.line, true); !again && !strings.Contains(s.line, "/well") {
 			return answers("503", "")(conn)
 		}
-		return send(conn, true, ok)
+		return send(conn, true, answerOK)
 	})
 	g := serveSpool(t, u.url(), "redirect_hosts shop.example", "")
 	first := make([]seen, len(keptCases))
@@ -90,8 +90,8 @@ func TestSpoolFailures(t *testing.T) {
 		{"closes", closes},
 		{"resets", func(conn net.Conn) bool { reset(conn); return false }},
 		{"garbage", func(conn net.Conn) bool { return send(conn, false, "200 OK\r\n\r\n{}") }},
-		{"half an answer", func(conn net.Conn) bool { return send(conn, false, ok[:len(ok)-1]) }},
-		{"half a head", func(conn net.Conn) bool { return send(conn, false, ok[:20]) }},
+		{"half an answer", func(conn net.Conn) bool { return send(conn, false, answerOK[:len(answerOK)-1]) }},
+		{"half a head", func(conn net.Conn) bool { return send(conn, false, answerOK[:20]) }},
 		{"408", answers("408", "X-Own: 1\r\n")},
 		{"429", answers("429", "X-Own: 1\r\n")},
 		{"500", answers("500", "X-Own: 1\r\n")},
@@ -106,7 +106,7 @@ func TestSpoolFailures(t *testing.T) {
 	for n, f := range failures {
 		addr := refused
 		if f.away != nil {
-			v2s[n] = newFickle(t)
+			v2s[n] = startFickle(t)
 			v2s[n].goAway(f.away)
 			addr = v2s[n].Addr().String()
 		}
@@ -152,7 +152,7 @@ func TestSpoolFailures(t *testing.T) {
 // TestSpoolOverHTTP2 keeps records that come over HTTP/2.
 func TestSpoolOverHTTP2(t *testing.T) {
 	t.Parallel()
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	v2.goAway(closes)
 	pair := newCertificate(t, "127.0.0.1")
 	addr, admin := freeAddr(t), freeAddr(t)
@@ -190,7 +190,7 @@ func TestSpoolOverHTTP2(t *testing.T) {
 // TestSpoolPassesAnswers compares v2's answers through a gateway with a spool
 // with those through one without, and looks that none of these records is kept.
 func TestSpoolPassesAnswers(t *testing.T) {
-	u := record(t, func(conn net.Conn, _ int, s seen) bool {
+	u := startRecorder(t, func(conn net.Conn, _ int, s seen) bool {
 		_, status, _ := strings.Cut(s.line, "/db/s")
 		return send(conn, true, "HTTP/1.1 "+status[:3]+" X\r\nX-Own: "+status[:3]+"\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Type: text/x\r\nLocation: /x\r\nRetry-After: 9\r\n"+
 			map[bool]string{true: "\r\n", false: "Content-Length: 5\r\n\r\nhello"}[status[:3] == "204" || status[:3] == "304"])
@@ -236,7 +236,7 @@ func warningLine(log, message string) string {
 // any more. What v2 refuses then is a dead letter and holds up nothing.
 func TestSpoolAlways(t *testing.T) {
 	t.Parallel()
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	release := make(chan struct{})
 	v2.goAway(func(conn net.Conn) bool { <-release; return false })
 	g := serveSpool(t, v2.url(), "redirect_hosts shop.example", "mode always")
@@ -297,7 +297,7 @@ func TestSpoolCircuit(t *testing.T) {
 	for name, away := range map[string]func(net.Conn) bool{"closes": closes, "hangs": hangs} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			v2 := newFickle(t)
+			v2 := startFickle(t)
 			v2.goAway(away)
 			g := serveSpool(t, v2.url(), "response_timeout 500ms", "")
 			ids, slow := make([]string, 200), 0
@@ -337,7 +337,7 @@ func TestSpoolCircuit(t *testing.T) {
 // TestSpoolHonoursRetryAfter has v2 ask for a pause.
 func TestSpoolHonoursRetryAfter(t *testing.T) {
 	t.Parallel()
-	v2 := newFickle(t)
+	v2 := startFickle(t)
 	v2.goAway(answers("429", "Retry-After: 3\r\n"))
 	g := serveSpool(t, v2.url(), "", "")
 	from := time.Now()
@@ -361,7 +361,7 @@ func TestSpoolFull(t *testing.T) {
 	for _, mode := range []string{"on_failure", "always"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			v2 := newFickle(t)
+			v2 := startFickle(t)
 			g := serveSpool(t, v2.url(), "", "mode "+mode+"\n max_size 1MiB\n drain_rate 10000")
 			pad := strings.Repeat("x", 10_000)
 			var kept []string
@@ -412,7 +412,7 @@ func TestSpoolUnavailable(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			blocked := write(t, "blocked", "a file where a directory should be")
-			v2 := newFickle(t)
+			v2 := startFickle(t)
 			g := serveSpoolSite(t, blocked+"/spool", spoolBlock(v2.url(), blocked+"/spool", "", "mode "+mode))
 			unavailable(t, g, v2, func() { _ = os.Remove(blocked) })
 		})

@@ -119,16 +119,16 @@ func readReply(t testing.TB, br *bufio.Reader, method string) reply {
 	}
 }
 
-// outcome is what a caller got: an answer, how long it took, and whether its
+// timedReply is what a caller got: an answer, how long it took, and whether its
 // connection broke before the end.
-type outcome struct {
+type timedReply struct {
 	reply
 	cut  bool
 	took time.Duration
 }
 
 // ask sends a request. It calls answered when it has the head of the answer.
-func ask(t testing.TB, addr, request string, answered func()) outcome {
+func ask(t testing.TB, addr, request string, answered func()) timedReply {
 	t.Helper()
 	conn := dial(t, addr)
 	started := time.Now()
@@ -142,7 +142,7 @@ func ask(t testing.TB, addr, request string, answered func()) outcome {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatal("the answer never ended")
 	}
-	return outcome{reply{resp, string(body)}, err != nil, time.Since(started)}
+	return timedReply{reply{resp, string(body)}, err != nil, time.Since(started)}
 }
 
 // isTaken checks that a caller was answered as if v2 had taken its record.

@@ -28,7 +28,7 @@ func TestAnswer(t *testing.T) {
 		body   string
 		header map[string][]string // nil: absent
 	}{
-		{name: "as published", answer: ok, keep: true, status: 200, body: "{}", header: map[string][]string{"Content-Type": {"application/json"}, "Content-Length": {"2"}}},
+		{name: "as published", answer: answerOK, keep: true, status: 200, body: "{}", header: map[string][]string{"Content-Type": {"application/json"}, "Content-Length": {"2"}}},
 		{name: "refused by v2", answer: "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{\"error\":\"x\"}", keep: true, status: 403, body: `{"error":"x"}`},
 		{name: "server error with Retry-After", answer: "HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n", keep: true, status: 503, header: map[string][]string{"Retry-After": {"7"}}},
 		{name: "no content", answer: "HTTP/1.1 204 No Content\r\nX-A: 1\r\n\r\n", keep: true, status: 204, header: map[string][]string{"X-A": {"1"}}},
@@ -55,7 +55,7 @@ func TestAnswer(t *testing.T) {
 		{name: "without a length", answer: "HTTP/1.1 200 OK\r\n\r\n{}", status: 200, body: "{}"},
 		{name: "HTTP/1.0", answer: "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}", status: 200, body: "{}"},
 		{name: "Connection: close", answer: "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}", status: 200, body: "{}", header: map[string][]string{"Connection": nil}},
-		{name: "interim answers", answer: "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n" + ok, keep: true, status: 200, body: "{}", header: map[string][]string{"Link": nil}},
+		{name: "interim answers", answer: "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n" + answerOK, keep: true, status: 200, body: "{}", header: map[string][]string{"Link": nil}},
 		{name: "long, known length", answer: fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(long), long), keep: true, status: 200, body: long},
 		{name: "long, chunked", answer: fmt.Sprintf("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(long), long), keep: true, status: 200, body: long},
 		{name: "long, without a length", answer: "HTTP/1.1 200 OK\r\n\r\n" + long, status: 200, body: long},
@@ -65,7 +65,7 @@ func TestAnswer(t *testing.T) {
 		{name: "status below 100", answer: "HTTP/1.1 099 Odd\r\nContent-Length: 0\r\n\r\n", status: 502},
 		{name: "switching protocols", answer: "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n", status: 502},
 		{name: "two lengths", answer: "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}x", status: 502},
-		{name: "endless interim answers", answer: strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", 100) + ok, status: 502},
+		{name: "endless interim answers", answer: strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", 100) + answerOK, status: 502},
 		{name: "too many headers", answer: "HTTP/1.1 200 OK\r\n" + strings.Repeat("X-A: "+strings.Repeat("x", 1000)+"\r\n", 100) + "\r\n", status: 502},
 		{name: "cut head", answer: "HTTP/1.1 200 OK\r\nContent-Le", status: 502},
 		{name: "cut body", answer: "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}", status: 502},
@@ -75,7 +75,7 @@ func TestAnswer(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			u := record(t, func(conn net.Conn, _ int, _ seen) bool { return send(conn, tc.keep, tc.answer) })
+			u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool { return send(conn, tc.keep, tc.answer) })
 			g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 			for range 2 {
 				answer := raw(t, g.addr, post(target, asJSON, object))
@@ -105,7 +105,7 @@ func TestAnswer(t *testing.T) {
 
 // TestAnswerSpelling keeps the spelling of v2's header names.
 func TestAnswerSpelling(t *testing.T) {
-	u := record(t, func(conn net.Conn, _ int, _ seen) bool {
+	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool {
 		return send(conn, true, "HTTP/1.1 200 OK\r\nETag: x\r\nx-lower: 1\r\nX-XSS-Protection: 0\r\nContent-Length: 2\r\n\r\n{}")
 	})
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
@@ -132,7 +132,7 @@ func TestTruncatedLongAnswer(t *testing.T) {
 		"chunked":      "Transfer-Encoding: chunked\r\n\r\nf4240\r\n" + strings.Repeat("x", 500_000),
 	} {
 		t.Run(name, func(t *testing.T) {
-			u := record(t, func(conn net.Conn, _ int, _ seen) bool { return send(conn, false, "HTTP/1.1 200 OK\r\n"+head) })
+			u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool { return send(conn, false, "HTTP/1.1 200 OK\r\n"+head) })
 			g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 			conn := dial(t, g.addr)
 			if _, err := io.WriteString(conn, post(target, asJSON, object)); err != nil {
@@ -155,7 +155,7 @@ func TestTruncatedLongAnswer(t *testing.T) {
 // TestStreamedAnswer passes the pieces of a slow answer on as they come.
 func TestStreamedAnswer(t *testing.T) {
 	more := make(chan struct{})
-	u := record(t, func(conn net.Conn, _ int, _ seen) bool {
+	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool {
 		if !send(conn, true, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n") {
 			return false
 		}
@@ -190,17 +190,17 @@ func TestReuse(t *testing.T) {
 		name, answer string
 		keep, reused bool
 	}{
-		{"known length", ok, true, true},
+		{"known length", answerOK, true, true},
 		{"chunked", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", true, true},
 		{"chunked with a trailer", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-Sum: 1\r\n\r\n", true, true},
 		{"no content", "HTTP/1.1 204 No Content\r\n\r\n", true, true},
 		{"no content, but with a length", "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", true, false},
 		{"Connection: close, but left open", "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}", true, false},
-		{"more bytes than announced", ok + "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", true, false},
+		{"more bytes than announced", answerOK + "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", true, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			u := record(t, func(conn net.Conn, _ int, _ seen) bool { return send(conn, tc.keep, tc.answer) })
+			u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool { return send(conn, tc.keep, tc.answer) })
 			g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 			for n := range 3 {
 				if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode/100 != 2 || answer.body == "evil" {
@@ -243,11 +243,11 @@ func TestRetry(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			u := record(t, func(conn net.Conn, nth int, _ seen) bool {
+			u := startRecorder(t, func(conn net.Conn, nth int, _ seen) bool {
 				if nth == 2 {
 					return tc.second(conn)
 				}
-				return send(conn, true, ok)
+				return send(conn, true, answerOK)
 			})
 			g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n retries "+tc.retries+"\n}")
 			if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 200 {
@@ -277,14 +277,14 @@ func TestRetry(t *testing.T) {
 func TestUnasked(t *testing.T) {
 	for name, unasked := range map[string]string{
 		"408":    "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
-		"answer": strings.Replace(ok, "{}", "[]", 1),
+		"answer": strings.Replace(answerOK, "{}", "[]", 1),
 		"end":    "",
 	} {
 		t.Run(name, func(t *testing.T) {
 			idle, sent := make(chan struct{}), make(chan struct{})
-			u := record(t, func(conn net.Conn, nth int, s seen) bool {
+			u := startRecorder(t, func(conn net.Conn, nth int, s seen) bool {
 				if s.conn == 1 {
-					send(conn, true, ok)
+					send(conn, true, answerOK)
 					<-idle
 					send(conn, true, unasked)
 					if unasked == "" {
@@ -293,7 +293,7 @@ func TestUnasked(t *testing.T) {
 					close(sent)
 					return true
 				}
-				return send(conn, true, ok)
+				return send(conn, true, answerOK)
 			})
 			g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n retries 0\n}")
 			for n := range 2 {
@@ -324,12 +324,12 @@ func TestUnaskedWithinTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := recordOn(t, onePacketListener{l, &tls.Config{Certificates: []tls.Certificate{cert}}}, func(conn net.Conn, nth int, _ seen) bool {
+	u := startRecorderOn(t, onePacketListener{l, &tls.Config{Certificates: []tls.Certificate{cert}}}, func(conn net.Conn, nth int, _ seen) bool {
 		packet := conn.(*tls.Conn).NetConn().(*onePacket)
 		packet.open = true
-		send(conn, true, ok)
+		send(conn, true, answerOK)
 		if nth == 1 {
-			send(conn, true, strings.Replace(ok, "{}", "[]", 1))
+			send(conn, true, strings.Replace(answerOK, "{}", "[]", 1))
 		}
 		return packet.flush() == nil
 	})
@@ -348,7 +348,7 @@ func TestUnaskedWithinTLS(t *testing.T) {
 // TestIdleBeyondTimeout uses a connection again after more than
 // response_timeout: that is for an answer, not for a pause between callers.
 func TestIdleBeyondTimeout(t *testing.T) {
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n response_timeout 200ms\n}")
 	for range 3 {
 		if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 200 {
@@ -364,7 +364,7 @@ func TestIdleBeyondTimeout(t *testing.T) {
 // TestFreshFailureIsNotRetried breaks a connection that was just made: v2 may
 // have taken the record.
 func TestFreshFailureIsNotRetried(t *testing.T) {
-	u := record(t, func(conn net.Conn, _ int, _ seen) bool { reset(conn); return false })
+	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool { reset(conn); return false })
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 502 || answer.code() != "upstream_unreachable" {
 		t.Errorf("got %d %q", answer.StatusCode, answer.body)
@@ -386,7 +386,7 @@ func TestUnreachable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := recordOn(t, l, nil)
+	u := startRecorderOn(t, l, nil)
 	if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 200 {
 		t.Errorf("afterwards: got %d %q", answer.StatusCode, answer.body)
 	}
@@ -397,7 +397,7 @@ func TestUnreachable(t *testing.T) {
 // record again.
 func TestResponseTimeout(t *testing.T) {
 	silent := make(chan struct{})
-	u := record(t, func(net.Conn, int, seen) bool { <-silent; return false })
+	u := startRecorder(t, func(net.Conn, int, seen) bool { <-silent; return false })
 	t.Cleanup(func() { close(silent) })
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n response_timeout 200ms\n}")
 	if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 504 || answer.code() != "upstream_timeout" {
@@ -458,11 +458,11 @@ func TestUpstreamClosesConnections(t *testing.T) {
 	const total = 3200
 	var mu sync.Mutex
 	counts := make(map[string]int)
-	u := record(t, func(conn net.Conn, nth int, s seen) bool {
+	u := startRecorder(t, func(conn net.Conn, nth int, s seen) bool {
 		mu.Lock()
 		counts[s.body]++
 		mu.Unlock()
-		return send(conn, nth%5 != 0, ok)
+		return send(conn, nth%5 != 0, answerOK)
 	})
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	for round := range 2 {
@@ -508,12 +508,12 @@ func TestUpstreamClosesConnections(t *testing.T) {
 // TestMaxConns queues what exceeds the connections, and loses none of it.
 func TestMaxConns(t *testing.T) {
 	var now, most atomic.Int64
-	u := record(t, func(conn net.Conn, _ int, _ seen) bool {
+	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool {
 		n := now.Add(1)
 		defer now.Add(-1)
 		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
 		}
-		return send(conn, true, ok)
+		return send(conn, true, answerOK)
 	})
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n max_conns 3\n}")
 	var callers sync.WaitGroup
@@ -550,13 +550,13 @@ func TestTLS(t *testing.T) {
 			t.Fatal(err)
 		}
 		cfg := &tls.Config{Certificates: []tls.Certificate{pair.pair}, NextProtos: []string{"h2", "http/1.1"}}
-		return recordOn(t, tls.NewListener(l, cfg), func(conn net.Conn, _ int, _ seen) bool {
+		return startRecorderOn(t, tls.NewListener(l, cfg), func(conn net.Conn, _ int, _ seen) bool {
 			state := conn.(*tls.Conn).ConnectionState()
 			resumed.Store(state.DidResume)
 			if state.NegotiatedProtocol != "http/1.1" {
 				t.Errorf("protocol %q", state.NegotiatedProtocol)
 			}
-			return send(conn, false, strings.Replace(ok, "\r\n", "\r\nConnection: close\r\n", 1))
+			return send(conn, false, strings.Replace(answerOK, "\r\n", "\r\nConnection: close\r\n", 1))
 		})
 	}
 	url := func(u *recorder) string {
@@ -607,7 +607,7 @@ func TestProxy(t *testing.T) {
 	}
 	t.Cleanup(func() { l.Close() })
 	pair := newCertificate(t, "us01.records.in.treasuredata.com")
-	u := record(t, nil)
+	u := startRecorder(t, nil)
 	connects := make(chan string, 10)
 	go func() { // a proxy that leads every CONNECT to a TLS server of its own
 		for {

@@ -107,7 +107,7 @@ func acceptAll(t testing.TB, l net.Listener, handle func(conn net.Conn, number i
 	})
 }
 
-const ok = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+const answerOK = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 
 // send writes an answer in pieces and says whether the connection stays.
 func send(conn net.Conn, keep bool, pieces ...string) bool {
@@ -136,19 +136,19 @@ type recorder struct {
 	answer func(conn net.Conn, nth int, request seen) (keep bool)
 }
 
-// record starts a recorder.
-func record(t testing.TB, answer func(conn net.Conn, nth int, request seen) bool) *recorder {
+// startRecorder starts a recorder.
+func startRecorder(t testing.TB, answer func(conn net.Conn, nth int, request seen) bool) *recorder {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return recordOn(t, l, answer)
+	return startRecorderOn(t, l, answer)
 }
 
-func recordOn(t testing.TB, l net.Listener, answer func(conn net.Conn, nth int, request seen) bool) *recorder {
+func startRecorderOn(t testing.TB, l net.Listener, answer func(conn net.Conn, nth int, request seen) bool) *recorder {
 	if answer == nil {
-		answer = func(conn net.Conn, _ int, _ seen) bool { _, err := io.WriteString(conn, ok); return err == nil }
+		answer = func(conn net.Conn, _ int, _ seen) bool { _, err := io.WriteString(conn, answerOK); return err == nil }
 	}
 	u := &recorder{Listener: l, answer: answer, requests: make(chan seen, 10_000)}
 	acceptAll(t, l, u.handle)
@@ -202,19 +202,19 @@ type fickle struct {
 
 	mu      sync.Mutex
 	changed *sync.Cond
-	taken   []take
+	taken   []accepted
 	times   map[string]int // how often it took a record, by ID
 }
 
-// take is a request that v2 has answered with 200.
-type take struct {
+// accepted is a request that v2 has answered with 200.
+type accepted struct {
 	seen
 	id string
 	at time.Time
 }
 
-// newFickle starts a v2 that takes records.
-func newFickle(t testing.TB) *fickle {
+// startFickle starts a v2 that takes records.
+func startFickle(t testing.TB) *fickle {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -243,7 +243,7 @@ func (v2 *fickle) handle(conn net.Conn, _ int) {
 		}
 		answer := func(conn net.Conn) bool {
 			v2.take(request)
-			return send(conn, true, ok)
+			return send(conn, true, answerOK)
 		}
 		if away := v2.away.Load(); away != nil {
 			answer = *away
@@ -258,7 +258,7 @@ func (v2 *fickle) take(request seen) {
 	id := idOf(request.body)
 	v2.mu.Lock()
 	defer v2.mu.Unlock()
-	v2.taken = append(v2.taken, take{request, id, time.Now()})
+	v2.taken = append(v2.taken, accepted{request, id, time.Now()})
 	v2.times[id]++
 	v2.changed.Broadcast()
 }
@@ -311,15 +311,15 @@ func (v2 *fickle) awaitUntil(t testing.TB, done func() bool, problem func() stri
 }
 
 // all is what v2 has taken so far.
-func (v2 *fickle) all() []take {
+func (v2 *fickle) all() []accepted {
 	v2.mu.Lock()
 	defer v2.mu.Unlock()
 	return slices.Clone(v2.taken)
 }
 
 // find returns the requests that v2 has taken with this ID.
-func (v2 *fickle) find(id string) []take {
-	return slices.DeleteFunc(v2.all(), func(r take) bool { return r.id != id })
+func (v2 *fickle) find(id string) []accepted {
+	return slices.DeleteFunc(v2.all(), func(r accepted) bool { return r.id != id })
 }
 
 // faulty is a v2 behind TLS that misbehaves on command, and counts what it
@@ -437,7 +437,7 @@ func (u *faulty) handle(raw net.Conn) {
 			now.answer(u, conn)
 			return
 		}
-		if !send(conn, true, ok) {
+		if !send(conn, true, answerOK) {
 			return
 		}
 	}
@@ -571,19 +571,19 @@ func (v2 *faultyV2) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer conn.Close()
 		switch name {
 		case "breaks off its answer":
-			_, _ = io.WriteString(conn, ok[:len(ok)-1])
+			_, _ = io.WriteString(conn, answerOK[:len(answerOK)-1])
 		case "resets within its answer":
-			_, _ = io.WriteString(conn, ok[:20])
+			_, _ = io.WriteString(conn, answerOK[:20])
 			reset(conn)
 		case "answers garbage":
 			_, _ = io.WriteString(conn, "200 OK\r\n\r\n{}")
 		case "an interim answer first":
-			_, _ = io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\n\r\n"+ok)
+			_, _ = io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\n\r\n"+answerOK)
 		case "closes after its answer":
-			_, _ = io.WriteString(conn, ok)
+			_, _ = io.WriteString(conn, answerOK)
 		case "answers too late":
 			time.Sleep(1500 * time.Millisecond)
-			_, _ = io.WriteString(conn, ok)
+			_, _ = io.WriteString(conn, answerOK)
 		}
 	}
 }
@@ -595,8 +595,8 @@ type arrivals struct {
 	open  atomic.Int32
 }
 
-// newArrivals starts a v2 that takes up to 50 ms for an answer.
-func newArrivals(t *testing.T) *arrivals {
+// startArrivals starts a v2 that takes up to 50 ms for an answer.
+func startArrivals(t *testing.T) *arrivals {
 	a := &arrivals{}
 	a.Server = httptest.NewUnstartedServer(&sandbox.Sandbox{Received: func(r sandbox.Record) {
 		n, _ := a.times.LoadOrStore(string(r.Body), new(atomic.Int32))
@@ -637,7 +637,7 @@ type witness struct {
 	seen chan *testimony
 }
 
-func newWitness(t *testing.T) *witness {
+func startWitness(t *testing.T) *witness {
 	w := &witness{seen: make(chan *testimony, 10)}
 	records := make(chan sandbox.Record, 1)
 	v2 := &sandbox.Sandbox{Received: func(record sandbox.Record) { records <- record }}
