@@ -14,18 +14,18 @@ import (
 // fails, over a new connection each or over kept ones.
 func TestReloadAndRestartUnderLoad(t *testing.T) {
 	t.Parallel()
-	for name, caller := range map[string]func(addr string) func(string) error{
-		"a connection per request": singleCaller,
-		"kept connections":         keptCaller,
+	for name, like := range map[string]caller{
+		"a connection per request": {target: target, headers: "Connection: close\r\n"},
+		"kept connections":         {target: target, pause: 20 * time.Millisecond}, // as a network would
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			reloadAndRestart(t, caller)
+			reloadAndRestart(t, like)
 		})
 	}
 }
 
-func reloadAndRestart(t *testing.T, newCaller func(addr string) func(string) error) {
+func reloadAndRestart(t *testing.T, like caller) {
 	const concurrent, reloads = 16, 20
 	v2 := startArrivals(t)
 	addr, socket := outsideSocket(t)
@@ -35,7 +35,8 @@ func reloadAndRestart(t *testing.T, newCaller func(addr string) func(string) err
 	}
 	old := startOn(t, config(0), socket)
 
-	callers := startCallers(t, concurrent, func() func(string) error { return newCaller(addr) }, v2)
+	like.addr = addr
+	callers := startCallers(t, concurrent, like, v2)
 	callers.await(t, 100)
 	goroutines := goroutinesOf(t, admin)
 	for n := range reloads {

@@ -162,58 +162,69 @@ func isUnkept(t testing.TB, answer reply, code string) {
 	}
 }
 
-// singleCaller returns a caller that connects for each record.
-func singleCaller(addr string) func(body string) error {
-	return func(body string) error {
-		conn, err := net.Dial("tcp", addr)
+// counts is how often each record came, by its ID or its body.
+type counts struct {
+	times sync.Map // string -> *atomic.Int32
+}
+
+func (c *counts) add(record string) {
+	n, _ := c.times.LoadOrStore(record, new(atomic.Int32))
+	n.(*atomic.Int32).Add(1)
+}
+
+func (c *counts) of(record string) int {
+	n, came := c.times.Load(record)
+	if !came {
+		return 0
+	}
+	return int(n.(*atomic.Int32).Load())
+}
+
+// caller sends records over a connection that it keeps for as long as the
+// gateway lets it. It sends no record again.
+type caller struct {
+	addr, target, headers string
+	pause                 time.Duration // after each record
+
+	conn net.Conn
+	br   *bufio.Reader
+}
+
+// send sends a record and reads the answer.
+func (c *caller) send(body string) (reply, error) {
+	answer, err := c.exchange(body)
+	if err != nil || answer.StatusCode != http.StatusOK || answer.Close {
+		c.close()
+	}
+	time.Sleep(c.pause)
+	return answer, err
+}
+
+func (c *caller) exchange(body string) (reply, error) {
+	if c.conn == nil {
+		conn, err := net.Dial("tcp", c.addr)
 		if err != nil {
-			return err
+			return reply{}, err
 		}
-		defer conn.Close()
-		_, err = deliver(conn, bufio.NewReader(conn), post(target, asJSON+"Connection: close\r\n", body))
-		return err
+		c.conn, c.br = conn, bufio.NewReader(conn)
 	}
-}
-
-// keptCaller returns a caller that keeps its connection for as long as the
-// gateway lets it, pauses after each answer, and sends no record again.
-func keptCaller(addr string) func(body string) error {
-	var conn net.Conn
-	var br *bufio.Reader
-	return func(body string) error {
-		if conn == nil {
-			var err error
-			if conn, err = net.Dial("tcp", addr); err != nil {
-				return err
-			}
-			br = bufio.NewReader(conn)
-		}
-		last, err := deliver(conn, br, post(target, asJSON, body))
-		if err != nil || last {
-			_ = conn.Close()
-			conn = nil
-		}
-		time.Sleep(20 * time.Millisecond) // as a network would
-		return err
+	_ = c.conn.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(c.conn, post(c.target, asJSON+c.headers, body)); err != nil {
+		return reply{}, err
 	}
-}
-
-// deliver sends a request and reads the answer, which must be v2's. last is
-// true if it is the connection's last one.
-func deliver(conn net.Conn, br *bufio.Reader, request string) (last bool, err error) {
-	_ = conn.SetDeadline(time.Now().Add(patience))
-	if _, err := io.WriteString(conn, request); err != nil {
-		return true, err
-	}
-	resp, err := http.ReadResponse(br, nil)
+	resp, err := http.ReadResponse(c.br, nil)
 	if err != nil {
-		return true, err
+		return reply{}, err
 	}
-	defer resp.Body.Close()
-	if answer, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusOK || string(answer) != "{}" {
-		return true, fmt.Errorf("%s %q %w", resp.Status, answer, err)
+	answer, err := io.ReadAll(resp.Body)
+	return reply{resp, string(answer)}, err
+}
+
+func (c *caller) close() {
+	if c.conn != nil {
+		_ = c.conn.Close()
+		c.conn = nil
 	}
-	return resp.Close, nil
 }
 
 // callers send records, numbered, until they are told to stop.
@@ -222,26 +233,32 @@ type callers struct {
 	stop func()
 }
 
-// startCallers has n callers send records. Each answer must be a 200 for a
-// record that has arrived once.
-func startCallers(t *testing.T, n int, newCaller func() func(string) error, v2 *arrivals) *callers {
+// startCallers has n callers like this one send records. Each answer must be
+// v2's, for a record that has arrived once.
+func startCallers(t *testing.T, n int, like caller, v2 *arrivals) *callers {
 	c := &callers{}
 	stopping := make(chan struct{})
 	var all sync.WaitGroup
 	c.stop = sync.OnceFunc(func() { close(stopping); all.Wait() })
 	t.Cleanup(c.stop)
-	for caller := range n {
-		call := newCaller()
+	for number := range n {
 		all.Go(func() {
+			own := like
+			defer own.close()
 			for n := 0; !t.Failed(); n++ {
 				select {
 				case <-stopping:
 					return
 				default:
 				}
-				body := `{"id":"` + strconv.Itoa(caller) + "-" + strconv.Itoa(n) + `"}`
-				if err := call(body); err != nil || !v2.once(body) {
-					t.Errorf("caller %d, record %d: %v, once at v2: %t", caller, n, err, v2.once(body))
+				body := `{"id":"` + strconv.Itoa(number) + "-" + strconv.Itoa(n) + `"}`
+				answer, err := own.send(body)
+				if err != nil {
+					t.Errorf("caller %d, record %d: %v", number, n, err)
+					return
+				}
+				if times := v2.records.of(body); answer.StatusCode != http.StatusOK || answer.body != "{}" || times != 1 {
+					t.Errorf("caller %d, record %d: got %d %q, %d times at v2", number, n, answer.StatusCode, answer.body, times)
 					return
 				}
 				c.sent.Add(1)
@@ -290,8 +307,8 @@ func startTraffic(t testing.TB, addr string, n, limit int, pad string) *traffic 
 	t.Cleanup(c.stop)
 	for range n {
 		all.Go(func() {
-			call := caller{addr: addr}
-			defer call.close()
+			own := caller{addr: addr, target: spoolTarget}
+			defer own.close()
 			for !t.Failed() {
 				select {
 				case <-stopping:
@@ -302,26 +319,27 @@ func startTraffic(t testing.TB, addr string, n, limit int, pad string) *traffic 
 					return
 				}
 				id := strconv.FormatInt(lastID.Add(1), 10)
-				c.note(t, id, call.send(`{"id":"`+id+`","text":"`+spoolText+pad+`"}`))
+				answer, err := own.send(`{"id":"` + id + `","text":"` + spoolText + pad + `"}`)
+				c.note(t, id, answer, err)
 			}
 		})
 	}
 	return c
 }
 
-// note remembers what a caller was told: a status, or nothing.
-func (c *traffic) note(t testing.TB, id string, status int) {
+// note remembers what a caller was told, or that it was told nothing.
+func (c *traffic) note(t testing.TB, id string, answer reply, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch status {
-	case http.StatusOK:
-		c.acked = append(c.acked, id)
-	case http.StatusServiceUnavailable:
-		c.refused++
-	case 0:
+	switch {
+	case err != nil || answer.StatusCode == http.StatusOK && answer.body != "{}":
 		c.cut++
+	case answer.StatusCode == http.StatusOK:
+		c.acked = append(c.acked, id)
+	case answer.StatusCode == http.StatusServiceUnavailable:
+		c.refused++
 	default:
-		t.Errorf("record %s: got %d", id, status)
+		t.Errorf("record %s: got %d", id, answer.StatusCode)
 	}
 	c.changed.Broadcast()
 }
@@ -353,52 +371,6 @@ func (c *traffic) awaitAll(t testing.TB, n int) {
 		if left := n - done; left > 0 {
 			c.await(t, min(step, left))
 		}
-	}
-}
-
-// caller sends records over a connection that it keeps.
-type caller struct {
-	addr string
-	conn net.Conn
-	br   *bufio.Reader
-}
-
-// send sends a record and returns the status of the answer, or 0 without one.
-func (c *caller) send(body string) (status int) {
-	defer func() {
-		if status != http.StatusOK {
-			c.close()
-		}
-	}()
-	if c.conn == nil {
-		conn, err := net.Dial("tcp", c.addr)
-		if err != nil {
-			return 0
-		}
-		c.conn, c.br = conn, bufio.NewReader(conn)
-	}
-	_ = c.conn.SetDeadline(time.Now().Add(patience))
-	if _, err := io.WriteString(c.conn, post(spoolTarget, asJSON, body)); err != nil {
-		return 0
-	}
-	resp, err := http.ReadResponse(c.br, nil)
-	if err != nil {
-		return 0
-	}
-	answer, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode == http.StatusOK && string(answer) != "{}" {
-		return 0
-	}
-	if resp.Close {
-		c.close()
-	}
-	return resp.StatusCode
-}
-
-func (c *caller) close() {
-	if c.conn != nil {
-		_ = c.conn.Close()
-		c.conn = nil
 	}
 }
 
@@ -489,7 +461,7 @@ func (a *tally) check(t *testing.T, v2 *faultyV2, total int) {
 		t.Errorf("%d of %d callers were told something", len(a.of), total)
 	}
 	for id, result := range a.of {
-		times := v2.times(id)
+		times := v2.taken.of(strconv.Itoa(id))
 		want := times == 0
 		switch result {
 		case "forwarded", "redirect_not_allowed":

@@ -82,6 +82,18 @@ func readExact(br *bufio.Reader) (s seen, err error) {
 	return s, err
 }
 
+// eachRequest reads the requests of a connection, counted from 1, until handle
+// does not keep the connection.
+func eachRequest(conn net.Conn, handle func(nth int, request seen) (keep bool)) {
+	br := bufio.NewReader(conn)
+	for nth := 1; ; nth++ {
+		request, err := readExact(br)
+		if err != nil || !handle(nth, request) {
+			return
+		}
+	}
+}
+
 // acceptAll handles connections, counted from 1, until the end of the test.
 func acceptAll(t testing.TB, l net.Listener, handle func(conn net.Conn, number int)) {
 	var conns sync.WaitGroup
@@ -156,18 +168,11 @@ func startRecorderOn(t testing.TB, l net.Listener, answer func(conn net.Conn, nt
 }
 
 func (u *recorder) handle(conn net.Conn, number int) {
-	br := bufio.NewReader(conn)
-	for nth := 1; ; nth++ {
-		request, err := readExact(br)
-		if err != nil {
-			return
-		}
+	eachRequest(conn, func(nth int, request seen) bool {
 		request.conn = number
 		u.requests <- request
-		if !u.answer(conn, nth, request) {
-			return
-		}
-	}
+		return u.answer(conn, nth, request)
+	})
 }
 
 func (u *recorder) url() string { return "http://" + u.Addr().String() }
@@ -236,22 +241,13 @@ func (v2 *fickle) serve(t testing.TB) { acceptAll(t, v2.Listener, v2.handle) }
 
 func (v2 *fickle) handle(conn net.Conn, _ int) {
 	v2.conns.Add(1)
-	for br := bufio.NewReader(conn); ; {
-		request, err := readExact(br)
-		if err != nil {
-			return
-		}
-		answer := func(conn net.Conn) bool {
-			v2.take(request)
-			return send(conn, true, answerOK)
-		}
+	eachRequest(conn, func(_ int, request seen) bool {
 		if away := v2.away.Load(); away != nil {
-			answer = *away
+			return (*away)(conn)
 		}
-		if !answer(conn) {
-			return
-		}
-	}
+		v2.take(request)
+		return send(conn, true, answerOK)
+	})
 }
 
 func (v2 *fickle) take(request seen) {
@@ -507,7 +503,7 @@ func resets(pieces ...string) misbehaviour {
 // faultyV2 is the sandbox, but one in ten requests goes wrong.
 type faultyV2 struct {
 	inner  sandbox.Sandbox
-	taken  sync.Map // id -> *atomic.Int32
+	taken  counts // by ID
 	faults [len(faultNames)]atomic.Int32
 }
 
@@ -522,20 +518,10 @@ func newFaultyV2() *faultyV2 {
 	v2 := &faultyV2{}
 	v2.inner.Received = func(r sandbox.Record) {
 		for _, id := range recordID.FindAllSubmatch(r.Body, -1) {
-			n, _ := v2.taken.LoadOrStore(string(id[1]), new(atomic.Int32))
-			n.(*atomic.Int32).Add(1)
+			v2.taken.add(string(id[1]))
 		}
 	}
 	return v2
-}
-
-// times is how often v2 took the record with an id.
-func (v2 *faultyV2) times(id int) int {
-	n, ok := v2.taken.Load(strconv.Itoa(id))
-	if !ok {
-		return 0
-	}
-	return int(n.(*atomic.Int32).Load())
 }
 
 // ServeHTTP answers a request, or fails to. v2 takes no record of a request
@@ -591,16 +577,15 @@ func (v2 *faultyV2) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // arrivals counts what arrives at v2, by body, and v2's open connections.
 type arrivals struct {
 	*httptest.Server
-	times sync.Map // body -> *atomic.Int32
-	open  atomic.Int32
+	records counts // by body
+	open    atomic.Int32
 }
 
 // startArrivals starts a v2 that takes up to 50 ms for an answer.
 func startArrivals(t *testing.T) *arrivals {
 	a := &arrivals{}
 	a.Server = httptest.NewUnstartedServer(&sandbox.Sandbox{Received: func(r sandbox.Record) {
-		n, _ := a.times.LoadOrStore(string(r.Body), new(atomic.Int32))
-		n.(*atomic.Int32).Add(1)
+		a.records.add(string(r.Body))
 		time.Sleep(rand.N(50 * time.Millisecond)) //nolint:gosec // a test's dice
 	}})
 	a.Config.ConnState = func(_ net.Conn, state http.ConnState) {
@@ -614,12 +599,6 @@ func startArrivals(t *testing.T) *arrivals {
 	a.Start()
 	t.Cleanup(a.Close)
 	return a
-}
-
-// once reports whether a record arrived exactly once.
-func (a *arrivals) once(body string) bool {
-	n, ok := a.times.Load(body)
-	return ok && n.(*atomic.Int32).Load() == 1
 }
 
 // testimony is a request as v2 has it before it judges, and the record that it
