@@ -18,7 +18,7 @@ func TestDifferential(t *testing.T) {
 		for _, tc := range cases {
 			t.Run(part+"/"+tc.name, func(t *testing.T) {
 				answer := raw(t, g.addr, tc.legacy)
-				got := v2.take()
+				got := v2.latest()
 				if tc.answer != "" {
 					if saw := shortly(answer); saw != tc.answer {
 						t.Errorf("got %q, want %q", saw, tc.answer)
@@ -31,7 +31,7 @@ func TestDifferential(t *testing.T) {
 					return
 				}
 				direct := raw(t, v2.Listener.Addr().String(), tc.v2)
-				want := v2.take()
+				want := v2.latest()
 				if refusedHere(tc.answer) {
 					// The gateway may refuse only what v2 would not take either.
 					if direct.StatusCode < 400 || got != nil {
@@ -64,8 +64,8 @@ func shortly(answer reply) string {
 	return fmt.Sprintf("%d %s", answer.StatusCode, what)
 }
 
-// compare compares all that v2 sees, but for the headers that say that there
-// is a gateway.
+// compare compares all that v2 sees, without the headers that tell of the
+// gateway.
 func compare(t *testing.T, got, want *testimony) {
 	t.Helper()
 	if got == nil || want == nil {
@@ -103,9 +103,9 @@ func compare(t *testing.T, got, want *testimony) {
 type odd struct {
 	name, legacy, v2 string
 
-	// answer is what the caller gets, where README says that it is not v2's
-	// answer: "403 missing_write_key", "200 image/gif". Without v2, there is
-	// nothing that v2 could be asked instead.
+	// answer is what the caller gets where the documents say that it is not v2's
+	// own answer: "403 missing_write_key", "200 image/gif". v2 is empty where
+	// nothing could be sent to v2 by hand.
 	answer string
 }
 

@@ -19,8 +19,8 @@ import (
 	"time"
 )
 
-// This file has v2 misbehave on command. docs/faults.md lists what callers and
-// v2 get then.
+// Here v2 misbehaves on command. docs/faults.md lists what callers and v2 get
+// then.
 
 const (
 	dialTimeout     = 3 * time.Second
@@ -142,8 +142,8 @@ func TestFaultyAnswer(t *testing.T) {
 	t.Run("kept-alive connection", func(t *testing.T) { runFaults(t, true, authority, cases) })
 }
 
-// TestConnectionsInUse has v2 keep all connections busy: who waits for one is
-// told to come back, and its record goes nowhere.
+// TestConnectionsInUse has v2 keep all connections busy. A caller that waits for
+// one is told to come back, and its record goes nowhere.
 func TestConnectionsInUse(t *testing.T) {
 	t.Parallel() // it waits for 10 s
 	const queueTimeout = 10 * time.Second
@@ -225,9 +225,9 @@ func TestStalledBody(t *testing.T) {
 	}
 }
 
-// TestFaultsAtRandom sends events through a v2 that fails in every way which
-// tells whether it has read the record. None may arrive twice, and who is told
-// 200 has its event there.
+// TestFaultsAtRandom sends events to a v2 that fails at random, but always so
+// that the gateway can tell whether v2 has read the event. None arrives twice.
+// If a caller is told 200, v2 has its event.
 func TestFaultsAtRandom(t *testing.T) {
 	const events, callers = 400, 16
 	seed := uint64(time.Now().UnixNano())
@@ -249,7 +249,7 @@ func TestFaultsAtRandom(t *testing.T) {
 		{connect: func(net.Conn) {}},
 		{connect: func(conn net.Conn) { send(conn, false, answerOK) }},
 	}
-	kept := []fault{
+	reused := []fault{
 		{request: resets()},
 		{request: says(0)},
 		{answer: says(0, answerOK)}, // and closes, while the next request may be under way
@@ -266,7 +266,7 @@ func TestFaultsAtRandom(t *testing.T) {
 	}
 	// A kept-alive connection that closes like this counts as one that was
 	// given up before the request came, and the record is sent again.
-	fresh := append(slices.Clone(kept), fault{answer: resets()}, fault{answer: says(0)})
+	fresh := append(slices.Clone(reused), fault{answer: resets()}, fault{answer: says(0)})
 
 	authority := newCertificate(t, "localhost")
 	u := newFaulty(t, authority.pair)
@@ -275,7 +275,7 @@ func TestFaultsAtRandom(t *testing.T) {
 		if well.Load() {
 			return &fault{}
 		}
-		return pick(map[moment][]fault{onConnection: connecting, onFresh: fresh, onKept: kept}[at])
+		return pick(map[moment][]fault{onConnection: connecting, onFresh: fresh, onReused: reused}[at])
 	}
 	u.serve(t)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n tls_ca "+authority.cert+"\n response_timeout 500ms\n}")
@@ -395,7 +395,7 @@ type faultCase struct {
 
 // run meets the fault on a fresh connection, or on one that was kept alive,
 // and then a v2 that is well again.
-func (tc *faultCase) run(t *testing.T, u *faulty, addr, path string, kept bool) {
+func (tc *faultCase) run(t *testing.T, u *faulty, addr, path string, reused bool) {
 	request := func(body string) string { return post(path+"?td_write_key=1234/abcd", asJSON, body) }
 	record := func(id string) string {
 		if tc.large {
@@ -413,7 +413,7 @@ func (tc *faultCase) run(t *testing.T, u *faulty, addr, path string, kept bool) 
 		}
 	}
 	sent := tc.sent
-	if kept {
+	if reused {
 		sent += tc.resent
 		goesWell(record("before"))
 	}
@@ -445,14 +445,14 @@ func (tc *faultCase) run(t *testing.T, u *faulty, addr, path string, kept bool) 
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if len(u.met) > 0 && (u.met[0] == onKept) != kept {
+	if len(u.met) > 0 && (u.met[0] == onReused) != reused {
 		t.Error("the fault struck on the wrong connection")
 	}
 }
 
 // runFaults gives each case an upstream of its own behind one gateway. The
 // cases run side by side: most of them wait.
-func runFaults(t *testing.T, kept bool, authority certificate, cases []faultCase) {
+func runFaults(t *testing.T, reused bool, authority certificate, cases []faultCase) {
 	t.Helper()
 	upstreams := make([]*faulty, len(cases))
 	paths := make([]string, len(cases))
@@ -469,7 +469,7 @@ func runFaults(t *testing.T, kept bool, authority certificate, cases []faultCase
 	var all sync.WaitGroup
 	for n := range cases {
 		all.Go(func() {
-			t.Run(cases[n].name, func(t *testing.T) { cases[n].run(t, upstreams[n], g.addr, paths[n], kept) })
+			t.Run(cases[n].name, func(t *testing.T) { cases[n].run(t, upstreams[n], g.addr, paths[n], reused) })
 		})
 	}
 	all.Wait()

@@ -34,6 +34,8 @@ import (
 	"time"
 )
 
+// This file builds, starts, asks and stops the gateway.
+
 // patience is how long a test waits for something that must happen.
 const patience = 30 * time.Second
 
@@ -126,7 +128,7 @@ func startBinary(t testing.TB, path string, env []string, args ...string) *proce
 	return startWith(t, path, env, func(*exec.Cmd) {}, args...)
 }
 
-// startWith is startBinary with a last touch to the command.
+// startWith is startBinary; prepare may change the command before it starts.
 func startWith(t testing.TB, path string, env []string, prepare func(*exec.Cmd), args ...string) *process {
 	t.Helper()
 	home := t.TempDir()
@@ -232,7 +234,8 @@ func kill(p *process) {
 	<-p.exited
 }
 
-// underRace reports whether all is several times as slow.
+// underRace reports whether the race detector is on: then all is several times
+// as slow.
 func underRace() bool { return slices.Contains(buildFlags, "-race") }
 
 // tool finds a program by any of its names. Without it the test is skipped,
@@ -329,8 +332,8 @@ func reload(t *testing.T, admin, config string) (status int, problem string) {
 	return resp.StatusCode, string(text)
 }
 
-// scrape reads the gateway's own metrics, but for histograms' buckets and what
-// has never been counted.
+// scrape reads the gateway's own metrics, without the buckets of histograms and
+// without what is 0.
 func scrape(t *testing.T, addr string) map[string]float64 {
 	t.Helper()
 	resp, err := http.Get("http://" + addr + "/metrics")
@@ -444,7 +447,7 @@ func newCertificate(t testing.TB, names ...string) certificate {
 	return certificate{write(t, "cert.pem", string(certPEM)), write(t, "key.pem", string(keyPEM)), pair, pool}
 }
 
-// signed is a certificate by an authority, for localhost, that ends then.
+// signed is a certificate for localhost, by an authority, valid until notAfter.
 func signed(t testing.TB, authority certificate, notAfter time.Time) *tls.Certificate {
 	t.Helper()
 	template := &x509.Certificate{
@@ -520,7 +523,7 @@ type spoolState struct {
 	}
 }
 
-// records is how many are to be delivered, of all queues.
+// records is how many records of all queues are still to be delivered.
 func (s spoolState) records() (n int) {
 	for _, q := range s.Queues {
 		n += q.Records
@@ -535,7 +538,7 @@ func (s spoolState) dead() (n int) {
 	return n
 }
 
-// ask asks the admin API and decodes its answer into value.
+// askAdmin asks the admin API and decodes its answer into value.
 func askAdmin(t testing.TB, method, admin, path string, value any) int {
 	t.Helper()
 	req, err := http.NewRequest(method, "http://"+admin+"/td_postback/"+path, nil)
@@ -586,7 +589,7 @@ func (g *spooling) health(t testing.TB) (health string, status int) {
 	return answer.Status, status
 }
 
-// awaitState waits until the spool is as it is to be.
+// awaitState waits until is says yes.
 func (g *spooling) awaitState(t testing.TB, is func(s *spoolState) bool) spoolState {
 	t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
@@ -600,8 +603,8 @@ func (g *spooling) awaitState(t testing.TB, is func(s *spoolState) bool) spoolSt
 	}
 }
 
-// awaitHealth waits until the gateway is well again: files go a little later
-// than records.
+// awaitHealth waits until the gateway says this of itself: files are deleted a
+// little later than records are delivered.
 func (g *spooling) awaitHealth(t testing.TB, want string) {
 	t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
@@ -621,8 +624,8 @@ func (g *spooling) awaitEmpty(t testing.TB) {
 	g.awaitState(t, func(s *spoolState) bool { return s.Available && s.records() == 0 })
 }
 
-// spoolMetrics are the spool's metrics, but for times and sizes, without its
-// name and the queue's.
+// spoolMetrics are the spool's metrics, without the labels that name the spool
+// and the queue. Times and sizes are in sizes, all others in counts.
 func (g *spooling) spoolMetrics(t *testing.T) (counts, sizes map[string]float64) {
 	t.Helper()
 	counts, sizes = map[string]float64{}, map[string]float64{}

@@ -21,8 +21,8 @@ import (
 
 // TestSlowUploads has 2,000 callers send bodies of the largest size, all in
 // step, so that none is done before all have sent nearly everything. Memory
-// stays within max_buffered and 150 MiB; who does not fit is refused at once,
-// and who is told 200 has its record at v2.
+// stays within max_buffered and 150 MiB. A caller that does not fit is refused at
+// once. If a caller is told 200, v2 has its record.
 func TestSlowUploads(t *testing.T) {
 	const (
 		callers     = 2000

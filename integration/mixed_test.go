@@ -26,7 +26,7 @@ func TestMixed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	v2 := newFaultyV2()
+	v2 := newFlakySandbox()
 	server := httptest.NewServer(v2)
 	defer server.Close()
 	g := newMixedGateway(t, server.URL)

@@ -12,9 +12,9 @@ import (
 
 // TestSpoolSurvivesKill kills the gateway again and again while callers send,
 // with a v2 that is up, down, and now this and now that. In the end v2 has each
-// record whose caller was told 200. Twice it has only what was on its way when
-// the gateway was killed, or had arrived so shortly before that this was not
-// noted: a commit takes that long.
+// record whose caller was told 200. A record comes twice only if it was on its
+// way when the gateway was killed, or had arrived just before: to note that takes
+// the gateway a moment.
 func TestSpoolSurvivesKill(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"on_failure", "always"} {

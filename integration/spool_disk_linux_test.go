@@ -107,7 +107,7 @@ func TestSpoolReadOnly(t *testing.T) {
 	})
 }
 
-// TestSpoolBlackHole has v2 answer not even that it refuses connections.
+// TestSpoolBlackHole has v2 answer nothing at all to a connection.
 func TestSpoolBlackHole(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -132,9 +132,9 @@ func TestSpoolBlackHole(t *testing.T) {
 }
 
 // serveOnDisk runs a gateway whose spool is on a file system of its own, in
-// memory, that is mounted with these options. Nobody but the gateway sees it
-// under its name; inside is the way there for the test. It needs to be root, or
-// to be allowed user namespaces.
+// memory, mounted with these options. Only the gateway sees it under that name;
+// inside is its path for the test. The test must be root, or be allowed user
+// namespaces.
 func serveOnDisk(t *testing.T, options, upstream, spool string) (g *spooling, inside string) {
 	t.Helper()
 	mount := tool(t, "mount", "mount")

@@ -120,7 +120,7 @@ func reloadSpool(t *testing.T, handover bool) {
 	t.Logf("%d records acknowledged, %d callers cut", len(callers.acked), callers.cut)
 }
 
-// TestSpoolModeAfterFailedReload looks that a reload that fails does not change
+// TestSpoolModeAfterFailedReload checks that a reload that fails does not change
 // how records are delivered.
 func TestSpoolModeAfterFailedReload(t *testing.T) {
 	t.Parallel()
@@ -202,8 +202,8 @@ func TestSpoolRemoved(t *testing.T) {
 	}
 }
 
-// TestSpoolStopsUnderLoad ends the gateway with SIGTERM while it delivers: what
-// is on its way is waited for, so nothing comes twice.
+// TestSpoolStopsUnderLoad ends the gateway with SIGTERM while it delivers. The
+// gateway waits for what is on its way, so nothing comes twice.
 func TestSpoolStopsUnderLoad(t *testing.T) {
 	t.Parallel()
 	const total = 1000
@@ -368,8 +368,8 @@ func TestSpoolEncrypted(t *testing.T) {
 	again.awaitEmpty(t)
 }
 
-// TestSpoolKeepsTime stops a gateway for a while: a record's time is the one at
-// which it came, whenever it goes.
+// TestSpoolKeepsTime stops a gateway for a while: a record has the time at which
+// it came, however late it goes.
 func TestSpoolKeepsTime(t *testing.T) {
 	t.Parallel()
 	v2 := startFickle(t)

@@ -188,7 +188,7 @@ func TestSpoolOverHTTP2(t *testing.T) {
 }
 
 // TestSpoolPassesAnswers compares v2's answers through a gateway with a spool
-// with those through one without, and looks that none of these records is kept.
+// with those through one without, and checks that none of these records is kept.
 func TestSpoolPassesAnswers(t *testing.T) {
 	u := startRecorder(t, func(conn net.Conn, _ int, s seen) bool {
 		_, status, _ := strings.Cut(s.line, "/db/s")
@@ -232,8 +232,8 @@ func warningLine(log, message string) string {
 	return ""
 }
 
-// TestSpoolAlways answers callers while v2 hangs, and delivers when it does not
-// any more. What v2 refuses then is a dead letter and holds up nothing.
+// TestSpoolAlways answers callers while v2 hangs, and delivers when v2 is well
+// again. What v2 refuses then is a dead letter and holds up nothing.
 func TestSpoolAlways(t *testing.T) {
 	t.Parallel()
 	v2 := startFickle(t)

@@ -24,6 +24,9 @@ const (
 	asJSON = "Content-Type: application/json\r\n"
 )
 
+// This file is the callers: what they send, how they send it, and what they were
+// told.
+
 // post is a request in its plainest form; headers end with \r\n each.
 func post(target, headers, body string) string {
 	return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: in.treasuredata.com\r\n%sContent-Length: %d\r\n\r\n%s", target, headers, len(body), body)
@@ -295,8 +298,8 @@ type traffic struct {
 // lastID is the ID of the last record of all traffic: each has its own.
 var lastID atomic.Int64
 
-// startTraffic has n callers send until they have sent limit records together,
-// or are stopped.
+// startTraffic has n callers send until they are stopped, or have sent limit
+// records together. pad makes the records longer.
 func startTraffic(t testing.TB, addr string, n, limit int, pad string) *traffic {
 	c := &traffic{}
 	c.changed = sync.NewCond(&c.mu)
@@ -359,8 +362,8 @@ func (c *traffic) await(t testing.TB, n int) {
 	}
 }
 
-// awaitAll waits until so many callers were told 200, however long that takes,
-// as long as it goes on.
+// awaitAll waits until n callers were told 200. It has no limit of time, as long
+// as it goes on.
 func (c *traffic) awaitAll(t testing.TB, n int) {
 	t.Helper()
 	for done := 0; done < n; {
@@ -374,8 +377,8 @@ func (c *traffic) awaitAll(t testing.TB, n int) {
 	}
 }
 
-// mixedRequest is the n-th request of a run, one of every kind that callers
-// send, well or wrongly.
+// mixedRequest is the n-th request of a run. All kinds take turns, right ones and
+// wrong ones.
 func mixedRequest(n int) (method, uri, contentType, body string) {
 	id := fmt.Sprintf(`{"id":"%d"}`, n)
 	query := "&id=" + strconv.Itoa(n)
@@ -405,8 +408,8 @@ func mixedRequest(n int) (method, uri, contentType, body string) {
 	}
 }
 
-// sendMixed sends a request and returns what its caller is told, as a result of the
-// gateway's metrics, or as an error.
+// sendMixed sends a request and returns what its caller is told: a result as the
+// metrics name it, or an error.
 func sendMixed(client *http.Client, method, url, contentType, body string) string {
 	req, err := http.NewRequest(method, url, strings.NewReader(body))
 	if err != nil {
@@ -456,7 +459,7 @@ func (a *tally) add(t *testing.T, id int, result string) {
 }
 
 // check compares with what v2 has.
-func (a *tally) check(t *testing.T, v2 *faultyV2, total int) {
+func (a *tally) check(t *testing.T, v2 *flakySandbox, total int) {
 	if len(a.of) != total {
 		t.Errorf("%d of %d callers were told something", len(a.of), total)
 	}

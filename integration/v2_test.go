@@ -26,7 +26,13 @@ import (
 	"github.com/td-postback/gateway/sandbox"
 )
 
-// seen is one request as the recording upstream read it.
+// This file is all that stands in for v2. recorder keeps every byte, and a test
+// says what it answers. fickle takes records as long as a test wants that, and
+// knows which it has taken. faulty is behind TLS and misbehaves on command.
+// Three more are the strict sandbox: flakySandbox fails at random, arrivals
+// counts, witness shows what came.
+
+// seen is one request as recorder, fickle or faulty read it.
 type seen struct {
 	line   string
 	fields []string // sorted
@@ -143,8 +149,8 @@ type recorder struct {
 	net.Listener
 	requests chan seen
 
-	// answer writes the answer to the n-th request of a connection, both from
-	// 1. It returns false to close the connection. The default is v2's `{}`.
+	// answer writes the answer to the nth request of a connection, counted
+	// from 1. It returns false to close the connection. The default is v2's {}.
 	answer func(conn net.Conn, nth int, request seen) (keep bool)
 }
 
@@ -259,7 +265,7 @@ func (v2 *fickle) take(request seen) {
 	v2.changed.Broadcast()
 }
 
-// goAway has v2 do something else than take records; comeBack undoes that.
+// goAway has v2 answer otherwise than by taking records, until comeBack.
 func (v2 *fickle) goAway(answer func(conn net.Conn) bool) { v2.away.Store(&answer) }
 func (v2 *fickle) comeBack()                              { v2.away.Store(nil) }
 
@@ -354,7 +360,7 @@ type moment int
 const (
 	onConnection moment = iota // before the TLS handshake
 	onFresh                    // at the first request of a connection
-	onKept                     // at a later one
+	onReused                   // at a later one
 )
 
 func newFaulty(t testing.TB, certificate tls.Certificate) *faulty {
@@ -404,7 +410,7 @@ func (u *faulty) handle(raw net.Conn) {
 		return
 	}
 	br := bufio.NewReader(conn)
-	for at := onFresh; ; at = onKept {
+	for at := onFresh; ; at = onReused {
 		if _, err := br.Peek(1); err != nil {
 			return
 		}
@@ -500,8 +506,8 @@ func resets(pieces ...string) misbehaviour {
 	}
 }
 
-// faultyV2 is the sandbox, but one in ten requests goes wrong.
-type faultyV2 struct {
+// flakySandbox is the sandbox, but one in ten requests goes wrong.
+type flakySandbox struct {
 	inner  sandbox.Sandbox
 	taken  counts // by ID
 	faults [len(faultNames)]atomic.Int32
@@ -514,8 +520,8 @@ var faultNames = [...]string{
 
 var recordID = regexp.MustCompile(`"id":"(\d+)"`)
 
-func newFaultyV2() *faultyV2 {
-	v2 := &faultyV2{}
+func newFlakySandbox() *flakySandbox {
+	v2 := &flakySandbox{}
 	v2.inner.Received = func(r sandbox.Record) {
 		for _, id := range recordID.FindAllSubmatch(r.Body, -1) {
 			v2.taken.add(string(id[1]))
@@ -524,10 +530,9 @@ func newFaultyV2() *faultyV2 {
 	return v2
 }
 
-// ServeHTTP answers a request, or fails to. v2 takes no record of a request
-// that it closes the connection on before it answers: that is what makes such a
-// request safe to send again.
-func (v2 *faultyV2) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP answers a request, or fails to. If v2 closes the connection before
+// it answers, it takes no record: so the gateway may send such a request again.
+func (v2 *flakySandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fault := rand.IntN(10 * len(faultNames))            //nolint:gosec // a test's dice
 	if fault == len(faultNames)-1 && rand.IntN(3) > 0 { //nolint:gosec // the same
 		fault = len(faultNames) // this one takes long
@@ -601,8 +606,7 @@ func startArrivals(t *testing.T) *arrivals {
 	return a
 }
 
-// testimony is a request as v2 has it before it judges, and the record that it
-// took.
+// testimony is a request as v2 reads it, and the record that v2 took.
 type testimony struct {
 	line   string
 	header http.Header
@@ -643,8 +647,8 @@ func startWitness(t *testing.T) *witness {
 	return w
 }
 
-// take is what v2 has seen since the last time, or nil.
-func (w *witness) take() *testimony {
+// latest is what v2 has seen since the last call, or nil.
+func (w *witness) latest() *testimony {
 	select {
 	case saw := <-w.seen:
 		return saw
@@ -653,8 +657,8 @@ func (w *witness) take() *testimony {
 	}
 }
 
-// onePacketListener accepts TLS connections whose records can be kept for one
-// packet.
+// onePacketListener accepts TLS connections that can hold their TLS records
+// back, to send them in one packet.
 type onePacketListener struct {
 	net.Listener
 	cfg *tls.Config
