@@ -92,7 +92,8 @@ func TestBrowser(t *testing.T) {
 		t.Fatal("the page did not finish")
 	}
 	for _, want := range []string{
-		"pixel: loaded 1x1", "beacon: true", "beacon with JSON: true", "keepalive: 200 {}", "header: 200 {}", "get: 200 {}", "refused: 403 missing_write_key",
+		"pixel: loaded 1x1", "beacon: true", "beacon with JSON: true", "keepalive: 200 {}",
+		"header: 200 {}", "get: 200 {}", "refused: 403 missing_write_key",
 	} {
 		if !slices.Contains(strings.Split(report, "\n"), want) {
 			t.Errorf("the page did not see %q:\n%s", want, report)

@@ -3,7 +3,6 @@ package integration
 import (
 	"bufio"
 	"bytes"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -23,10 +22,11 @@ func TestCap(t *testing.T) {
 	addr, secure := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	_, securePort, _ := net.SplitHostPort(secure)
-	serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\n(gateway) {\n td_postback {\n upstream %s\n}\n}\nhttp://:%s {\n import gateway\n}\nhttps://localhost:%s {\n tls %s %s\n import gateway\n}\n",
+	serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\n(gateway) {\n td_postback {\n upstream %s\n}\n}\n"+
+		"http://:%s {\n import gateway\n}\nhttps://localhost:%s {\n tls %s %s\n import gateway\n}\n",
 		globals, u.url(), port, securePort, pair.cert, pair.key))
 
-	h2 := &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pair.pool}, ForceAttemptHTTP2: true}}
+	h2 := pair.http2Client()
 	viaH2 := func(t *testing.T, body string, length int64) (int, string) {
 		// The length of an io.Reader that is none of net/http's own is unknown.
 		req, err := http.NewRequest(http.MethodPost, "https://localhost:"+securePort+target, struct{ io.Reader }{strings.NewReader(body)})
@@ -117,7 +117,9 @@ func TestCapByCurl(t *testing.T) {
 	pair := newCertificate(t, "localhost")
 	addr := freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
-	serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\nhttps://localhost:%s {\n tls %s %s\n td_postback {\n upstream %s\n}\n}\n", globals, port, pair.cert, pair.key, u.url()))
+	serveCaddyfile(t, addr, fmt.Sprintf(
+		"{\n%s\n}\nhttps://localhost:%s {\n tls %s %s\n td_postback {\n upstream %s\n}\n}\n",
+		globals, port, pair.cert, pair.key, u.url()))
 	for _, size := range []int{v2Cap + 1, 5 << 20} {
 		file := write(t, "body", objectOf(size))
 		for name, args := range map[string][]string{
@@ -134,7 +136,10 @@ func TestCapByCurl(t *testing.T) {
 				case "ping":
 					want = "200 2"
 				}
-				cmd := exec.Command(curl, append(args, "-sS", "--max-time", "20", "--http2", "--cacert", pair.cert, "--resolve", "localhost:"+port+":127.0.0.1", "-w", " %{http_code} %{http_version}", url)...)
+				cmd := exec.Command(curl,
+					append(args, "-sS", "--max-time", "20", "--http2",
+						"--cacert", pair.cert, "--resolve", "localhost:"+port+":127.0.0.1",
+						"-w", " %{http_code} %{http_version}", url)...)
 				cmd.Stdin, _ = os.Open(file) //nolint:gosec // G304: written above
 				output, err := cmd.CombinedOutput()
 				if err != nil || !strings.HasSuffix(string(output), want) {

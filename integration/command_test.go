@@ -25,7 +25,9 @@ func TestListModules(t *testing.T) {
 			own = append(own, line)
 		}
 	}
-	if !slices.Equal(own, []string{"admin.api.td_postback", "caddy.listeners.td_handover", "caddy.logging.encoders.filter.td_key", "http.handlers.td_postback"}) {
+	if !slices.Equal(own, []string{
+		"admin.api.td_postback", "caddy.listeners.td_handover", "caddy.logging.encoders.filter.td_key", "http.handlers.td_postback",
+	}) {
 		t.Errorf("listed: %q", own)
 	}
 }
@@ -35,7 +37,10 @@ func TestCommandHelp(t *testing.T) {
 	if code != 0 {
 		t.Fatalf("exit %d: %s", code, output)
 	}
-	for _, text := range []string{"--listen", "--region", "--upstream", "--sandbox", "--access-log", "--max-body", "--redirect-hosts", "caddy td-postback --sandbox", "curl "} {
+	for _, text := range []string{
+		"--listen", "--region", "--upstream", "--sandbox", "--access-log", "--max-body", "--redirect-hosts",
+		"caddy td-postback --sandbox", "curl ",
+	} {
 		if !strings.Contains(output, text) {
 			t.Errorf("the help does not mention %s", text)
 		}
@@ -45,7 +50,8 @@ func TestCommandHelp(t *testing.T) {
 // TestSandboxCommand is README's first command.
 func TestSandboxCommand(t *testing.T) {
 	g := command(t, "--sandbox", "--access-log")
-	resp, err := http.Post(g.url("/postback/v3/event/mydb/mytable?td_write_key=1234/abcdef"), "application/x-www-form-urlencoded", strings.NewReader(`{"user":"alice"}`))
+	resp, err := http.Post(g.url("/postback/v3/event/mydb/mytable?td_write_key=1234/abcdef"),
+		"application/x-www-form-urlencoded", strings.NewReader(`{"user":"alice"}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +203,9 @@ func TestValidateAndReload(t *testing.T) {
 	addr, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	config := func(u *recorder) string {
-		return fmt.Sprintf("{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\tdefault_bind 127.0.0.1\n}\n\nhttp://:%s {\n\ttd_postback {\n\t\tupstream %s\n\t}\n}\n", admin, port, u.url())
+		return fmt.Sprintf("{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\tdefault_bind 127.0.0.1\n}\n\n"+
+			"http://:%s {\n\ttd_postback {\n\t\tupstream %s\n\t}\n}\n",
+			admin, port, u.url())
 	}
 	path := write(t, "Caddyfile", config(first))
 	for _, args := range [][]string{{"validate"}, {"adapt"}} {
@@ -277,9 +285,10 @@ func TestNoKeyInLogs(t *testing.T) {
 			redirect_hosts shop.example
 		}
 	}`, filter, down, u.url(), u.Addr(), down, down, u.url(), u.url())
-	g := serveCaddyfile(t, plain, fmt.Sprintf("{\n debug\n%s\n log default {%s\n}\n servers {\n max_header_size 1MiB\n trace\n}\n}\n(site) {\n%s\n}\nhttp://:%s {\n import site\n}\nhttps://localhost:%s {\n tls %s %s\n import site\n}\n",
+	g := serveCaddyfile(t, plain, fmt.Sprintf("{\n debug\n%s\n log default {%s\n}\n servers {\n max_header_size 1MiB\n trace\n}\n}\n"+
+		"(site) {\n%s\n}\nhttp://:%s {\n import site\n}\nhttps://localhost:%s {\n tls %s %s\n import site\n}\n",
 		globals, filter, site, port, securePort, pair.cert, pair.key))
-	h2 := &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pair.pool}, ForceAttemptHTTP2: true}}
+	h2 := pair.http2Client()
 
 	sent := 0
 	for _, prefix := range []string{"", "/down", "/handoff", "/handoff-down", "/next"} {

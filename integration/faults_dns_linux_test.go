@@ -27,8 +27,10 @@ func TestDNS(t *testing.T) {
 			addr = freeAddr(t)
 		}
 		_, own, _ := net.SplitHostPort(addr)
-		g := &gateway{addr: addr, process: startBinary(t, path, []string{"TEST_RESOLVER=" + names.LocalAddr().String()}, "run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile",
-			fmt.Sprintf("{\n%s}\nhttp://:%s {\n td_postback {\n upstream http://v2.test:%s\n dial_timeout %s\n}\n}\n", globals, own, port, dialTimeout)))}
+		config := fmt.Sprintf("{\n%s}\nhttp://:%s {\n td_postback {\n upstream http://v2.test:%s\n dial_timeout %s\n}\n}\n",
+			globals, own, port, dialTimeout)
+		g := &gateway{addr: addr, process: startBinary(t, path, []string{"TEST_RESOLVER=" + names.LocalAddr().String()},
+			"run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile", config))}
 		g.await(t, "serving initial configuration", 1)
 		return g
 	}

@@ -31,7 +31,9 @@ func TestH2spec(t *testing.T) {
 	// h2spec leaves a case of flow control out if an answer is as short as v2's.
 	const answer = `{"padding":"to have something to control"}`
 	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool {
-		return send(conn, true, fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(answer), answer))
+		return send(conn, true, fmt.Sprintf(
+			"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+			len(answer), answer))
 	})
 	pair := newCertificate(t, "localhost")
 	serveTLS := func(binary, directive string) (port string) {
@@ -51,7 +53,8 @@ func TestH2spec(t *testing.T) {
 	runs.Go(func() { expected = runH2spec(t, h2spec, plain, target+"&a=1") })
 	runs.Wait()
 
-	t.Logf("of %d cases, stock Caddy passes %d, the gateway %d (taken) and %d (refused)", len(expected), passes(expected), passes(taken), passes(refused))
+	t.Logf("of %d cases, stock Caddy passes %d, the gateway %d (taken) and %d (refused)",
+		len(expected), passes(expected), passes(taken), passes(refused))
 	// Usually it passes 141. A few cases depend on whether its answer overtakes
 	// the rest of the request.
 	if len(expected) < 145 || passes(expected) < 135 {

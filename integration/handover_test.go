@@ -109,7 +109,8 @@ func TestHandoverOverHTTP3(t *testing.T) {
 	_, port, _ := net.SplitHostPort(addr)
 	pair := newCertificate(t, "localhost")
 	config := func(n int) string {
-		return strings.Replace(handoverConfig(admin, port, u.url(), "", n), "http://:"+port+" {", "https://localhost:"+port+" {\n tls "+pair.cert+" "+pair.key, 1)
+		return strings.Replace(handoverConfig(admin, port, u.url(), "", n),
+			"http://:"+port+" {", "https://localhost:"+port+" {\n tls "+pair.cert+" "+pair.key, 1)
 	}
 	serveCaddyfile(t, addr, config(0))
 	transport := &http3.Transport{TLSClientConfig: &tls.Config{RootCAs: pair.pool}}

@@ -284,7 +284,8 @@ func withAdmin(admin string) string {
 
 // handoverGlobals are global options for outside sockets.
 func handoverGlobals(admin string) string {
-	return strings.Replace(withAdmin(admin), "default_bind 127.0.0.1", "servers {\n protocols h1 h2\n listener_wrappers {\n td_handover\n}\n}", 1)
+	return strings.Replace(withAdmin(admin), "default_bind 127.0.0.1",
+		"servers {\n protocols h1 h2\n listener_wrappers {\n td_handover\n}\n}", 1)
 }
 
 // socketCaddyfile is a configuration with this site, on a socket from outside.
@@ -445,6 +446,14 @@ func newCertificate(t testing.TB, names ...string) certificate {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(certPEM)
 	return certificate{write(t, "cert.pem", string(certPEM)), write(t, "key.pem", string(keyPEM)), pair, pool}
+}
+
+// http2Client is a client that speaks HTTP/2 and trusts this certificate.
+func (c certificate) http2Client() *http.Client {
+	return &http.Client{
+		Timeout:   patience,
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: c.pool}, ForceAttemptHTTP2: true},
+	}
 }
 
 // signed is a certificate for localhost, by an authority, valid until notAfter.

@@ -42,7 +42,10 @@ func TestMixed(t *testing.T) {
 	for caller := range 32 {
 		callers.Go(func() {
 			transport := transports[caller%len(transports)]
-			client := &http.Client{Timeout: patience, Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+			client := &http.Client{
+				Timeout: patience, Transport: transport,
+				CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+			}
 			base := "http://" + g.plain
 			if transport.ForceAttemptHTTP2 {
 				base = "https://" + g.secure

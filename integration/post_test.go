@@ -56,22 +56,29 @@ func TestPost(t *testing.T) {
 		{"empty body without columns", post(target, asJSON, ""), line, append(key, json), ""},
 
 		{
-			"end-to-end headers stay", post(target, asJSON+"User-Agent: Arduino/1.0\r\nX-Multi: 1\r\nX-Multi: 2\r\nReferer: http://x.example/?a=b\r\nAccept-Encoding: gzip\r\n", object), line,
+			"end-to-end headers stay",
+			post(target, asJSON+
+				"User-Agent: Arduino/1.0\r\nX-Multi: 1\r\nX-Multi: 2\r\nReferer: http://x.example/?a=b\r\nAccept-Encoding: gzip\r\n", object),
+			line,
 			append(key, json, "User-Agent: Arduino/1.0", "X-Multi: 1", "X-Multi: 2", "Referer: http://x.example/?a=b", "Accept-Encoding: gzip"), object,
 		},
 		{
 			"hop-by-hop headers, cookies and Expect go",
-			post(target, asJSON+"Connection: X-Hop, x-td-write-key\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nProxy-Authorization: Basic eDp5\r\nProxy-Connection: keep-alive\r\nTE: trailers\r\nUpgrade: h2c\r\nCookie: session=1\r\nExpect: 100-continue\r\n", object),
+			post(target, asJSON+
+				"Connection: X-Hop, x-td-write-key\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nProxy-Authorization: Basic eDp5\r\n"+
+				"Proxy-Connection: keep-alive\r\nTE: trailers\r\nUpgrade: h2c\r\nCookie: session=1\r\nExpect: 100-continue\r\n", object),
 			line, append(key, json), object,
 		},
 		{
 			"an untrusted caller cannot say where it comes from",
-			post(target, asJSON+"X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: gopher\r\nX-Forwarded-Host: evil.example\r\n", object), line, append(key, json), object,
+			post(target, asJSON+"X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: gopher\r\nX-Forwarded-Host: evil.example\r\n", object),
+			line, append(key, json), object,
 		},
 		{"Via is extended", post(target, asJSON+"Via: 1.0 old\r\n", object), line, append(key, json, "Via: 1.0 old, 1.1 Caddy"), object},
 		{
 			"chunked with extension and trailer",
-			"POST " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\n" + asJSON + "Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n3;x=y\r\n{\"a\r\n4\r\n\":1}\r\n0\r\nX-Sum: 7\r\n\r\n",
+			"POST " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\n" + asJSON +
+				"Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n3;x=y\r\n{\"a\r\n4\r\n\":1}\r\n0\r\nX-Sum: 7\r\n\r\n",
 			line, append(key, json), object,
 		},
 		{
@@ -81,12 +88,14 @@ func TestPost(t *testing.T) {
 		},
 		{
 			"the same Content-Length twice",
-			"POST " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\n" + asJSON + "Content-Length: 7\r\nContent-Length: 7\r\n\r\n" + object,
+			"POST " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\n" + asJSON +
+				"Content-Length: 7\r\nContent-Length: 7\r\n\r\n" + object,
 			line, append(key, json), object,
 		},
 		{
 			"chunked wins over a Content-Length",
-			"POST " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\n" + asJSON + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n" + object + "\r\n0\r\n\r\n",
+			"POST " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\n" + asJSON +
+				"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n" + object + "\r\n0\r\n\r\n",
 			line, append(key, json), object,
 		},
 	} {
@@ -294,7 +303,11 @@ func TestKeepAlive(t *testing.T) {
 	conn := dial(t, g.addr)
 	br := bufio.NewReader(conn)
 	for n := range 3 {
-		for _, request := range []string{post(target, asJSON, object), "OPTIONS " + event + " HTTP/1.1\r\nHost: x\r\n\r\n", "PUT " + event + " HTTP/1.1\r\nHost: x\r\n\r\n"} {
+		for _, request := range []string{
+			post(target, asJSON, object),
+			"OPTIONS " + event + " HTTP/1.1\r\nHost: x\r\n\r\n",
+			"PUT " + event + " HTTP/1.1\r\nHost: x\r\n\r\n",
+		} {
 			if _, err := io.WriteString(conn, request); err != nil {
 				t.Fatal(err)
 			}
@@ -310,7 +323,9 @@ func TestKeepAlive(t *testing.T) {
 func TestPreflight(t *testing.T) {
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
-	answer := raw(t, g.addr, "OPTIONS "+event+" HTTP/1.1\r\nHost: x\r\nOrigin: https://shop.example\r\nAccess-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: content-type,x-td-write-key\r\n\r\n")
+	answer := raw(t, g.addr, "OPTIONS "+event+" HTTP/1.1\r\nHost: x\r\n"+
+		"Origin: https://shop.example\r\n"+
+		"Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: content-type,x-td-write-key\r\n\r\n")
 	if answer.StatusCode != 204 || answer.body != "" {
 		t.Errorf("got %d %q", answer.StatusCode, answer.body)
 	}
@@ -335,7 +350,8 @@ func TestPreflight(t *testing.T) {
 func TestTrustedProxy(t *testing.T) {
 	u := startRecorder(t, nil)
 	g := serve(t, "servers {\n trusted_proxies static 127.0.0.0/8\n}\n", "td_postback {\n upstream "+u.url()+"\n}")
-	raw(t, g.addr, post(target, asJSON+"X-Forwarded-For: 192.0.2.7, 198.51.100.2\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: legacy.example\r\n", object))
+	raw(t, g.addr, post(target, asJSON+
+		"X-Forwarded-For: 192.0.2.7, 198.51.100.2\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: legacy.example\r\n", object))
 	got := u.next(t)
 	for name, want := range map[string]string{
 		"X-Forwarded-For":   "192.0.2.7, 198.51.100.2, 127.0.0.1",
@@ -390,7 +406,9 @@ func TestNotShadowed(t *testing.T) {
 func TestHandoff(t *testing.T) {
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n handoff\n}\nreverse_proxy "+u.Addr().String())
-	chunked := "POST " + event + "/?a=%7e&td_write_key=1234%2Fabcd&b=;c HTTP/1.1\r\nHost: in.treasuredata.com\r\nConnection: X-Td-Write-Key, X-Hop\r\nX-Hop: 1\r\nCookie: s=1\r\nAuthorization: Basic eDp5\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n" + object + "\r\n0\r\n\r\n"
+	chunked := "POST " + event + "/?a=%7e&td_write_key=1234%2Fabcd&b=;c HTTP/1.1\r\nHost: in.treasuredata.com\r\n" +
+		"Connection: X-Td-Write-Key, X-Hop\r\nX-Hop: 1\r\nCookie: s=1\r\nAuthorization: Basic eDp5\r\n" +
+		"Transfer-Encoding: chunked\r\n\r\n7\r\n" + object + "\r\n0\r\n\r\n"
 	if answer := raw(t, g.addr, chunked); answer.StatusCode != 200 {
 		t.Fatalf("got %d %q", answer.StatusCode, answer.body)
 	}
@@ -414,7 +432,10 @@ func TestHandoff(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, values, want)
 		}
 	}
-	for _, request := range []string{post(event, asJSON, object), "POST " + target + " HTTP/1.1\r\nHost: x\r\nContent-Length: 1048065\r\n\r\n"} {
+	for _, request := range []string{
+		post(event, asJSON, object),
+		"POST " + target + " HTTP/1.1\r\nHost: x\r\nContent-Length: 1048065\r\n\r\n",
+	} {
 		if answer := raw(t, g.addr, request); answer.StatusCode != 403 && answer.StatusCode != 413 {
 			t.Errorf("got %d", answer.StatusCode)
 		}

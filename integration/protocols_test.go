@@ -46,7 +46,9 @@ func TestProtocols(t *testing.T) {
 	plain, secure := freeAddr(t), freePort(t)
 	serveCaddyfile(t, plain, protocolsCaddyfile(plain, secure, pair, u.url()))
 
-	form, json, origin := [2]string{"Content-Type", "application/x-www-form-urlencoded"}, [2]string{"Content-Type", "application/json"}, [2]string{"Origin", "https://shop.example"}
+	form := [2]string{"Content-Type", "application/x-www-form-urlencoded"}
+	json := [2]string{"Content-Type", "application/json"}
+	origin := [2]string{"Origin", "https://shop.example"}
 	key := [2]string{"X-TD-Write-Key", "1234/abcd"}
 	const line = "POST " + event + " HTTP/1.1"
 	post := func(target, body string, headers ...[2]string) call {
@@ -104,8 +106,13 @@ func TestProtocols(t *testing.T) {
 		{name: "PUT", call: call{method: "PUT", target: target, body: object, headers: [][2]string{json}}, status: 405, answer: "method_not_allowed", header: map[string]string{"Allow": "GET, POST, OPTIONS"}},
 		{
 			name: "preflight", status: 204,
-			call:   call{method: "OPTIONS", target: target, headers: [][2]string{origin, {"Access-Control-Request-Method", "POST"}, {"Access-Control-Request-Headers", "content-type,x-td-write-key"}}},
-			header: map[string]string{"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Methods": "GET, POST, OPTIONS", "Access-Control-Allow-Headers": "content-type,x-td-write-key"},
+			call: call{method: "OPTIONS", target: target, headers: [][2]string{
+				origin, {"Access-Control-Request-Method", "POST"}, {"Access-Control-Request-Headers", "content-type,x-td-write-key"},
+			}},
+			header: map[string]string{
+				"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+				"Access-Control-Allow-Headers": "content-type,x-td-write-key",
+			},
 		},
 	} {
 		for _, p := range callers {
@@ -275,7 +282,8 @@ func askByCurl(t *testing.T, curl, base string, args []string, c call) reply {
 	if err := os.WriteFile(path("sent"), []byte(c.body), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	args = append(slices.Clone(args), "-sS", "--path-as-is", "--globoff", "--max-time", strconv.Itoa(int(patience.Seconds())), "-D", path("head"), "-o", path("body"))
+	args = append(slices.Clone(args), "-sS", "--path-as-is", "--globoff",
+		"--max-time", strconv.Itoa(int(patience.Seconds())), "-D", path("head"), "-o", path("body"))
 	switch {
 	case c.undeclared:
 		args = append(args, "-X", c.method, "-T", "-", "-H", "Content-Length:")
@@ -411,7 +419,9 @@ func TestHTTP10KeepAlive(t *testing.T) {
 			t.Fatal(err)
 		}
 		answer := readReply(t, br, "POST")
-		if answer.StatusCode != 200 || answer.body != "{}" || answer.Header.Get("Content-Length") != "2" || !strings.EqualFold(answer.Header.Get("Connection"), "keep-alive") {
+		if answer.StatusCode != 200 || answer.body != "{}" ||
+			answer.Header.Get("Content-Length") != "2" ||
+			!strings.EqualFold(answer.Header.Get("Connection"), "keep-alive") {
 			t.Fatalf("got %d %q %q", answer.StatusCode, answer.Header, answer.body)
 		}
 		if got := u.next(t); got.body != object {
@@ -430,7 +440,9 @@ func TestManyStreams(t *testing.T) {
 	plain, secure := freeAddr(t), freePort(t)
 	serveCaddyfile(t, plain, protocolsCaddyfile(plain, secure, pair, u.url()))
 	p := protocol{version: "2.0", proto: "https", host: "localhost:" + secure[strings.LastIndexByte(secure, ':')+1:]}
-	output, err := exec.Command(h2load, "-n", strconv.Itoa(total), "-c", "4", "-m", "100", "-d", write(t, "body", object), "-H", "Content-Type: application/json",
+	output, err := exec.Command(h2load,
+		"-n", strconv.Itoa(total), "-c", "4", "-m", "100",
+		"-d", write(t, "body", object), "-H", "Content-Type: application/json",
 		"--connect-to", secure, "https://"+p.host+target+"&n=1").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, output)

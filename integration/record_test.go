@@ -31,9 +31,10 @@ func TestRecord(t *testing.T) {
 		{name: "pixel", request: get(target+"&td_format=pixel&a=%E6%97%A5", ""), body: `{"a":"日"}`, gif: true},
 		{
 			name: "pixel with all specials", gif: true,
-			request: get(target+"&td_format=pixel&td_ip=td_ip&td_ua=td_ua&td_global_id=td_global_id&td_record_time=1700000000", "User-Agent: Mozilla/5.0 (x)\r\nCookie: other=1; _td_global=gid-7\r\n"),
-			body:    `{"td_ip":"127.0.0.1","td_ua":"Mozilla/5.0 (x)","td_global_id":"gid-7","td_record_time":1700000000}`,
-			fields:  []string{"User-Agent: Mozilla/5.0 (x)"},
+			request: get(target+"&td_format=pixel&td_ip=td_ip&td_ua=td_ua&td_global_id=td_global_id&td_record_time=1700000000",
+				"User-Agent: Mozilla/5.0 (x)\r\nCookie: other=1; _td_global=gid-7\r\n"),
+			body:   `{"td_ip":"127.0.0.1","td_ua":"Mozilla/5.0 (x)","td_global_id":"gid-7","td_record_time":1700000000}`,
+			fields: []string{"User-Agent: Mozilla/5.0 (x)"},
 		},
 		{name: "a spoofed address", request: get(target+"&td_ip=td_ip", "X-Forwarded-For: 6.6.6.6\r\n"), body: `{"td_ip":"127.0.0.1"}`},
 		{name: "conditional GET", request: get(target+"&a=1", "If-None-Match: \"x\"\r\nIf-Modified-Since: x\r\nRange: bytes=0-1\r\nReferer: https://x.example/\r\n"), body: `{"a":"1"}`, fields: []string{"Referer: https://x.example/"}},
@@ -54,7 +55,8 @@ func TestRecord(t *testing.T) {
 				t.Errorf("Cache-Control %q", caching)
 			}
 			if tc.gif {
-				if answer.Header.Get("Content-Type") != "image/gif" || len(answer.body) != 43 || !strings.HasPrefix(answer.body, "GIF89a\x01\x00\x01\x00") {
+				if answer.Header.Get("Content-Type") != "image/gif" ||
+					len(answer.body) != 43 || !strings.HasPrefix(answer.body, "GIF89a\x01\x00\x01\x00") {
 					t.Errorf("no pixel: %q %q", answer.Header, answer.body)
 				}
 			} else if answer.body != "{}" || answer.Header.Get("Content-Type") != "application/json" {
@@ -271,14 +273,17 @@ func TestRecordHandoff(t *testing.T) {
 		t.Errorf("got %d %q", answer.StatusCode, answer.body)
 	}
 	got := u.next(t)
-	if got.line != "POST "+event+" HTTP/1.1" || got.body != `{"a":"1"}` || got.field("If-None-Match") != nil || !slices.Equal(got.field("Content-Type"), []string{"application/json"}) {
+	if got.line != "POST "+event+" HTTP/1.1" || got.body != `{"a":"1"}` ||
+		got.field("If-None-Match") != nil || !slices.Equal(got.field("Content-Type"), []string{"application/json"}) {
 		t.Errorf("v2 saw %+v", got)
 	}
-	if answer := raw(t, g.addr, get(target+"&td_redirect=https://shop.example/x", "")); answer.StatusCode != 302 || answer.Header.Get("Location") != "https://shop.example/x" || answer.body != "" {
+	answer = raw(t, g.addr, get(target+"&td_redirect=https://shop.example/x", ""))
+	if answer.StatusCode != 302 || answer.Header.Get("Location") != "https://shop.example/x" || answer.body != "" {
 		t.Errorf("got %d %q", answer.StatusCode, answer.Header)
 	}
 	u.next(t)
-	if answer := raw(t, g.addr, get(target+"&td_redirect=https://evil.example/x", "")); answer.StatusCode != 400 || answer.code() != "redirect_not_allowed" {
+	answer = raw(t, g.addr, get(target+"&td_redirect=https://evil.example/x", ""))
+	if answer.StatusCode != 400 || answer.code() != "redirect_not_allowed" {
 		t.Errorf("got %d %q", answer.StatusCode, answer.body)
 	}
 	u.next(t)

@@ -48,9 +48,11 @@ func reloadAndRestart(t *testing.T, like caller) {
 	callers.await(t, 50)
 	// Each caller needs one connection and a few goroutines; what the other 20
 	// configurations had is gone, or will be as soon as their last request is.
-	for end := time.Now().Add(patience); v2.open.Load() > concurrent || goroutinesOf(t, admin) > goroutines+concurrent*4; time.Sleep(10 * time.Millisecond) {
+	end := time.Now().Add(patience)
+	for ; v2.open.Load() > concurrent || goroutinesOf(t, admin) > goroutines+concurrent*4; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%d connections to v2 for %d callers; %d goroutines, before %d", v2.open.Load(), concurrent, goroutinesOf(t, admin), goroutines)
+			t.Fatalf("%d connections to v2 for %d callers; %d goroutines, before %d",
+				v2.open.Load(), concurrent, goroutinesOf(t, admin), goroutines)
 		}
 	}
 

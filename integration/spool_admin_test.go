@@ -42,15 +42,18 @@ func TestSpoolCommand(t *testing.T) {
 	if status := askAdmin(t, http.MethodGet, g.admin, "spool/records", &kept); status != 200 || len(kept) != 4 {
 		t.Fatalf("got %d %+v", status, kept)
 	}
-	if rest := spoolPrints(t, g.admin, []string{"list", "--after", fmt.Sprint(kept[1].ID), "--limit", "1"}, fmt.Sprint(kept[2].ID)); strings.Count(rest, event) != 1 {
+	rest := spoolPrints(t, g.admin, []string{"list", "--after", fmt.Sprint(kept[1].ID), "--limit", "1"}, fmt.Sprint(kept[2].ID))
+	if strings.Count(rest, event) != 1 {
 		t.Errorf("one behind the second: %s", rest)
 	}
-	shown := spoolPrints(t, g.admin, []string{"show", fmt.Sprint(kept[0].ID)}, `"query": "a=b"`, `"X-Own"`, `\"id\":\"0\"`, spoolText, "td_record_time", `"account": "1234/…"`)
+	shown := spoolPrints(t, g.admin, []string{"show", fmt.Sprint(kept[0].ID)},
+		`"query": "a=b"`, `"X-Own"`, `\"id\":\"0\"`, spoolText, "td_record_time", `"account": "1234/…"`)
 	if strings.Contains(shown, "Write-Key") {
 		t.Errorf("shown: %s", shown)
 	}
 	for _, one := range kept {
-		if status := askAdmin(t, http.MethodGet, g.admin, "spool/record?id="+fmt.Sprint(one.ID), &one); status != 200 || one.Account != "1234/…" || one.Body == "" {
+		status := askAdmin(t, http.MethodGet, g.admin, "spool/record?id="+fmt.Sprint(one.ID), &one)
+		if status != 200 || one.Account != "1234/…" || one.Body == "" {
 			t.Errorf("got %d %+v", status, one)
 		}
 	}
@@ -72,7 +75,8 @@ func TestSpoolCommand(t *testing.T) {
 	for _, l := range letters {
 		id := strconv.FormatUint(l.ID, 10)
 		var whole letter
-		if status := askAdmin(t, http.MethodGet, g.admin, "spool/record?dead=true&id="+id, &whole); status != 200 || whole.Status != 403 || whole.Reason != "refused" || whole.Died == nil {
+		status := askAdmin(t, http.MethodGet, g.admin, "spool/record?dead=true&id="+id, &whole)
+		if status != 200 || whole.Status != 403 || whole.Reason != "refused" || whole.Died == nil {
 			t.Errorf("got %d %+v", status, whole)
 		}
 		byID[idOf(whole.Body)] = id
@@ -100,7 +104,10 @@ func TestSpoolCommand(t *testing.T) {
 	spoolFails(t, g.admin, []string{"replay"}, "give one or more id, or all=true")
 	spoolFails(t, g.admin, []string{"list", "--spool", "other"}, `spool "other"`)
 	spoolFails(t, freeAddr(t), []string{"status"}, "connection refused")
-	for path, method := range map[string]string{"spool/replay?all=true": http.MethodGet, "spool/drop?all=true": http.MethodGet, "spool": http.MethodPost, "health": http.MethodPost} {
+	for path, method := range map[string]string{
+		"spool/replay?all=true": http.MethodGet, "spool/drop?all=true": http.MethodGet,
+		"spool": http.MethodPost, "health": http.MethodPost,
+	} {
 		if status := askAdmin(t, method, g.admin, path, nil); status != http.StatusMethodNotAllowed {
 			t.Errorf("%s %s: got %d", method, path, status)
 		}
@@ -127,7 +134,8 @@ func TestSpoolQueues(t *testing.T) {
 	one.goAway(answers("503", "Retry-After: 3600\r\n"))
 	two.goAway(answers("400", ""))
 	dir := t.TempDir() + "/spool"
-	g := serveSpoolSite(t, dir, "handle_path /one/* {\n"+spoolBlock(one.url(), dir, "", "")+"\n}\nhandle {\n"+spoolBlock(two.url(), dir, "", "mode always")+"\n}")
+	g := serveSpoolSite(t, dir, "handle_path /one/* {\n"+spoolBlock(one.url(), dir, "", "")+
+		"\n}\nhandle {\n"+spoolBlock(two.url(), dir, "", "mode always")+"\n}")
 	isTaken(t, raw(t, g.addr, post("/one"+spoolTarget, asJSON, withID("1"))))
 	isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, withID("2"))))
 	g.awaitState(t, func(s *spoolState) bool { return s.dead() == 1 && s.records() == 1 })

@@ -76,7 +76,8 @@ func surviveKills(t *testing.T, mode string) {
 			longest = max(longest, killed[why].Sub(times[n-1]))
 		}
 	}
-	t.Logf("%d records acknowledged, %d callers cut, %d at v2; twice, by kill: %v, up to %v before it", len(callers.acked), callers.cut, len(arrived), again, longest)
+	t.Logf("%d records acknowledged, %d callers cut, %d at v2; twice, by kill: %v, up to %v before it",
+		len(callers.acked), callers.cut, len(arrived), again, longest)
 }
 
 // flap has v2 be up, down, or now this and now that.
@@ -159,7 +160,8 @@ func TestSpoolBacklog(t *testing.T) {
 	rate := float64(total) / time.Since(from).Seconds()
 	v2.await(t, append(callers.acked, "first")...)
 	peak := peakMiB(t, p.cmd.Process.Pid)
-	t.Logf("ready after %v, delivered at %.0f/s, %d MiB of memory, %d deliveries of %d records", ready.Round(time.Millisecond), rate, peak, len(v2.all()), total+1)
+	t.Logf("ready after %v, delivered at %.0f/s, %d MiB of memory, %d deliveries of %d records",
+		ready.Round(time.Millisecond), rate, peak, len(v2.all()), total+1)
 	if full && (rate < 10_000 || peak > 250) {
 		t.Error("too slow, or too much memory")
 	}

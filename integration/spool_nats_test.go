@@ -22,7 +22,8 @@ func TestSpoolOnNATS(t *testing.T) {
 	}
 	v2 := startFickle(t)
 	v2.goAway(closes)
-	site := "td_postback {\n upstream " + v2.url() + "\n retries 0\n spool nats " + strings.Join(urls, " ") + " {\n max_size 1GiB\n drain_rate 100000\n }\n}"
+	site := "td_postback {\n upstream " + v2.url() + "\n retries 0\n" +
+		" spool nats " + strings.Join(urls, " ") + " {\n max_size 1GiB\n drain_rate 100000\n }\n}"
 	one, other := serveSpoolSite(t, "", site), serveSpoolSite(t, "", site)
 	for _, g := range []*spooling{one, other} {
 		g.awaitState(t, func(s *spoolState) bool { return s.Available })

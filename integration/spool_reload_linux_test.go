@@ -72,7 +72,8 @@ func reloadSpool(t *testing.T, handover bool) {
 	for _, wrong := range []string{
 		config(first.url(), "max_age 8d"),
 		config(first.url(), "mode on_failure\n drain_rate 1") + "https://localhost:1 {\n tls /nonexistent /nonexistent\n}\n",
-		strings.Replace(config(first.url(), "mode on_failure\n drain_rate 1"), "http://", "http://127.0.0.1:1 {\n bind 192.0.2.1\n}\nhttp://", 1),
+		strings.Replace(config(first.url(), "mode on_failure\n drain_rate 1"),
+			"http://", "http://127.0.0.1:1 {\n bind 192.0.2.1\n}\nhttp://", 1),
 	} {
 		if status, _ := reload(t, g.admin, wrong); status == http.StatusOK {
 			t.Fatal("a wrong configuration was loaded")
@@ -129,7 +130,8 @@ func TestSpoolModeAfterFailedReload(t *testing.T) {
 	g := serveSpool(t, v2.url(), "", "mode always\n drain_rate 100000")
 	callers := startTraffic(t, g.addr, 4, 400, "")
 	callers.await(t, 400)
-	wrong := strings.Replace(g.caddyfile, "drain_rate 100000", "drain_rate 1", 1) + "https://localhost:1 {\n tls /nonexistent /nonexistent\n}\n"
+	wrong := strings.Replace(g.caddyfile, "drain_rate 100000", "drain_rate 1", 1) +
+		"https://localhost:1 {\n tls /nonexistent /nonexistent\n}\n"
 	if status, _ := reload(t, g.admin, wrong); status == http.StatusOK {
 		t.Fatal("a wrong configuration was loaded")
 	}
@@ -213,7 +215,8 @@ func TestSpoolStopsUnderLoad(t *testing.T) {
 	callers := startTraffic(t, g.addr, 8, total, "")
 	callers.await(t, total)
 	v2.comeBack()
-	v2.awaitUntil(t, func() bool { return len(v2.taken) > 50 }, func() string { return fmt.Sprintf("%d delivered, %+v", len(v2.taken), g.state(t)) })
+	v2.awaitUntil(t, func() bool { return len(v2.taken) > 50 },
+		func() string { return fmt.Sprintf("%d delivered, %+v", len(v2.taken), g.state(t)) })
 	g.stop()
 	before := len(v2.all())
 	again := serveSpoolSite(t, g.dir, spoolBlock(v2.url(), g.dir, "", "drain_rate 100000"))
@@ -233,7 +236,8 @@ func TestSpoolHasOneOwner(t *testing.T) {
 	g := serveSpool(t, v2.url(), "", "")
 	isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, withID("a"))))
 	_, port, _ := net.SplitHostPort(freeAddr(t))
-	output, code := run(t, "run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile", spoolCaddyfile("off", port, spoolBlock(v2.url(), g.dir, "", ""))))
+	output, code := run(t, "run", "--adapter", "caddyfile", "--config",
+		write(t, "Caddyfile", spoolCaddyfile("off", port, spoolBlock(v2.url(), g.dir, "", ""))))
 	if code == 0 || !strings.Contains(output, "in use by another process") || !strings.Contains(output, g.dir) {
 		t.Errorf("exit %d: %s", code, output)
 	}
@@ -278,7 +282,8 @@ func TestSpoolShared(t *testing.T) {
 	two.goAway(closes)
 	dir := t.TempDir() + "/spool"
 	site := func(first, second string) string {
-		return "handle_path /one/* {\n" + spoolBlock(one.url(), dir, "", first) + "\n}\nhandle {\n" + spoolBlock(two.url(), dir, "", second) + "\n}"
+		return "handle_path /one/* {\n" + spoolBlock(one.url(), dir, "", first) +
+			"\n}\nhandle {\n" + spoolBlock(two.url(), dir, "", second) + "\n}"
 	}
 	g := serveSpoolSite(t, dir, site("mode always", ""))
 	isTaken(t, raw(t, g.addr, post("/one"+spoolTarget, asJSON, withID("1"))))
@@ -347,7 +352,8 @@ func TestSpoolEncrypted(t *testing.T) {
 		"key_file " + write(t, "short", key[1:]): {"spool key_file", "64 hexadecimal digits", "openssl rand -hex 32"},
 		"key_file " + write(t, "words", key[:63]+"g"): {"spool key_file", "64 hexadecimal digits"},
 	} {
-		output, code := run(t, "run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile", spoolCaddyfile("off", port, spoolBlock(v2.url(), g.dir, "", spool))))
+		output, code := run(t, "run", "--adapter", "caddyfile", "--config",
+			write(t, "Caddyfile", spoolCaddyfile("off", port, spoolBlock(v2.url(), g.dir, "", spool))))
 		if code == 0 || strings.Contains(output, key[1:63]) {
 			t.Errorf("%s: exit %d: %s", spool, code, output)
 		}

@@ -3,7 +3,6 @@ package integration
 import (
 	"bytes"
 	"compress/gzip"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -160,7 +159,7 @@ func TestSpoolOverHTTP2(t *testing.T) {
 	dir := t.TempDir() + "/spool"
 	g := &spooling{admin: admin, dir: dir, gateway: serveCaddyfile(t, addr, strings.Replace(spoolCaddyfile(admin, port, spoolBlock(v2.url(), dir, "", "")),
 		"http://:"+port+" {", "https://127.0.0.1:"+port+" {\n tls "+pair.cert+" "+pair.key, 1))}
-	client := &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pair.pool}, ForceAttemptHTTP2: true}}
+	client := pair.http2Client()
 	defer client.CloseIdleConnections()
 	for _, id := range []string{"a", "b"} {
 		req, err := http.NewRequest(http.MethodPost, "https://"+addr+spoolTarget, strings.NewReader(withID(id)))
@@ -181,7 +180,8 @@ func TestSpoolOverHTTP2(t *testing.T) {
 	}
 	v2.comeBack()
 	v2.await(t, "a", "b")
-	if got := v2.find("a")[0]; !slices.Equal(got.field("Via"), []string{"2.0 Caddy"}) || !slices.Equal(got.field("X-TD-Write-Key"), []string{spoolKey}) {
+	got := v2.find("a")[0]
+	if !slices.Equal(got.field("Via"), []string{"2.0 Caddy"}) || !slices.Equal(got.field("X-TD-Write-Key"), []string{spoolKey}) {
 		t.Errorf("v2 got %q", got.fields)
 	}
 	g.awaitEmpty(t)
@@ -192,8 +192,10 @@ func TestSpoolOverHTTP2(t *testing.T) {
 func TestSpoolPassesAnswers(t *testing.T) {
 	u := startRecorder(t, func(conn net.Conn, _ int, s seen) bool {
 		_, status, _ := strings.Cut(s.line, "/db/s")
-		return send(conn, true, "HTTP/1.1 "+status[:3]+" X\r\nX-Own: "+status[:3]+"\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Type: text/x\r\nLocation: /x\r\nRetry-After: 9\r\n"+
-			map[bool]string{true: "\r\n", false: "Content-Length: 5\r\n\r\nhello"}[status[:3] == "204" || status[:3] == "304"])
+		return send(conn, true,
+			"HTTP/1.1 "+status[:3]+" X\r\nX-Own: "+status[:3]+"\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\n"+
+				"Content-Type: text/x\r\nLocation: /x\r\nRetry-After: 9\r\n"+
+				map[bool]string{true: "\r\n", false: "Content-Length: 5\r\n\r\nhello"}[status[:3] == "204" || status[:3] == "304"])
 	})
 	g := serveSpool(t, u.url(), "", "")
 	without := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
@@ -526,7 +528,8 @@ func (tc *keptCase) check(t *testing.T, answer reply) {
 	t.Helper()
 	switch tc.answer {
 	case asPixel:
-		if answer.StatusCode != 200 || answer.Header.Get("Content-Type") != "image/gif" || !strings.HasPrefix(answer.body, "GIF89a") || len(answer.body) != 43 {
+		if answer.StatusCode != 200 || answer.Header.Get("Content-Type") != "image/gif" ||
+			!strings.HasPrefix(answer.body, "GIF89a") || len(answer.body) != 43 {
 			t.Errorf("got %d %q", answer.StatusCode, answer.body)
 		}
 	case asRedirect:

@@ -36,8 +36,12 @@ func TestAnswer(t *testing.T) {
 		{name: "unknown status", answer: "HTTP/1.1 299 Hm\r\nContent-Length: 1\r\n\r\nx", keep: true, status: 299, body: "x"},
 		{
 			name: "what speaks for v2's host or this hop goes", keep: true, status: 200, body: "{}",
-			answer: "HTTP/1.1 200 OK\r\nstrict-transport-security: max-age=1\r\nAlt-Svc: h3=\":443\"\r\nSet-Cookie: a=b\r\nSet-Cookie: c=d\r\nConnection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Authenticate: Basic\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\n{}",
-			header: map[string][]string{"Strict-Transport-Security": nil, "Alt-Svc": nil, "Set-Cookie": nil, "X-Hop": nil, "Keep-Alive": nil, "Connection": nil, "Proxy-Authenticate": nil, "Upgrade": nil},
+			answer: "HTTP/1.1 200 OK\r\nstrict-transport-security: max-age=1\r\nAlt-Svc: h3=\":443\"\r\nSet-Cookie: a=b\r\nSet-Cookie: c=d\r\n" +
+				"Connection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Authenticate: Basic\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\n{}",
+			header: map[string][]string{
+				"Strict-Transport-Security": nil, "Alt-Svc": nil, "Set-Cookie": nil, "X-Hop": nil,
+				"Keep-Alive": nil, "Connection": nil, "Proxy-Authenticate": nil, "Upgrade": nil,
+			},
 		},
 		{
 			name: "Connection in two lines and lower case", keep: true, status: 200, body: "{}",
@@ -46,8 +50,12 @@ func TestAnswer(t *testing.T) {
 		},
 		{
 			name: "other headers stay, repeated ones too", keep: true, status: 200, body: "{}",
-			answer: "HTTP/1.1 200 OK\r\nServer: v2/1\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\nX-Request-Id: q\r\nVary: A\r\nVary: B\r\nETag: \"e\"\r\nCache-Control: private\r\ncontent-type: text/x\r\ncontent-length: 2\r\n\r\n{}",
-			header: map[string][]string{"Server": {"v2/1"}, "Date": {"Mon, 01 Jan 2024 00:00:00 GMT"}, "X-Request-Id": {"q"}, "Vary": {"A", "B"}, "Etag": {`"e"`}, "Cache-Control": {"private"}, "Content-Type": {"text/x"}, "Content-Length": {"2"}},
+			answer: "HTTP/1.1 200 OK\r\nServer: v2/1\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\nX-Request-Id: q\r\n" +
+				"Vary: A\r\nVary: B\r\nETag: \"e\"\r\nCache-Control: private\r\ncontent-type: text/x\r\ncontent-length: 2\r\n\r\n{}",
+			header: map[string][]string{
+				"Server": {"v2/1"}, "Date": {"Mon, 01 Jan 2024 00:00:00 GMT"}, "X-Request-Id": {"q"}, "Vary": {"A", "B"},
+				"Etag": {`"e"`}, "Cache-Control": {"private"}, "Content-Type": {"text/x"}, "Content-Length": {"2"},
+			},
 		},
 		{name: "no content type is invented", answer: "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", keep: true, status: 200, body: "{}", header: map[string][]string{"Content-Type": nil}},
 		{name: "chunked", answer: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1;x=y\r\n}\r\n0\r\n\r\n", keep: true, status: 200, body: "{}", header: map[string][]string{"Content-Length": {"2"}}},
@@ -259,7 +267,8 @@ func TestRetry(t *testing.T) {
 				t.Errorf("got %d %q, want %d", answer.StatusCode, answer.body, tc.status)
 			}
 			for range tc.sent {
-				if got := u.next(t); got.line != "POST "+event+"?n=2 HTTP/1.1" || got.body != object || !slices.Equal(got.field("X-TD-Write-Key"), []string{"1234/abcd"}) {
+				if got := u.next(t); got.line != "POST "+event+"?n=2 HTTP/1.1" || got.body != object ||
+					!slices.Equal(got.field("X-TD-Write-Key"), []string{"1234/abcd"}) {
 					t.Errorf("v2 saw %+v", got)
 				}
 			}

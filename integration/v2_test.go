@@ -515,7 +515,8 @@ type flakySandbox struct {
 
 var faultNames = [...]string{
 	"closes before it reads", "resets before it reads", "429", "500", "503",
-	"breaks off its answer", "resets within its answer", "answers garbage", "an interim answer first", "closes after its answer", "answers too late",
+	"breaks off its answer", "resets within its answer", "answers garbage",
+	"an interim answer first", "closes after its answer", "answers too late",
 }
 
 var recordID = regexp.MustCompile(`"id":"(\d+)"`)
