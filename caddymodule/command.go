@@ -52,6 +52,7 @@ in a Caddyfile.
 			cmd.Flags().BoolP("access-log", "", false, "Enable the access log")
 			cmd.Flags().StringP("max-body", "", "", "Largest body to take (default 1048064 bytes)")
 			cmd.Flags().StringSliceP("redirect-hosts", "", nil, "Hosts to which td_redirect may lead, separated by commas")
+			addVersion(cmd)
 			cmd.RunE = caddycmd.WrapCommandFuncForCobra(cmdPostback)
 		},
 	})

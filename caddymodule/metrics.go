@@ -74,7 +74,7 @@ var forwardedTotal = func() (counters [len(postback.KindNames)][len(postback.Key
 func registerMetrics(registry *prometheus.Registry) error {
 	for _, collector := range []prometheus.Collector{
 		requestsTotal, bodyBytes, upstreamDuration, requestsInFlight, bufferedBytes, retriesTotal, connectionsTotal,
-		spoolRecordsTotal, spoolFatesTotal, spoolDuplicates, spoolCommits, spoolGauges{},
+		buildInfo, spoolRecordsTotal, spoolFatesTotal, spoolDuplicates, spoolCommits, spoolGauges{},
 	} {
 		if err := registry.Register(collector); err != nil && !errors.As(err, new(prometheus.AlreadyRegisteredError)) {
 			return err
