@@ -216,11 +216,11 @@ func (c *Credentials) Account() string {
 	if key == "" {
 		return ""
 	}
-	return MaskKey(key)
+	return maskKey(key)
 }
 
-// MaskKey keeps a write key's account number and nothing else: `1234/…`.
-func MaskKey(key string) string {
+// maskKey keeps a write key's account number and nothing else: `1234/…`.
+func maskKey(key string) string {
 	account, _, ok := strings.Cut(key, "/")
 	if !ok || account == "" || strings.Trim(account, "0123456789") != "" {
 		return "…"

@@ -92,7 +92,7 @@ func (c *Call) ReadKey(rawQuery string, header http.Header) (refused *Refusal) {
 	query, param := cutWriteKey(rawQuery)
 	c.Credentials, refused = findKey(param, header[canonicalWriteKeyHeader], header["Authorization"])
 	if refused != nil {
-		c.Credentials = Credentials{Source: c.Credentials.Source}
+		c.Credentials = Credentials{Source: c.Source}
 		return refused
 	}
 	c.Query = query

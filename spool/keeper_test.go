@@ -454,7 +454,7 @@ func TestStatusOfQueues(t *testing.T) {
 		o.Success()
 		refuses := &host{}
 		refuses.always(spool.Result{Status: 403})
-		c.Block.Sender = func(string) (spool.Sender, error) { return refuses, nil }
+		c.Sender = func(string) (spool.Sender, error) { return refuses, nil }
 		k.Accept(c.Block)
 		time.Sleep(time.Second)
 		if q := k.Status().Queues[0]; q.Records != 0 || q.Dead != 1 || q.Down {

@@ -70,7 +70,7 @@ func freeAddrs(t testing.TB, n int) (addrs []string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close() //nolint:errcheck,revive // until all are known
+		defer l.Close() //nolint:errcheck // until all are known
 		addrs = append(addrs, l.Addr().String())
 	}
 	return addrs
