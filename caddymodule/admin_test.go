@@ -1,0 +1,229 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+// admin asks the admin API and decodes its answer into value. An error has the
+// status that Caddy would answer with, and its text.
+func admin(t *testing.T, method, target string, value any) (status int, problem string) {
+	t.Helper()
+	r := httptest.NewRequestWithContext(t.Context(), method, "/td_postback/"+target, nil)
+	for _, route := range (adminAPI{}).Routes() {
+		if route.Pattern != r.URL.Path {
+			continue
+		}
+		w := httptest.NewRecorder()
+		if err := route.Handler.ServeHTTP(w, r); err != nil {
+			refused, ok := errors.AsType[caddy.APIError](err)
+			if !ok {
+				return http.StatusInternalServerError, err.Error()
+			}
+			return refused.HTTPStatus, refused.Err.Error()
+		}
+		text := w.Body.String()
+		if strings.Contains(text, testSecret) {
+			t.Errorf("%s %s shows the key: %s", method, target, text)
+		}
+		if w.Header().Get("Content-Type") != "application/json" {
+			t.Errorf("%s %s: Content-Type %q", method, target, w.Header().Get("Content-Type"))
+		}
+		if value != nil {
+			if err := json.Unmarshal([]byte(text), value); err != nil {
+				t.Fatalf("%s %s: %v in %s", method, target, err, text)
+			}
+		}
+		return w.Code, ""
+	}
+	t.Fatalf("there is no route %s", r.URL.Path)
+	return 0, ""
+}
+
+// health is what /td_postback/health answers.
+func (g *spooling) health(t *testing.T) (status int, health spool.Health) {
+	t.Helper()
+	var answer struct {
+		Status spool.Health
+		Spools map[string]spool.Health
+	}
+	status, _ = admin(t, http.MethodGet, "health", &answer)
+	if len(openSpools()) > 0 && answer.Spools[g.dir] != answer.Status {
+		t.Errorf("health: %+v", answer)
+	}
+	return status, answer.Status
+}
+
+func isHealth(t *testing.T, g *spooling, wantStatus int, want spool.Health) {
+	t.Helper()
+	if status, health := g.health(t); status != wantStatus || health != want {
+		t.Errorf("got %d %s, want %d %s", status, health, wantStatus, want)
+	}
+}
+
+// TestAdminHealth is a gateway without a spool, one whose v2 is up, then down,
+// and one that has no room any more.
+func TestAdminHealth(t *testing.T) {
+	v2 := newFakeV2(t, http.StatusServiceUnavailable)
+	g := newSpooling(t)
+	g.load(t, `{"handler":"td_postback","region":"us01"}`)
+	isHealth(t, g, http.StatusOK, spool.HealthOK)
+	var all []spool.Status
+	if status, _ := admin(t, http.MethodGet, "spool", &all); status != http.StatusOK || all == nil || len(all) != 0 {
+		t.Errorf("without a spool: %d %v", status, all)
+	}
+
+	g.load(t, g.handler(v2.URL, `"max_size":1048576`))
+	isHealth(t, g, http.StatusOK, spool.HealthOK)
+	if status := g.post(t, `{"a":1}`); status != http.StatusOK {
+		t.Fatalf("got %d", status)
+	}
+	isHealth(t, g, http.StatusOK, spool.HealthDegraded)
+
+	body := `{"a":"` + strings.Repeat("x", 100_000) + `"}`
+	for n := 0; g.post(t, body) == http.StatusOK; n++ {
+		if n > 20 {
+			t.Fatal("2 MB fit into 1 MiB")
+		}
+	}
+	isHealth(t, g, http.StatusServiceUnavailable, spool.HealthRefusing)
+	if _, health := g.health(t); health != spool.HealthRefusing {
+		t.Error("asking again changes the health")
+	}
+	if status, _ := admin(t, http.MethodGet, "spool", &all); status != http.StatusOK || len(all) != 1 || !all[0].Full || all[0].Spool != g.dir ||
+		len(all[0].Queues) != 1 || all[0].Queues[0].Name != v2.URL || !all[0].Queues[0].Down || all[0].Queues[0].Oldest == nil {
+		t.Errorf("got %d %+v", status, all)
+	}
+}
+
+// TestAdminRecords lists and shows what v2 does not take, and then what it has
+// refused, which is replayed or dropped.
+func TestAdminRecords(t *testing.T) {
+	v2 := newFakeV2(t, http.StatusServiceUnavailable)
+	g := newSpooling(t)
+	g.load(t, g.handler(v2.URL))
+	for n := range 4 {
+		if status := g.post(t, fmt.Sprintf(`{"n":%d}`, n)); status != http.StatusOK {
+			t.Fatalf("got %d", status)
+		}
+	}
+	var list []keptRecord
+	if status, _ := admin(t, http.MethodGet, "spool/records", &list); status != http.StatusOK || len(list) != 4 {
+		t.Fatalf("got %d %+v", status, list)
+	}
+	first := list[0]
+	if first.Spool != g.dir || first.Queue != v2.URL || first.Path != testEvent || first.Account != "1234/…" || first.Bytes < 7 ||
+		first.Arrival.IsZero() || first.Body != "" || first.Query != "" || first.Header != nil || first.Died != nil {
+		t.Errorf("listed: %+v", first)
+	}
+	var some []keptRecord
+	if _, problem := admin(t, http.MethodGet, fmt.Sprintf("spool/records?after=%d&limit=2", first.ID), &some); len(some) != 2 || some[0].ID != list[1].ID {
+		t.Errorf("two behind the first: %+v %s", some, problem)
+	}
+	var whole keptRecord
+	if status, _ := admin(t, http.MethodGet, fmt.Sprintf("spool/record?id=%d", first.ID), &whole); status != http.StatusOK || !strings.Contains(whole.Body, `"n":0`) ||
+		whole.Header.Get("Content-Type") == "" || whole.Header.Get("X-TD-Write-Key") != "" || whole.Account != "1234/…" {
+		t.Errorf("got %d %+v", status, whole)
+	}
+	if _, _ = admin(t, http.MethodGet, "spool/records?dead=true", &some); len(some) != 0 {
+		t.Errorf("dead: %+v", some)
+	}
+
+	// Nobody waits for the hour that v2 has asked for: the gateway is started
+	// again. Now v2 refuses all.
+	v2.status.Store(http.StatusForbidden)
+	if err := caddy.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	g.load(t, g.handler(v2.URL))
+	log := openSpools()[0].Log()
+	eventually(t, "all records are dead letters", func() bool {
+		depth, err := log.Depth(v2.URL)
+		return err == nil && depth.Dead == 4 && depth.Records == 0
+	})
+	v2.status.Store(http.StatusOK)
+	if status, _ := admin(t, http.MethodGet, "spool/records?dead=true", &some); status != http.StatusOK || len(some) != 4 ||
+		some[0].Status != http.StatusForbidden || some[0].Reason != string(spool.Refused) || some[0].Died == nil {
+		t.Fatalf("dead: %d %+v", status, some)
+	}
+	if status, _ := admin(t, http.MethodGet, fmt.Sprintf("spool/record?dead=true&id=%d", some[1].ID), &whole); status != http.StatusOK || whole.Status != http.StatusForbidden {
+		t.Errorf("got %d %+v", status, whole)
+	}
+	for _, c := range []struct {
+		change string
+		want   int // letters changed
+		dead   int // left
+	}{
+		{fmt.Sprintf("drop?id=%d", some[0].ID), 1, 3},
+		{fmt.Sprintf("drop?id=%d", some[0].ID), 0, 3},
+		{fmt.Sprintf("replay?id=%d&id=%d&id=17", some[1].ID, some[2].ID), 2, 1},
+		{"drop?all=true", 1, 0},
+		{"replay?all=true", 0, 0},
+	} {
+		var answer struct{ Letters int }
+		status, problem := admin(t, http.MethodPost, "spool/"+c.change, &answer)
+		depth, err := log.Depth(v2.URL)
+		if status != http.StatusOK || answer.Letters != c.want || depth.Dead != c.dead || err != nil {
+			t.Errorf("%s: %d %s, %d letters, %d left, %v", c.change, status, problem, answer.Letters, depth.Dead, err)
+		}
+	}
+	eventually(t, "v2 gets what was replayed", func() bool { return v2.taken.Load() == 2 })
+}
+
+// TestAdminRefuses asks for what is not there, or in the wrong way.
+func TestAdminRefuses(t *testing.T) {
+	v2 := newFakeV2(t, http.StatusServiceUnavailable)
+	g := newSpooling(t)
+	g.load(t, `{"handler":"td_postback","region":"us01"}`)
+	if status, problem := admin(t, http.MethodGet, "spool/records", nil); status != http.StatusNotFound || !strings.Contains(problem, `spool ""`) {
+		t.Errorf("without a spool: %d %s", status, problem)
+	}
+	g.load(t, g.handler(v2.URL))
+	if status := g.post(t, `{"a":1}`); status != http.StatusOK {
+		t.Fatalf("got %d", status)
+	}
+	for _, c := range []struct {
+		method, target string
+		status         int
+		problem        string
+	}{
+		{http.MethodPost, "health", http.StatusMethodNotAllowed, "use GET"},
+		{http.MethodPost, "spool", http.StatusMethodNotAllowed, "use GET"},
+		{http.MethodPut, "spool/records", http.StatusMethodNotAllowed, "use GET"},
+		{http.MethodDelete, "spool/record?id=1", http.StatusMethodNotAllowed, "use GET"},
+		{http.MethodGet, "spool/replay?all=true", http.StatusMethodNotAllowed, "use POST"},
+		{http.MethodGet, "spool/drop?all=true", http.StatusMethodNotAllowed, "use POST"},
+		{http.MethodGet, "spool/records?spool=other", http.StatusNotFound, `spool "other": not open here`},
+		{http.MethodGet, "spool/records?queue=other", http.StatusNotFound, `queue "other": must be one of`},
+		{http.MethodGet, "spool/records?after=x", http.StatusBadRequest, `after "x": must be a number`},
+		{http.MethodGet, "spool/records?limit=-1", http.StatusBadRequest, `limit "-1": must be a number`},
+		{http.MethodGet, "spool/record?id=x", http.StatusBadRequest, `id "x": must be a number`},
+		{http.MethodGet, "spool/record", http.StatusBadRequest, "id: must be given once"},
+		{http.MethodGet, "spool/record?id=1&id=2", http.StatusBadRequest, "id: must be given once"},
+		{http.MethodGet, "spool/record?id=17", http.StatusNotFound, "id 17: there is no such record"},
+		{http.MethodGet, "spool/record?id=17&dead=true", http.StatusNotFound, "id 17: there is no such record"},
+		{http.MethodPost, "spool/replay", http.StatusBadRequest, "give one or more id, or all=true"},
+		{http.MethodPost, "spool/drop?id=1&all=true", http.StatusBadRequest, "give one or more id, or all=true"},
+		{http.MethodPost, "spool/drop?id=x", http.StatusBadRequest, `id "x": must be a number`},
+	} {
+		status, problem := admin(t, c.method, c.target, nil)
+		if status != c.status || !strings.Contains(problem, c.problem) {
+			t.Errorf("%s %s: %d %s", c.method, c.target, status, problem)
+		}
+	}
+	named := "spool/records?spool=" + url.QueryEscape(g.dir) + "&queue=" + url.QueryEscape(v2.URL)
+	var list []keptRecord
+	if status, problem := admin(t, http.MethodGet, named, &list); status != http.StatusOK || len(list) != 1 {
+		t.Errorf("by their names: %d %s, %d records", status, problem, len(list))
+	}
+}
