@@ -1,12 +1,9 @@
 package caddymodule
 
 import (
-	"bufio"
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strconv"
@@ -141,20 +138,12 @@ func (s *selected) list() ([]keptRecord, error) {
 // show makes a record ready to be seen: no key is in it.
 func (s *selected) show(id spool.ID, record spool.Record) keptRecord {
 	shown := keptRecord{Spool: s.place, Queue: s.queue, ID: id, Arrival: record.Arrival}
-	request, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(record.Data)))
-	if err != nil {
-		return shown // damaged
+	kept, err := postback.ReadKept(record.Data) // what can be read of a damaged one
+	shown.Path, shown.Query, shown.Header = kept.Path, kept.Query, withoutKeys(kept.Header)
+	shown.Account = kept.Credentials.Account()
+	if err == nil {
+		shown.Body, shown.Bytes = string(kept.Body), len(kept.Body)
 	}
-	shown.Path, shown.Query, shown.Header = request.URL.Path, request.URL.RawQuery, withoutKeys(request.Header)
-	if body, err := io.ReadAll(request.Body); err == nil {
-		shown.Body, shown.Bytes = string(body), len(body)
-	}
-	shown.Header.Del("Authorization")
-	cred := postback.Credentials{
-		WriteKey:      request.Header.Get(postback.WriteKeyHeader),
-		Authorization: request.Header.Get("Authorization"),
-	}
-	shown.Account = cred.Account()
 	return shown
 }
 
