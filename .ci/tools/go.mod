@@ -3,7 +3,7 @@
 //	go build -C .ci/tools -mod=readonly -o DIR tool
 //
 // h2spec is built by TestH2spec too; newer releases are not in the module proxy.
-// nats-server is built by the tests of spool/jetstream.
+// nats-server is built by the tests of spool/cluster.
 //
 // They are a module of their own, so that none of their dependencies reaches
 // the gateway's go.mod.
