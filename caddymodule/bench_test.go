@@ -112,7 +112,7 @@ func stubHandler() *Handler {
 	return &Handler{
 		MaxBody: postback.MaxBody, GlobalID: defaultGlobalID, logger: zap.NewNop(), leaving: new(atomic.Bool),
 		bodies: &bodies{maxBody: postback.MaxBody, maxTotal: defaultMaxBuffered},
-		fixed:  &route{host: "us01.records.in.treasuredata.com", Client: stubUpstream()},
+		single: &route{host: "us01.records.in.treasuredata.com", Client: stubUpstream()},
 	}
 }
 

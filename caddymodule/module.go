@@ -32,7 +32,7 @@ func init() {
 // handlerID is the module's name, and that of its logger.
 const handlerID = "http.handlers.td_postback"
 
-// What an option is without being set.
+// The defaults of options.
 const (
 	defaultGlobalID        = "_td_global"
 	defaultDialTimeout     = 5 * time.Second
@@ -145,19 +145,18 @@ type Handler struct {
 	server        *caddyhttp.Server
 	leaving       *atomic.Bool // the configuration ends
 
-	// fixed is where all requests go, unless the region is auto: then each
-	// goes where its legacy host's region says.
-	fixed    *route
+	// single is where all calls go. It is nil if the region is auto, when each
+	// goes to the region of its legacy host, and with handoff to an unknown host.
+	single   *route
 	byRegion map[string]*route
 }
 
-// route is a way to v2: the Host to send, and who sends it. The upstream is
-// nil with handoff.
+// route leads to one v2 host.
 type route struct {
-	host string
-	url  *url.URL // nil with handoff
-	*upstream.Client
-	queue *spool.Outbox // nil without a spool
+	host             string        // what Host says
+	url              *url.URL      // nil with handoff
+	*upstream.Client               // the same
+	queue            *spool.Outbox // nil without a spool
 }
 
 // CaddyModule returns the Caddy module information.
@@ -176,7 +175,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	h.applyDefaults()
-	h.redirectHosts = lower(h.RedirectHosts)
+	h.redirectHosts = lowerCase(h.RedirectHosts)
 	h.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	h.leaving = leavingOf(h.server)
 	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered, full: h.warnOfFullMemory}
@@ -236,7 +235,7 @@ func (h *Handler) applyDefaults() {
 	}
 }
 
-func lower(hosts []string) []string {
+func lowerCase(hosts []string) []string {
 	lowered := make([]string, len(hosts))
 	for i, host := range hosts {
 		lowered[i] = strings.ToLower(host)
@@ -341,7 +340,7 @@ func (h *Handler) makeRoutes() error {
 			}
 		}
 	case h.Region != "" || h.Upstream != "":
-		h.fixed, err = h.newRoute(target(h.Region), trust)
+		h.single, err = h.newRoute(target(h.Region), trust)
 	}
 	return err
 }
@@ -436,8 +435,8 @@ func (h *Handler) Cleanup() error {
 
 func (h *Handler) routes() []*route {
 	var routes []*route
-	if h.fixed != nil {
-		routes = append(routes, h.fixed)
+	if h.single != nil {
+		routes = append(routes, h.single)
 	}
 	for _, r := range h.byRegion {
 		if r != nil {

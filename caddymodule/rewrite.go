@@ -19,7 +19,7 @@ import (
 // prepare finds out where a call goes and with which key, and begins its v2
 // request.
 func (h *Handler) prepare(c *call) (refused *postback.Refusal) {
-	if c.to, refused = h.route(c.r.Host); refused != nil {
+	if c.to, refused = h.routeFor(c.r.Host); refused != nil {
 		return refused
 	}
 	if refused = c.ReadKey(c.r.URL.RawQuery, c.r.Header); refused != nil {
@@ -38,7 +38,7 @@ func (h *Handler) prepare(c *call) (refused *postback.Refusal) {
 
 // route finds the way to v2 for a request's Host. With handoff and neither
 // region nor upstream there is none to know: the Host stays.
-func (h *Handler) route(host string) (*route, *postback.Refusal) {
+func (h *Handler) routeFor(host string) (*route, *postback.Refusal) {
 	if h.byRegion != nil {
 		region, ok := postback.RegionOf(host)
 		if !ok {
@@ -46,10 +46,10 @@ func (h *Handler) route(host string) (*route, *postback.Refusal) {
 		}
 		return h.byRegion[region], nil
 	}
-	if h.fixed == nil {
+	if h.single == nil {
 		return &route{host: host}, nil
 	}
-	return h.fixed, nil
+	return h.single, nil
 }
 
 // forwarded builds the headers that tell v2 where a request came from, by the

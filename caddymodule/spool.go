@@ -29,7 +29,7 @@ const (
 	spoolAlways    = "always"
 )
 
-// maxSpoolAge is when v2 ignores a record's time (see README, "td_record_time").
+// maxSpoolAge is when v2 ignores a record's time (see docs/requests.md, "td_record_time").
 const maxSpoolAge = 7 * 24 * time.Hour
 
 // Spool keeps records that v2 does not take now, and delivers them later. A
@@ -118,8 +118,7 @@ func (s *Spool) place() (string, error) {
 	return "nats " + strings.Join(hosts, ","), nil
 }
 
-// fixed sums up the options that cannot change while the spool is open, but for
-// its place.
+// fixed sums up what cannot change while the spool is open, beside its place.
 func (s *Spool) fixed(key []byte) [sha256.Size]byte {
 	return sha256.Sum256(append([]byte(strings.Join(s.NATS, ",")+" "), key...))
 }
