@@ -316,14 +316,14 @@ func (o *Outbox) send(data []byte) Result {
 // be delivered at once, beyond the rate of the backlog.
 func (o *Outbox) Put(r Record, live bool) error {
 	k := o.keeper
-	if !k.begun.Load() {
-		if err := k.Open(); err != nil {
-			return fmt.Errorf("%w: %w", ErrUnavailable, err)
-		}
-	}
 	log := k.Log()
 	if log == nil {
-		return ErrUnavailable
+		if err := k.Open(); err != nil { // it waits for another Open
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		if log = k.Log(); log == nil {
+			return ErrUnavailable
+		}
 	}
 	err := log.Append(o.name, r)
 	note(&o.refused, errors.Is(err, ErrUnavailable))

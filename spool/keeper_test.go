@@ -29,6 +29,7 @@ type keeping struct {
 	mu      sync.Mutex
 	opens   int
 	openErr error             // what opening the Log returns
+	opening chan struct{}     // if not nil, opening begins and ends with a receive from it
 	report  func(spool.Event) // the Log's
 	events  []spool.Event
 	fates   map[spool.Fate]int
@@ -42,6 +43,10 @@ func newKeeping(t *testing.T) *keeping {
 	k.Keeper = spool.NewKeeper(spool.Setup{
 		Place: "here",
 		Open: func(_ context.Context, report func(spool.Event)) (spool.Log, error) {
+			if k.opening != nil {
+				<-k.opening
+				<-k.opening
+			}
 			k.mu.Lock()
 			defer k.mu.Unlock()
 			k.opens++
@@ -203,6 +208,35 @@ func TestKeeperWaitsForAccept(t *testing.T) {
 			t.Errorf("Open after Close: %v", err)
 		}
 	})
+}
+
+// TestKeeperOpensOnce has records come while the Log is being opened: they wait
+// for it, and none is refused.
+func TestKeeperOpensOnce(t *testing.T) {
+	const callers = 10
+	k := newKeeping(t)
+	k.opening = make(chan struct{})
+	o := k.Attach(configure(1<<20, 1000, tokyo).Block)[tokyo]
+	results := make(chan error, callers+1)
+	go func() { results <- k.Open() }()
+	k.opening <- struct{}{} // it has begun
+	for range callers {
+		go func() { results <- o.Put(spool.Record{Arrival: time.Now()}, true) }()
+	}
+	select {
+	case err := <-results:
+		t.Errorf("before the Log is open: %v", err)
+	case <-time.After(20 * time.Millisecond): // enough to be refused
+	}
+	close(k.opening)
+	for range callers + 1 {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	if k.opened() != 1 || k.log.queue(tokyo).count(waiting) != callers {
+		t.Errorf("opened %d times, %d records", k.opened(), k.log.queue(tokyo).count(waiting))
+	}
 }
 
 // TestKeeperKeepsToWhatRuns loads a configuration that fails after its Block was
