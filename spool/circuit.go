@@ -9,20 +9,19 @@ import (
 )
 
 const (
-	// openAfter is how many failures in a row say that v2 is down, and not
-	// that it stumbled over a record.
+	// openAfter is how many failures in a row mean that v2 is down. Fewer may be
+	// the fault of the records.
 	openAfter = 5
 
-	// The pause until the next try, when v2 is down: doubled by each try that
-	// fails. Four tries a minute hammer nobody, and v2 is not left waiting long
-	// when it is back.
+	// The pause until the next try, when v2 is down. Each try that fails doubles
+	// it. Four tries a minute hammer nobody, and find v2 soon when it is back.
 	minPause = time.Second
 	maxPause = 15 * time.Second
 
 	// maxRetryAfter bounds what v2 may ask for.
 	maxRetryAfter = time.Hour
 
-	// probeLease is when a try that never said how it went is given up.
+	// probeLease is how long a try may take. Then another one may be made.
 	probeLease = time.Minute
 )
 
@@ -31,21 +30,21 @@ const (
 // closed.
 type Circuit struct {
 	open    atomic.Bool
-	failing atomic.Bool // it is open, or there were failures: Success has something to do
+	failing atomic.Bool // the circuit is open, or there were failures: Success has something to do
 
 	mu       sync.Mutex
 	failures int           // in a row, while it is closed
 	since    time.Time     // when it opened or closed
 	pause    time.Duration // the last one
 	next     time.Time     // when the next try may be made
-	changed  chan struct{} // if somebody waits: closed when next comes closer, or the circuit closes
+	changed  chan struct{} // nil if nobody waits; closed when next comes closer, or the circuit closes
 }
 
 // IsOpen reports whether v2 is taken to be down.
 func (c *Circuit) IsOpen() bool { return c.open.Load() }
 
-// Allow reports whether a request may be sent now. Its Success, Failure or
-// Forgo must be told, or the next try waits for a minute.
+// Allow reports whether a request may be sent now. After true, the caller must
+// call Success, Failure or Forgo; otherwise the next try waits for a minute.
 func (c *Circuit) Allow() bool {
 	if !c.open.Load() {
 		return true
@@ -54,8 +53,8 @@ func (c *Circuit) Allow() bool {
 	return wait <= 0
 }
 
-// allow lets a request through, or says how long none may be sent unless
-// changed is closed before.
+// allow lets a request through, or says how long to wait. Whoever waits looks
+// again when changed is closed.
 func (c *Circuit) allow() (wait time.Duration, changed <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -73,7 +72,7 @@ func (c *Circuit) allow() (wait time.Duration, changed <-chan struct{}) {
 	return 0, nil
 }
 
-// wake has those look again who wait. c.mu is held.
+// wake lets all who wait look again. c.mu is held.
 func (c *Circuit) wake() {
 	if c.changed != nil {
 		close(c.changed)
@@ -81,7 +80,8 @@ func (c *Circuit) wake() {
 	}
 }
 
-// Wait waits until a request may be sent, as Allow does, or ctx ends.
+// Wait waits until a request may be sent, or ctx ends. What Allow asks of its
+// caller, Wait asks too.
 func (c *Circuit) Wait(ctx context.Context) error {
 	for ctx.Err() == nil {
 		wait, changed := c.allow()
@@ -99,7 +99,8 @@ func (c *Circuit) Wait(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Forgo tells that a request is not sent that was allowed: another may be.
+// Forgo gives back what Allow or Wait has allowed: the request is not sent, and
+// another one may be.
 func (c *Circuit) Forgo() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -107,7 +108,7 @@ func (c *Circuit) Forgo() {
 	c.wake()
 }
 
-// Success tells that v2 has answered a request.
+// Success notes that v2 has answered a request.
 func (c *Circuit) Success() {
 	if !c.failing.Load() {
 		return // nearly always
@@ -122,8 +123,8 @@ func (c *Circuit) Success() {
 	}
 }
 
-// Failure tells that v2 has not taken a request. sent is when the request was
-// allowed or later; retryAfter is for how long v2 asked not to be tried, or 0.
+// Failure notes that v2 has not taken a request. sent is when the request was
+// allowed, or later. retryAfter is how long v2 wants to be left alone, or 0.
 func (c *Circuit) Failure(sent time.Time, retryAfter time.Duration) {
 	retryAfter = min(retryAfter, maxRetryAfter)
 	c.mu.Lock()
@@ -131,8 +132,8 @@ func (c *Circuit) Failure(sent time.Time, retryAfter time.Duration) {
 	now := time.Now()
 	switch {
 	case !sent.After(c.since):
-		// It was on its way when the circuit opened or closed, and says no more
-		// of v2 than was known by then.
+		// The request was on its way when the circuit opened or closed. It says
+		// nothing new about v2.
 		if next := now.Add(retryAfter); c.open.Load() && next.After(c.next) {
 			c.next = next
 		}
@@ -152,8 +153,8 @@ func (c *Circuit) Failure(sent time.Time, retryAfter time.Duration) {
 	c.wake()
 }
 
-// jitter spreads what many do after the same pause: between half of it and one
-// and a half.
+// jitter returns between half of a pause and one and a half of it, so that many
+// who pause do not come back together.
 func jitter(pause time.Duration) time.Duration {
 	return pause/2 + rand.N(pause) //nolint:gosec // G404: nobody gains by guessing it
 }

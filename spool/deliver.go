@@ -18,18 +18,18 @@ const (
 	// takeAtOnce is how many records are taken from the queue at a time.
 	takeAtOnce = 128
 
-	// maxLive bounds how many records may pass the limiter at once, because
-	// they or others arrived only now.
+	// maxLive bounds how many records may pass the limiter at once. Each live
+	// record lets one pass.
 	maxLive = 10_000
 
-	// The pause until a record is tried again: doubled each time. While v2 is
-	// down, too: so the tries go on to other records, and some dozens in a row
+	// The pause until a record is tried again. Each try doubles it, also while v2
+	// is down. So the next tries are with other records: some dozens in a row
 	// that v2 never takes do not keep the circuit open.
 	minRetry = time.Second
 	maxRetry = 15 * time.Minute
 
-	// logPause is the pause after the Log could not be read, tellPause the one
-	// between two of its errors that are told.
+	// logPause is the pause after the Log could not be read. tellPause is the
+	// least time between two reports of its errors.
 	logPause  = time.Second
 	tellPause = 10 * time.Second
 
@@ -52,8 +52,8 @@ type Result struct {
 	RetryAfter time.Duration // that v2 asked for; 0 if it did not
 	Err        error         // why there is no answer
 
-	// Ambiguous says that v2 may have taken the record although it did not say
-	// so.
+	// Ambiguous means that v2 did not say that it has taken the record, but may
+	// have.
 	Ambiguous bool
 }
 
@@ -96,17 +96,17 @@ type Delivery struct {
 
 	Limits
 
-	// OnFate is told what became of a record; nil for nobody.
+	// OnFate is told what became of a record. It may be nil.
 	OnFate func(fate Fate, r Result)
 
-	// OnError is told of errors of the Log, at most one in ten seconds; nil for
-	// nobody.
+	// OnError is told of the Log's errors, at most one in ten seconds. It may be
+	// nil.
 	OnError func(error)
 }
 
 // Deliverer delivers the records of one queue: in the order in which they were
-// appended, many at a time. A record that v2 does not take, while it takes
-// others, is put back and holds up nobody.
+// appended, many at a time. If v2 takes other records but not this one, this one
+// is put back, and the others go on.
 type Deliverer struct {
 	*Circuit
 
@@ -114,11 +114,11 @@ type Deliverer struct {
 	how     Delivery
 	limiter *rate.Limiter
 	maxAge  atomic.Int64
-	live    chan struct{} // one for each record that arrived while v2 was up: so many may pass the limiter
+	live    chan struct{} // one element for each record that may pass the limiter
 	room    *semaphore.Weighted
 	cost    atomic.Int64 // of a small record in it
 	taken   []Entry      // by Run, and not sent yet
-	untried bool         // the last try was with a record that was not tried before, if there was one
+	untried bool         // the last try asked for a record that was not tried before
 	running sync.WaitGroup
 	told    atomic.Int64 // when OnError was, in UNIX nanoseconds
 }
@@ -144,8 +144,8 @@ func (d *Deliverer) SetLimits(l Limits) {
 	d.maxAge.Store(int64(l.MaxAge))
 }
 
-// Arrived tells that a record was appended only now: if v2 is up, it is live
-// traffic, and not limited by Rate.
+// Arrived notes that a record was appended just now. If v2 is up, this is live
+// traffic, and Rate does not limit it.
 func (d *Deliverer) Arrived() {
 	if d.IsOpen() {
 		return
@@ -156,9 +156,9 @@ func (d *Deliverer) Arrived() {
 	}
 }
 
-// Run delivers until ctx ends or the Log is closed. It returns some seconds
-// later at most: what is still on its way then comes again, unless v2 has
-// answered before the Log is closed.
+// Run delivers until ctx ends or the Log is closed. Then it waits some seconds for
+// the records on their way. A record that has no answer when the Log is closed
+// comes again.
 func (d *Deliverer) Run(ctx context.Context) {
 	for ctx.Err() == nil && d.take(ctx) {
 		for len(d.taken) > 0 && ctx.Err() == nil {
@@ -185,7 +185,7 @@ func (d *Deliverer) take(ctx context.Context) bool {
 	switch {
 	case !d.IsOpen():
 		d.taken, err = d.queue.Take(ctx, takeAtOnce)
-	case d.untried: // the next try is with one that was tried, in its turn
+	case d.untried: // tried and untried records take turns
 		d.untried = false
 		d.taken, err = d.queue.Take(ctx, 1)
 	default:
@@ -199,8 +199,8 @@ func (d *Deliverer) take(ctx context.Context) bool {
 	return !errors.Is(err, ErrClosed)
 }
 
-// giveBack puts back what is not to be sent soon: another gateway that shares
-// the Log may deliver it.
+// giveBack puts back what was taken and will not be sent soon. Another gateway
+// that shares the Log may deliver it.
 func (d *Deliverer) giveBack() {
 	for _, e := range d.taken {
 		d.queue.Later(e, 0)
@@ -208,8 +208,8 @@ func (d *Deliverer) giveBack() {
 	d.taken = nil
 }
 
-// dispatch sends a record off when it may go, or puts it back if ctx ends
-// before.
+// dispatch sends a record as soon as it may go. If ctx ends before, it puts the
+// record back.
 func (d *Deliverer) dispatch(ctx context.Context, e Entry) {
 	cost := min(max(int64(len(e.Data)), d.cost.Load()), maxHeld)
 	if d.room.Acquire(ctx, cost) != nil {
@@ -243,21 +243,20 @@ func (d *Deliverer) isOld(e Entry, now time.Time) bool {
 	return now.Sub(e.Arrival) > time.Duration(d.maxAge.Load())
 }
 
-// turn waits until v2 may be sent a record. While v2 is down, one that waits is
-// enough.
+// turn waits until a record may be sent to v2. While v2 is down, one record waits
+// here, and the others are put back.
 func (d *Deliverer) turn(ctx context.Context) error {
 	if err := d.pace(ctx); err != nil || !d.IsOpen() {
 		return err
 	}
-	for len(d.live) > 0 { // what arrived before is drained with the rest
+	for len(d.live) > 0 { // those records are a part of the backlog now
 		<-d.live
 	}
 	d.giveBack()
 	return d.Wait(ctx)
 }
 
-// pace waits until a live record has arrived that was not counted yet, or Rate
-// lets one more go.
+// pace waits until Rate lets one more record go, or a live record arrives.
 func (d *Deliverer) pace(ctx context.Context) error {
 	select {
 	case <-d.live:
@@ -285,8 +284,8 @@ func (d *Deliverer) pace(ctx context.Context) error {
 func (d *Deliverer) settle(e Entry, sent time.Time, r Result) {
 	switch {
 	case r.NotTaken():
-		// That a record fails again which failed while v2 took others says
-		// nothing of v2: many of them must not make it look down.
+		// A record that failed before, while v2 took others, says nothing about
+		// v2 when it fails again. Many such records must not open the circuit.
 		if e.Tries == 0 || r.RetryAfter > 0 || d.IsOpen() {
 			d.Failure(sent, r.RetryAfter)
 		}
@@ -323,7 +322,7 @@ func (d *Deliverer) tell(fate Fate, r Result) {
 	}
 }
 
-// failed tells of an error of the Log, unless one was told just before.
+// failed reports an error of the Log, unless another was reported just before.
 func (d *Deliverer) failed(err error) {
 	now, told := time.Now().UnixNano(), d.told.Load()
 	if d.how.OnError != nil && now-told >= int64(tellPause) && d.told.CompareAndSwap(told, now) {

@@ -1,13 +1,14 @@
 // Package spool keeps requests for Postback v2 until v2 has taken them.
 //
-// What Append has returned without an error is durable: it survives the death
-// of the process and, if the disk keeps what it has synced, a power cut. It is
-// delivered at least once: a record whose delivery was not yet noted when the
-// process died comes again.
+// A record is durable when Append has returned without an error: it survives the
+// death of the process and, if the disk keeps what it has synced, a power cut. It
+// is delivered at least once: if the process dies before it has noted a delivery,
+// the record comes again.
 //
-// A Log keeps records in queues, one for each v2 host. Disk is a Log in files
-// of the local disk; docs/spool.md says what is in them and what each failure
-// looks like.
+// A Log keeps records in queues, one for each v2 host. Package disk is a Log in
+// files of the local disk, package cluster one in NATS JetStream. A Keeper owns a
+// Log and delivers its queues. docs/spool.md says what is on disk and what each
+// failure looks like.
 package spool
 
 import (
@@ -39,30 +40,30 @@ type Entry struct {
 	Tries int // how often it was tried before, as far as is known
 }
 
-// Queue gives out records in the order in which they were appended. Each is
-// given out once, until one of Ack, Later and Bury says what became of it.
+// Queue gives out records in the order in which they were appended. It gives out a
+// record once; then Ack, Later or Bury says what became of it.
 type Queue interface {
 	// Take waits for records and gives out at least one, at most n, and few MiB
 	// if they are large. It fails when ctx ends or when the Log cannot be read
 	// now: try again later.
 	Take(ctx context.Context, n int) ([]Entry, error)
 
-	// TakeUntried is Take for one record, to try whether v2 is up: if possible
-	// one that was not tried before, since one that was may be refused for
-	// itself.
+	// TakeUntried is Take for one record, to find out whether v2 is up. If
+	// possible, it is a record that was not tried before: another may fail for a
+	// reason of its own.
 	TakeUntried(ctx context.Context) ([]Entry, error)
 
 	// Ack says that v2 has taken a record. It does not wait until that is
 	// durable.
 	Ack(Entry)
 
-	// Later puts a record back, to be taken again after a while; after 0, it
-	// was not tried.
+	// Later puts a record back. It is given out again after a while. 0 means that
+	// it was not tried.
 	Later(Entry, time.Duration)
 
 	// Bury makes a record a dead letter: v2 answered with status, or 0, and
-	// reason says why nobody tries again. After an error the record is where it
-	// was, and still to be answered for.
+	// reason says why nobody tries again. After an error the record is still held:
+	// call Later.
 	Bury(e Entry, status int, reason string) error
 }
 
@@ -110,8 +111,8 @@ type Log interface {
 	SetLimit(bytes int64) error
 
 	// Records returns up to limit records of a queue that are to be delivered,
-	// and Letters up to limit dead letters, beginning behind an ID. They return
-	// fewer if those have more than MaxListed bytes.
+	// Letters up to limit dead letters. Both begin behind an ID, and return fewer
+	// when they have MaxListed bytes.
 	Records(queue string, after ID, limit int) ([]Entry, error)
 	Letters(queue string, after ID, limit int) ([]Letter, error)
 
@@ -120,8 +121,8 @@ type Log interface {
 	Replay(queue string, ids ...ID) (int, error)
 	Drop(queue string, ids ...ID) (int, error)
 
-	// Close ends Append and Take, and notes what was acked. What becomes of a
-	// record later is not noted: it comes again.
+	// Close ends Append and Take, and notes what was acked. A record that is acked
+	// later comes again.
 	Close() error
 }
 

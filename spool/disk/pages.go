@@ -297,9 +297,9 @@ func (p *pages) peek() (f found, first []byte, err error) {
 	return f, e.value, err
 }
 
-// check reads the whole file, and reports errDamaged if bbolt could not be
-// trusted with it, or if an intact record would not be found where its key says.
-// A record that is damaged is none of its business.
+// check reads the whole file. It returns errDamaged if the file's structure would
+// mislead bbolt, or if an intact record stands under another key than its own. It
+// does not look for damaged records.
 func (p *pages) check(c coder) error {
 	p.readAhead = readAhead
 	want, _, err := p.peek()
