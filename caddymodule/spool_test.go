@@ -55,16 +55,17 @@ func newFakeV2(t *testing.T, status int32) *fakeV2 {
 // spooling is a gateway in this process, with a spool. There is one at a time:
 // Caddy's configuration is the process's.
 type spooling struct {
-	dir, socket string
-	client      *http.Client
+	dir    string
+	loads  int    // configurations so far
+	socket string // of the last one
+	client *http.Client
 }
 
 func newSpooling(t *testing.T) *spooling {
 	t.Helper()
-	dir := t.TempDir()
-	g := &spooling{dir: filepath.Join(dir, "spool"), socket: filepath.Join(dir, "http")}
+	g := &spooling{dir: filepath.Join(t.TempDir(), "spool")}
 	g.client = &http.Client{Timeout: testWait, Transport: &http.Transport{
-		DisableKeepAlives: true, // a connection of an old configuration may be closed at any time
+		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", g.socket)
 		},
@@ -84,6 +85,11 @@ func (g *spooling) handler(upstream string, options ...string) string {
 	return fmt.Sprintf(`{"handler":"td_postback","upstream":%q,"retries":0,"spool":{%s}}`, upstream, strings.Join(options, ","))
 }
 
+// nextSocket is where the next configuration listens. Each has its own: Caddy
+// closes the servers of the last one in the background, and connections that
+// they have accepted.
+func (g *spooling) nextSocket() string { return fmt.Sprintf("%s.http%d", g.dir, g.loads+1) }
+
 // config is a configuration with these handlers, one after the other.
 func (g *spooling) config(handlers ...string) []byte {
 	return fmt.Appendf(nil, `{
@@ -96,7 +102,7 @@ func (g *spooling) config(handlers ...string) []byte {
 				"routes": [{"handle": [%s]}]
 			}}}
 		}
-	}`, "unix/"+g.socket, strings.Join(handlers, ","))
+	}`, "unix/"+g.nextSocket(), strings.Join(handlers, ","))
 }
 
 func (g *spooling) load(t *testing.T, handlers ...string) {
@@ -104,6 +110,8 @@ func (g *spooling) load(t *testing.T, handlers ...string) {
 	if err := caddy.Load(g.config(handlers...), true); err != nil {
 		t.Fatal(err)
 	}
+	g.socket = g.nextSocket()
+	g.loads++
 }
 
 // post sends a record, and returns the status of the answer.

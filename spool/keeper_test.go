@@ -226,6 +226,7 @@ func TestKeeperOpensOnce(t *testing.T) {
 	select {
 	case err := <-results:
 		t.Errorf("before the Log is open: %v", err)
+		results <- err
 	case <-time.After(20 * time.Millisecond): // enough to be refused
 	}
 	close(k.opening)
