@@ -26,7 +26,7 @@ func TestListModules(t *testing.T) {
 		}
 	}
 	if !slices.Equal(own, []string{
-		"admin.api.td_postback", "caddy.listeners.td_handover", "caddy.logging.encoders.filter.td_key", "http.handlers.td_postback",
+		"admin.api.td_postback", "caddy.listeners.td_handover", "caddy.logging.encoders.filter.td_key", "http.handlers.td_postback", "td_postback",
 	}) {
 		t.Errorf("listed: %q", own)
 	}
