@@ -1,9 +1,10 @@
-// The tools that CI builds, in exactly these versions: see go.sum. Built with
+// The tools that CI uses, in exactly these versions: see go.sum. From the top of
+// the repository:
 //
-//	go build -C .ci/tools -mod=readonly -o DIR tool
+//	go tool -modfile=.ci/tools/go.mod golangci-lint run ./...
 //
-// h2spec is built by TestH2spec too; newer releases are not in the module proxy.
-// nats-server is built by the tests of spool/cluster.
+// h2spec and nats-server are built by tests; newer releases of h2spec are not in
+// the module proxy.
 //
 // They are a module of their own, so that none of their dependencies reaches
 // the gateway's go.mod.
