@@ -6,6 +6,10 @@
 // that the repository's path is all that xcaddy needs:
 //
 //	xcaddy build --with github.com/td-postback/gateway
+//
+// The names of the Caddy modules, their options, the metrics and the commands are
+// stable: CHANGELOG.md says when one changes. The Go packages are for the gateway
+// itself, and may change at any time.
 package gateway
 
 import (
