@@ -42,6 +42,14 @@ func TestAllocations(t *testing.T) {
 			t.Errorf("cutWriteKey, key %s: %v allocations", name, n)
 		}
 	}
+	r := &http.Request{Host: "in.treasuredata.com", Header: benchHeader}
+	if n := testing.AllocsPerRun(100, func() { HeadBytes(r) }); n > 0 {
+		t.Errorf("HeadBytes: %v allocations", n)
+	}
+	plain := "a sentence about 12 records of 1234/… in /postback/v3/event/db/tbl"
+	if n := testing.AllocsPerRun(100, func() { MaskKeys(plain) }); n > 0 {
+		t.Errorf("MaskKeys: %v allocations", n)
+	}
 	dst := make([]byte, 0, 4096)
 	from := Caller{IP: "192.0.2.7", UserAgent: benchAgent}
 	if n := testing.AllocsPerRun(100, func() { ReadQuery(dst, benchQuery, from, MaxBody) }); n > 2 {
@@ -97,6 +105,22 @@ var benchHeader = http.Header{
 	"Accept":          {"*/*"},
 	"Accept-Encoding": {"gzip, deflate, br"},
 	"Content-Type":    {"application/json"},
+}
+
+func BenchmarkHeadBytes(b *testing.B) {
+	r := &http.Request{Host: "in.treasuredata.com", Header: benchHeader}
+	b.ReportAllocs()
+	for b.Loop() {
+		HeadBytes(r)
+	}
+}
+
+func BenchmarkMaskKeys(b *testing.B) {
+	b.SetBytes(int64(len(benchQuery)))
+	b.ReportAllocs()
+	for b.Loop() {
+		MaskKeys(benchQuery)
+	}
 }
 
 func BenchmarkAppendHead(b *testing.B) {

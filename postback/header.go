@@ -1,9 +1,35 @@
 package postback
 
 import (
+	"net/http"
 	"net/textproto"
 	"strings"
 )
+
+// MaxHeaders is how many bytes the header fields of a request may have together.
+// The request line is not one of them: legacy URLs are long.
+const MaxHeaders = 64 << 10
+
+// fieldCost is what a header field costs in memory beside its text: about 100
+// bytes in a map of Go's, when all fields have names of their own.
+const fieldCost = 100
+
+// HeadBytes measures the head of a request. fields is how many bytes its header
+// fields have as HTTP/1.1 spells them, Host too; memory is about how many bytes
+// its request line and fields hold in memory.
+func HeadBytes(r *http.Request) (fields, memory int) {
+	const around = len(": \r\n")
+	count := 1
+	fields = len("Host") + len(r.Host) + around
+	for name, values := range r.Header {
+		count += len(values)
+		fields += len(values) * (len(name) + around)
+		for _, value := range values {
+			fields += len(value)
+		}
+	}
+	return fields, len(r.Method) + len(r.RequestURI) + len(r.Proto) + fields + count*fieldCost
+}
 
 // headerFate is what becomes of a caller's header.
 type headerFate uint8

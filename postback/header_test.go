@@ -1,6 +1,7 @@
 package postback
 
 import (
+	"bufio"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -76,5 +77,33 @@ func TestApply(t *testing.T) {
 			t.Errorf("got the body %q", body[:n])
 		}
 		r.Body, _ = r.GetBody()
+	}
+}
+
+// TestHeadBytes compares with the very bytes of a request.
+func TestHeadBytes(t *testing.T) {
+	for name, fields := range map[string]string{
+		"only a Host":      "Host: in.treasuredata.com\r\n",
+		"an empty Host":    "Host: \r\n",
+		"several":          "Host: x\r\nUser-Agent: a b\r\nContent-Length: 0\r\n",
+		"a name repeated":  "Host: x\r\nCookie: a=1\r\nCookie: b=22\r\nCookie: \r\n",
+		"many small ones":  "Host: x\r\n" + strings.Repeat("A: \r\n", 5000),
+		"a large one":      "Host: x\r\nX-Large: " + strings.Repeat("x", 100_000) + "\r\n",
+		"the limit's text": "Host: x\r\nX: " + strings.Repeat("x", MaxHeaders-len("Host: x\r\nX: \r\n")) + "\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			line := "POST /postback/v3/event/db/tbl?a=" + strings.Repeat("u", 70_000) + " HTTP/1.1\r\n"
+			r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(line + fields + "\r\n")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, memory := HeadBytes(r)
+			if got != len(fields) {
+				t.Errorf("got %d bytes of fields, want %d", got, len(fields))
+			}
+			if least := len(line) + len(fields) + 16*strings.Count(fields, "\n"); memory < least {
+				t.Errorf("got %d bytes in memory, want at least %d", memory, least)
+			}
+		})
 	}
 }

@@ -35,6 +35,10 @@ var (
 		Status: http.StatusForbidden, Code: "missing_write_key",
 		Message: "send the write key as ?td_write_key=, in an X-TD-Write-Key header or as Authorization: TD1",
 	}
+	HeadersTooLarge = &Refusal{
+		Status: http.StatusRequestHeaderFieldsTooLarge, Code: "headers_too_large",
+		Message: fmt.Sprintf("the headers have more than %d bytes together; put the record into the body, and send fewer or shorter headers", MaxHeaders),
+	}
 	Overloaded = &Refusal{
 		Status: http.StatusServiceUnavailable, Code: "overloaded", RetryAfter: 1,
 		Message: "the gateway is at its limit; send the record again",
