@@ -58,15 +58,15 @@ func fateOf(name string) headerFate {
 
 // passes reports whether a caller's header, by its canonical name, goes to v2
 // as it came.
-func (q *Request) passes(name string, connection []string) bool {
+func (q *Request) passes(name string, hops Hops) bool {
 	return fateOf(name) == goesOn &&
 		!(q.ContentType != "" && name == "Content-Type") &&
-		!q.drops(name, connection)
+		!q.drops(name, hops)
 }
 
 // drops reports whether this request loses a header that others keep.
-func (q *Request) drops(name string, connection []string) bool {
-	return q.FromQuery && describesContent(name) || len(connection) > 0 && ListsToken(connection, name)
+func (q *Request) drops(name string, hops Hops) bool {
+	return q.FromQuery && describesContent(name) || hops.Has(name)
 }
 
 // describesContent reports whether a header belongs to the body that was sent
@@ -92,14 +92,35 @@ func (q *Request) describesBytes() bool {
 	return false
 }
 
-// ListsToken reports whether a comma-separated list header names the token.
-func ListsToken(values []string, token string) bool {
-	for _, value := range values {
-		for item := range strings.SplitSeq(value, ",") {
-			if strings.EqualFold(textproto.TrimString(item), token) {
-				return true
+// Hops has the names of the header fields that are for one hop alone, because
+// a Connection header says so (RFC 9110 section 7.6.1).
+type Hops map[string]struct{}
+
+// HopsOf reads the Connection headers of a request or an answer. A set, not a
+// list: a hostile one names a hundred thousand fields beside as many others. The
+// usual ones name no field, and cost nothing.
+func HopsOf(connection []string) Hops {
+	var hops Hops
+	for _, value := range connection {
+		for option := range strings.SplitSeq(value, ",") {
+			option = textproto.TrimString(option)
+			if option == "" || strings.EqualFold(option, "keep-alive") || strings.EqualFold(option, "close") {
+				continue
 			}
+			if hops == nil {
+				hops = make(Hops)
+			}
+			hops[textproto.CanonicalMIMEHeaderKey(option)] = struct{}{}
 		}
 	}
-	return false
+	return hops
+}
+
+// Has reports whether a field is for one hop alone. Names compare without case.
+func (h Hops) Has(name string) bool {
+	if len(h) == 0 {
+		return false
+	}
+	_, ok := h[textproto.CanonicalMIMEHeaderKey(name)]
+	return ok
 }

@@ -2,8 +2,10 @@ package postback
 
 import (
 	"bufio"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/textproto"
 	"slices"
 	"strings"
 	"testing"
@@ -106,4 +108,19 @@ func TestHeadBytes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestConnectionLinear: a header that names many others costs no more than its
+// length, beside many others too.
+func TestConnectionLinear(t *testing.T) {
+	checkLinear(t, func(n int) func() {
+		q := Request{Header: http.Header{}}
+		var list strings.Builder
+		for i := range n / 16 {
+			fmt.Fprintf(&list, "t%05x,", i)
+			q.Header[textproto.CanonicalMIMEHeaderKey(fmt.Sprintf("h%05x", i))] = []string{"v"}
+		}
+		q.Header["Connection"] = []string{list.String()}
+		return func() { q.AppendHead(nil) }
+	})
 }

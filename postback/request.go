@@ -46,7 +46,7 @@ func (q *Request) SetContentType() {
 		start = q.More[i]
 	}
 	sent := q.Header["Content-Type"]
-	if ListsToken(q.Header["Connection"], "Content-Type") {
+	if HopsOf(q.Header["Connection"]).Has("Content-Type") {
 		sent = nil // it does not go to v2
 	}
 	if value, changed := contentType(sent, start); changed {
@@ -118,9 +118,9 @@ func (q *Request) AppendHead(dst []byte) []byte {
 	dst = append(dst, " HTTP/1.1\r\nHost: "...)
 	dst = append(dst, q.Host...)
 	dst = append(dst, "\r\n"...)
-	connection := q.Header["Connection"]
+	hops := HopsOf(q.Header["Connection"])
 	for name, values := range q.Header {
-		if !q.passes(name, connection) {
+		if !q.passes(name, hops) {
 			continue
 		}
 		for _, value := range values {
@@ -153,9 +153,9 @@ func (q *Request) Apply(r *http.Request) {
 
 	// What Connection names goes now: reverse_proxy would do it later, and could
 	// take the write key along.
-	connection := r.Header["Connection"]
+	hops := HopsOf(r.Header["Connection"])
 	for name := range r.Header {
-		if fateOf(name) == ends || q.drops(name, connection) {
+		if fateOf(name) == ends || q.drops(name, hops) {
 			delete(r.Header, name)
 		}
 	}
