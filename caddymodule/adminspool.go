@@ -52,6 +52,7 @@ type keptRecord struct {
 	Bytes   int        `json:"bytes"`
 	Status  int        `json:"status,omitempty"`
 	Reason  string     `json:"reason,omitempty"`
+	Words   string     `json:"words,omitempty"` // in which v2 refused it
 	Died    *time.Time `json:"died,omitempty"`
 
 	Header http.Header `json:"header,omitempty"`
@@ -129,7 +130,7 @@ func (s *selected) list() ([]keptRecord, error) {
 	letters, err := s.log.Letters(s.queue, s.after, s.limit)
 	for _, l := range letters {
 		shown := s.show(l.ID, l.Record)
-		shown.Status, shown.Reason, shown.Died = l.Status, l.Reason, &l.Died
+		shown.Status, shown.Reason, shown.Words, shown.Died = l.Status, l.Reason, l.Words, &l.Died
 		list = append(list, shown)
 	}
 	return list, err

@@ -50,6 +50,7 @@ const (
 type Result struct {
 	Status     int           // of v2's answer; 0 without one
 	RetryAfter time.Duration // that v2 asked for; 0 if it did not
+	Words      string        // in which v2 refused it, on one line and without keys
 	Err        error         // why there is no answer
 
 	// Ambiguous means that v2 did not say that it has taken the record, but may
@@ -308,7 +309,7 @@ func retryPause(tries int) time.Duration {
 
 // bury makes a dead letter of a record, or puts it back if that fails.
 func (d *Deliverer) bury(e Entry, r Result, why Fate) {
-	if err := d.queue.Bury(e, r.Status, string(why)); err != nil {
+	if err := d.queue.Bury(e, Verdict{Status: r.Status, Reason: string(why), Words: r.Words}); err != nil {
 		d.failed(err)
 		d.queue.Later(e, retryPause(e.Tries))
 		return

@@ -265,7 +265,7 @@ func TestRefusedForGood(t *testing.T) {
 			if err != nil {
 				return taken
 			}
-			return spool.Result{Status: status}
+			return spool.Result{Status: status, Words: "no such table"}
 		}, 0)
 		for range 10 {
 			for _, status := range statuses {
@@ -278,8 +278,8 @@ func TestRefusedForGood(t *testing.T) {
 			t.Error("v2, which refuses, is taken to be down")
 		}
 		for id, status := range statuses {
-			if r := w.queue.record(id); r.status != status || r.reason != "refused" {
-				t.Errorf("a record that v2 answered with %d is a letter with %d, %q", status, r.status, r.reason)
+			if r := w.queue.record(id); r.why != (spool.Verdict{Status: status, Reason: "refused", Words: "no such table"}) {
+				t.Errorf("a record that v2 answered with %d is a letter with %+v", status, r.why)
 			}
 		}
 		if w.toldOf(spool.Refused) != 10*len(statuses) {
@@ -623,8 +623,8 @@ func TestDownForEightDays(t *testing.T) {
 			if isOld := r.state == dead; isOld != (id < old) {
 				t.Fatalf("record %d of %d is %s", id, old, r.state)
 			}
-			if r.state == dead && (r.reason != "too_old" || r.status != 0) {
-				t.Fatalf("the dead letter has %d, %q", r.status, r.reason)
+			if r.state == dead && r.why != (spool.Verdict{Reason: "too_old"}) {
+				t.Fatalf("the dead letter has %+v", r.why)
 			}
 		}
 	})

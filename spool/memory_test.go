@@ -33,8 +33,7 @@ type kept struct {
 	spool.Entry
 	state  state
 	due    time.Time
-	status int
-	reason string
+	why    spool.Verdict
 	pauses []time.Duration // with which it was put back
 }
 
@@ -172,14 +171,13 @@ func (m *memory) Later(e spool.Entry, after time.Duration) {
 
 var errBroken = errors.New("the log is broken")
 
-func (m *memory) Bury(e spool.Entry, status int, reason string) error {
+func (m *memory) Bury(e spool.Entry, why spool.Verdict) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.buryErr != nil {
 		return m.buryErr
 	}
-	r := m.answer(e, dead)
-	r.status, r.reason = status, reason
+	m.answer(e, dead).why = why
 	return nil
 }
 

@@ -61,20 +61,28 @@ type Queue interface {
 	// it was not tried.
 	Later(Entry, time.Duration)
 
-	// Bury makes a record a dead letter: v2 answered with status, or 0, and
-	// reason says why nobody tries again. After an error the record is still held:
+	// Bury makes a record a dead letter. After an error the record is still held:
 	// call Later.
-	Bury(e Entry, status int, reason string) error
+	Bury(e Entry, why Verdict) error
 }
+
+// Verdict is why nobody tries to deliver a record any more.
+type Verdict struct {
+	Status int    // of v2's answer; 0 if it is not v2 that has decided
+	Reason string // in a word
+	Words  string // v2's own, on one line and without keys; empty if there are none
+}
+
+// MaxWords is how many bytes of v2's words are kept.
+const MaxWords = 200
 
 // Letter is a dead letter: a record that is kept, but not delivered.
 type Letter struct {
 	ID
 	Record
-	Queue  string
-	Status int       // of v2's answer; 0 without one
-	Reason string    // why it is dead, in a word
-	Died   time.Time // when
+	Verdict
+	Queue string
+	Died  time.Time // when
 }
 
 // Depth is what a queue holds.

@@ -20,6 +20,7 @@ const (
 	headerSealed  = "Td-Sealed" // what is in it is encrypted
 	headerStatus  = "Td-Status" // these three are a dead letter's
 	headerReason  = "Td-Reason"
+	headerWords   = "Td-Words"
 	headerDied    = "Td-Died"
 )
 
@@ -157,17 +158,20 @@ func (l *Log) unseal(queue string, h nats.Header, data []byte) ([]byte, error) {
 }
 
 // letter makes a dead letter of a message, which stays encrypted if it is.
-func (l *Log) letter(token string, msg jetstream.Msg, seq uint64, status int, reason string) *nats.Msg {
+func (l *Log) letter(token string, msg jetstream.Msg, seq uint64, why spool.Verdict) *nats.Msg {
 	m := &nats.Msg{
 		Subject: l.letterSubject(token),
 		Data:    msg.Data(),
 		Header: nats.Header{
 			headerArrival:         {msg.Headers().Get(headerArrival)},
-			headerStatus:          {strconv.Itoa(status)},
-			headerReason:          {reason},
+			headerStatus:          {strconv.Itoa(why.Status)},
+			headerReason:          {why.Reason},
 			headerDied:            {formatTime(time.Now())},
 			jetstream.MsgIDHeader: {"died-" + strconv.FormatUint(seq, 10)},
 		},
+	}
+	if why.Words != "" {
+		m.Header.Set(headerWords, why.Words[:min(len(why.Words), spool.MaxWords)])
 	}
 	if sealed := msg.Headers().Get(headerSealed); sealed != "" {
 		m.Header.Set(headerSealed, sealed)

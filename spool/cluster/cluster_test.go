@@ -146,7 +146,7 @@ func TestDeadLetters(t *testing.T) {
 			add(t, l, testQueue, "a", "b", "c")
 			entries := take(t, q, 3)
 			for i, reason := range []string{"refused", "old", "refused"} {
-				if err := q.Bury(entries[i], 400*((i+1)%2), reason); err != nil {
+				if err := q.Bury(entries[i], spool.Verdict{Status: 400 * ((i + 1) % 2), Reason: reason, Words: reason + ": no such\ntable"}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -156,11 +156,11 @@ func TestDeadLetters(t *testing.T) {
 				t.Fatalf("%d letters, %v", len(letters), err)
 			}
 			for i, want := range []spool.Letter{
-				{Record: spool.Record{Arrival: arrival, Data: []byte("a")}, Status: 400, Reason: "refused"},
-				{Record: spool.Record{Arrival: arrival, Data: []byte("b")}, Status: 0, Reason: "old"},
+				{Record: spool.Record{Arrival: arrival, Data: []byte("a")}, Verdict: spool.Verdict{Status: 400, Reason: "refused", Words: "refused: no such table"}},
+				{Record: spool.Record{Arrival: arrival, Data: []byte("b")}, Verdict: spool.Verdict{Reason: "old", Words: "old: no such table"}},
 			} {
 				got := letters[i]
-				if string(got.Data) != string(want.Data) || !got.Arrival.Equal(arrival) || got.Status != want.Status || got.Reason != want.Reason ||
+				if string(got.Data) != string(want.Data) || !got.Arrival.Equal(arrival) || got.Verdict != want.Verdict ||
 					got.Queue != testQueue || time.Since(got.Died).Abs() > wait {
 					t.Errorf("letter %d: %+v", i, got)
 				}

@@ -177,7 +177,7 @@ func TestMajorityLost(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), wait)
 	defer cancel()
-	if err := q.Bury(held, 400, "refused"); !errors.Is(err, spool.ErrUnavailable) {
+	if err := q.Bury(held, spool.Verdict{Status: 400, Reason: "refused"}); !errors.Is(err, spool.ErrUnavailable) {
 		t.Errorf("Bury: %v", err)
 	}
 	if _, err := q.Take(ctx, 1); !errors.Is(err, spool.ErrUnavailable) {
@@ -189,7 +189,7 @@ func TestMajorityLost(t *testing.T) {
 	until(t, "a record is kept again", func() bool {
 		return l.Append(testQueue, spool.Record{Arrival: arrival, Data: []byte("after")}) == nil
 	})
-	until(t, "a record is buried", func() bool { return q.Bury(held, 400, "refused") == nil })
+	until(t, "a record is buried", func() bool { return q.Bury(held, spool.Verdict{Status: 400, Reason: "refused"}) == nil })
 	letters, err := l.Letters(testQueue, 0, 10)
 	if err != nil || len(letters) != 1 || string(letters[0].Data) != "before" {
 		t.Errorf("dead letters: %+v, %v", letters, err)

@@ -194,12 +194,11 @@ func (l *Log) Letters(queue string, after spool.ID, limit int) ([]spool.Letter, 
 	err := l.messages(&l.letters, l.letterSubject(tokenOf(queue)), after, limit, func(m *jetstream.RawStreamMsg) {
 		status, _ := strconv.Atoi(m.Header.Get(headerStatus))
 		letters = append(letters, spool.Letter{
-			ID:     spool.ID(m.Sequence),
-			Record: l.record(queue, m),
-			Queue:  queue,
-			Status: status,
-			Reason: m.Header.Get(headerReason),
-			Died:   parseTime(m.Header, headerDied, m.Time),
+			ID:      spool.ID(m.Sequence),
+			Record:  l.record(queue, m),
+			Verdict: spool.Verdict{Status: status, Reason: m.Header.Get(headerReason), Words: m.Header.Get(headerWords)},
+			Queue:   queue,
+			Died:    parseTime(m.Header, headerDied, m.Time),
 		})
 	})
 	return letters, err

@@ -267,7 +267,7 @@ func (q *queue) lost(err error) {
 // Bury makes a record a dead letter. Both are on a majority of the servers
 // before it returns. If it fails between the two, the dead letter is there
 // already; burying it again within an hour makes no second one.
-func (q *queue) Bury(e spool.Entry, status int, reason string) error {
+func (q *queue) Bury(e spool.Entry, why spool.Verdict) error {
 	q.mu.Lock()
 	msg := q.held[uint64(e.ID)].msg
 	q.mu.Unlock()
@@ -278,7 +278,7 @@ func (q *queue) Bury(e spool.Entry, status int, reason string) error {
 	if err != nil {
 		return err
 	}
-	if err := q.publish(q.letter(token, msg, uint64(e.ID), status, reason)); err != nil {
+	if err := q.publish(q.letter(token, msg, uint64(e.ID), why)); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(q.ctx, q.config.Timeout)

@@ -132,7 +132,7 @@ func TestManyDeadLetters(t *testing.T) {
 	for b := range buriers {
 		wg.Go(func() {
 			for i := b; i < n; i += buriers {
-				if err := q.Bury(entries[i], 0, "too old"); err != nil {
+				if err := q.Bury(entries[i], spool.Verdict{Reason: "too old"}); err != nil {
 					t.Error(err)
 					return
 				}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"strings"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -31,10 +32,9 @@ type change struct {
 
 // death is why a record is a dead letter.
 type death struct {
-	id     spool.ID
-	status int
-	died   time.Time
-	reason string
+	spool.Verdict
+	id   spool.ID
+	died time.Time
 }
 
 // state is what a segment knows of itself.
@@ -140,13 +140,20 @@ func decodeState(b []byte) (st state, err error) {
 	return st, nil
 }
 
+// wordsMark stands between the reason and v2's words. Marks of before have no
+// words.
+const wordsMark = "\x00"
+
 // encode makes the value that marks a record as a dead letter. Its checksum is
 // over the ID too: a mark must not come to another record.
 func (d *death) encode() []byte {
 	b := binary.BigEndian.AppendUint64(make([]byte, 0, 32), uint64(d.id))
-	b = binary.BigEndian.AppendUint16(b, uint16(d.status)) //nolint:gosec // G115: an HTTP status
+	b = binary.BigEndian.AppendUint16(b, uint16(d.Status)) //nolint:gosec // G115: an HTTP status
 	b = binary.BigEndian.AppendUint64(b, uint64(d.died.UnixMilli()))
-	b = append(b, d.reason...)
+	b = append(b, d.Reason...)
+	if d.Words != "" {
+		b = append(append(b, wordsMark...), d.Words...)
+	}
 	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
@@ -156,8 +163,12 @@ func decodeDeath(b []byte) (d death, err error) {
 		return d, fmt.Errorf("%w: the mark of a dead letter", errDamaged)
 	}
 	d.id = spool.ID(binary.BigEndian.Uint64(b))
-	d.status = int(binary.BigEndian.Uint16(b[8:]))
+	d.Status = int(binary.BigEndian.Uint16(b[8:]))
 	d.died = time.UnixMilli(int64(binary.BigEndian.Uint64(b[10:]))) //nolint:gosec // G115: the same bits
-	d.reason = string(b[18:end])
+	reason, words, found := strings.Cut(string(b[18:end]), wordsMark)
+	if found && words == "" {
+		return d, fmt.Errorf("%w: the mark of a dead letter", errDamaged)
+	}
+	d.Reason, d.Words = reason, words
 	return d, nil
 }

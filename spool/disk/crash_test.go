@@ -87,7 +87,7 @@ func useUntilKilled() error {
 			switch {
 			case i%50 == 7:
 				go func() {
-					if err := q.Bury(e, 400, "refused"); err == nil {
+					if err := q.Bury(e, spool.Verdict{Status: 400, Reason: "refused"}); err == nil {
 						say("buried", i)
 					}
 				}()

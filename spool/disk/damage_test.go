@@ -55,7 +55,7 @@ func makeSpecimen(t *testing.T, records, size int) *specimen {
 			x.live[e.ID] = string(e.Data)
 		default:
 			x.dead[e.ID] = string(e.Data)
-			if err := q.Bury(e, 400, "a reason"); err != nil {
+			if err := q.Bury(e, spool.Verdict{Status: 400, Reason: "a reason"}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -326,7 +326,7 @@ func TestDeadLetters(t *testing.T) {
 	e := take(t, d, 5)
 	before := time.Now().Truncate(time.Millisecond)
 	for i, status := range map[int]int{1: 413, 2: 0, 3: 403} {
-		if err := d.Queue(q1).Bury(e[i], status, strings.Repeat("too old ", status)); err != nil {
+		if err := d.Queue(q1).Bury(e[i], spool.Verdict{Status: status, Reason: strings.Repeat("too old ", status), Words: strings.Repeat("no ", status)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -338,8 +338,8 @@ func TestDeadLetters(t *testing.T) {
 			t.Fatalf("%d dead letters, %v", len(letters), err)
 		}
 		first := letters[0]
-		if first.Status != 413 || first.Reason != strings.Repeat("too old ", 25) || first.Died.Before(before) || string(first.Data) != "b" ||
-			first.ID != e[1].ID || first.Queue != q1 || !first.Arrival.Equal(arrivalTime) || letters[1].Reason != "" {
+		if first.Status != 413 || first.Reason != strings.Repeat("too old ", 25) || first.Words != strings.Repeat("no ", 100)[:200] || first.Died.Before(before) || string(first.Data) != "b" ||
+			first.ID != e[1].ID || first.Queue != q1 || !first.Arrival.Equal(arrivalTime) || letters[1].Verdict != (spool.Verdict{}) {
 			t.Errorf("a dead letter is %+v", first)
 		}
 		if rest, err := d.Letters(q1, first.ID, 1); err != nil || len(rest) != 1 || string(rest[0].Data) != "c" {
@@ -377,7 +377,7 @@ func TestReplayWhileTaking(t *testing.T) {
 	for i, e := range take(t, d, 200) {
 		if i%2 == 0 {
 			ids = append(ids, e.ID)
-			if err := d.Queue(q1).Bury(e, 400, "no"); err != nil {
+			if err := d.Queue(q1).Bury(e, spool.Verdict{Status: 400, Reason: "no"}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -443,7 +443,7 @@ func TestManyProducersOneTaker(t *testing.T) {
 			case e.ID%10 == 1:
 				letters++
 				burying.Go(func() {
-					if err := q.Bury(e, 400, "no"); err != nil {
+					if err := q.Bury(e, spool.Verdict{Status: 400, Reason: "no"}); err != nil {
 						t.Error(err)
 					}
 				})
@@ -636,7 +636,7 @@ func TestSparseFilesAreMadeSmaller(t *testing.T) {
 			want[string(e.Data)] = true
 		case 8:
 			letters = append(letters, e.ID)
-			if err := q.Bury(e, 400, "no"); err != nil {
+			if err := q.Bury(e, spool.Verdict{Status: 400, Reason: "no"}); err != nil {
 				t.Fatal(err)
 			}
 		default:
@@ -760,7 +760,7 @@ func TestClose(t *testing.T) {
 		// Nothing opens a file after that: the next one has the directory.
 		_, _ = d.Depth(q1)
 		_, _ = d.Records(q1, 0, 1)
-		if err := d.Queue(q1).Bury(spool.Entry{ID: 1 << 62}, 0, ""); !errors.Is(err, spool.ErrClosed) {
+		if err := d.Queue(q1).Bury(spool.Entry{ID: 1 << 62}, spool.Verdict{}); !errors.Is(err, spool.ErrClosed) {
 			t.Errorf("Bury gives %v", err)
 		}
 		d2 := open(t, Config{Dir: dir})
@@ -843,7 +843,7 @@ func TestKeyEncryptsTheDisk(t *testing.T) {
 		add(t, d, secret)
 	}
 	for _, e := range take(t, d, 5) {
-		if err := d.Queue(q1).Bury(e, 403, "no"); err != nil {
+		if err := d.Queue(q1).Bury(e, spool.Verdict{Status: 403, Reason: "no"}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -222,7 +222,7 @@ func TestDeadLettersOnAFullDisk(t *testing.T) {
 		}
 		// A file may have no page to spare: then there is an error, and the
 		// record is where it was.
-		switch err := d.Queue(q1).Bury(e, 413, "too large"); {
+		switch err := d.Queue(q1).Bury(e, spool.Verdict{Status: 413, Reason: "too large"}); {
 		case err == nil:
 			ids = append(ids, e.ID)
 		case errors.Is(err, syscall.ENOSPC):

@@ -62,7 +62,8 @@ func FuzzDecodeState(f *testing.F) {
 }
 
 func FuzzDecodeDeath(f *testing.F) {
-	f.Add((&death{id: 1, status: 400, died: arrivalTime, reason: "no"}).encode())
+	f.Add((&death{id: 1, died: arrivalTime, Verdict: spool.Verdict{Status: 400, Reason: "no"}}).encode())
+	f.Add((&death{id: 1, died: arrivalTime, Verdict: spool.Verdict{Status: 400, Reason: "no", Words: "no such table"}}).encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if d, err := decodeDeath(b); err == nil && !bytes.Equal(d.encode(), b) {
 			t.Errorf("%+v was not encoded like that", d)

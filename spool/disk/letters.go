@@ -17,12 +17,14 @@ import (
 const maxReason = 200
 
 // Bury makes a dead letter of a record.
-func (q *queue) Bury(e spool.Entry, status int, reason string) error {
+func (q *queue) Bury(e spool.Entry, why spool.Verdict) error {
 	s := q.segmentOf(e.ID)
 	if s == nil {
 		return nil // it is gone
 	}
-	d := death{id: e.ID, status: status, died: time.Now(), reason: reason[:min(len(reason), maxReason)]}
+	why.Reason = why.Reason[:min(len(why.Reason), maxReason)]
+	why.Words = why.Words[:min(len(why.Words), spool.MaxWords)]
+	d := death{id: e.ID, died: time.Now(), Verdict: why}
 	return q.order(&order{segment: s, change: change{deaths: []death{d}}})
 }
 
@@ -115,7 +117,7 @@ func (d *Disk) Letters(name string, after spool.ID, limit int) (letters []spool.
 				_, r, _ := s.coder.decode(value)
 				death, _ := decodeDeath(mark)
 				letters = append(letters, spool.Letter{
-					ID: id, Record: r, Queue: name, Status: death.status, Reason: death.reason, Died: death.died,
+					ID: id, Record: r, Queue: name, Verdict: death.Verdict, Died: death.died,
 				})
 			}
 			return more

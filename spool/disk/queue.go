@@ -354,7 +354,7 @@ func (q *queue) buryDamaged(s *segment, ids []spool.ID) {
 	}
 	deaths := make([]death, len(ids))
 	for i, id := range ids {
-		deaths[i] = death{id: id, died: time.Now(), reason: "damaged"}
+		deaths[i] = death{id: id, died: time.Now(), Verdict: spool.Verdict{Reason: "damaged"}}
 	}
 	err := q.order(&order{segment: s, change: change{deaths: deaths}, suspect: true})
 	if err == nil {

@@ -2,7 +2,9 @@ package disk
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
+	"hash/crc32"
 	"testing"
 
 	"github.com/td-postback/gateway/spool"
@@ -22,5 +24,19 @@ func TestSealedFormat(t *testing.T) {
 	id, r, err := c.decode(value)
 	if err != nil || id != 5 || r.Arrival.UnixMilli() != 1763930000123 || string(r.Data) != "a record" {
 		t.Errorf("got %d %d %q %v", id, r.Arrival.UnixMilli(), r.Data, err)
+	}
+}
+
+// The mark of a dead letter from before v2's words were kept.
+func TestMarkWithoutWords(t *testing.T) {
+	t.Parallel()
+	mark, err := hex.DecodeString("0000000000000007" + "0190" + "0000019aa0b1c2d3" + hex.EncodeToString([]byte("refused")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mark = binary.BigEndian.AppendUint32(mark, crc32.Checksum(mark, castagnoli))
+	d, err := decodeDeath(mark)
+	if err != nil || d.id != 7 || d.Verdict != (spool.Verdict{Status: 400, Reason: "refused"}) || d.died.UnixMilli() != 0x19aa0b1c2d3 {
+		t.Errorf("it is read as %+v, %v", d, err)
 	}
 }
