@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/url"
@@ -50,6 +51,10 @@ const (
 	// both go out in one piece. For a longer one, a second piece is cheaper
 	// than the copy.
 	shortBody = 4 << 10
+
+	// shortRequest is the longest request that is surely in the socket's buffer
+	// at once, so that sending it waits for nobody.
+	shortRequest = 8 << 10
 )
 
 // Config says what a Client sends to, and how.
@@ -230,9 +235,13 @@ func (c *Client) try(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
 			if c.closed.Load() {
 				pool.CloseIdleConnections()
 			}
-		} else {
-			pool.CloseConn(conn)
+			return
 		}
+		if x.aside {
+			conn.Conn().(*connection).hangUp()
+		}
+		pool.CloseConn(conn)
+		_ = x.finishSending() // then nobody uses the request's bytes any more
 	}()
 	x.conn, x.reused = conn.Conn().(*connection).Conn, !conn.LastUseTime().IsZero()
 	if !x.reused {
@@ -241,10 +250,7 @@ func (c *Client) try(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
 			return NotProcessedError{err, false}
 		}
 	}
-	sendErr := x.send()
-	if IsTimeout(sendErr) {
-		return sendErr
-	}
+	x.startSending()
 
 	// Others first: under load the answer is there when the turn comes back,
 	// and a read that finds nothing, a wait and a wake-up are saved.
@@ -254,7 +260,7 @@ func (c *Client) try(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
 	br := pool.AcquireReader(x.conn)
 	defer pool.ReleaseReader(br)
 	reusable, err = c.receive(x, br, t)
-	reusable = reusable && sendErr == nil
+	reusable = reusable && x.isSent()
 	return err
 }
 
@@ -271,6 +277,12 @@ func (c *Client) receive(x *exchange, br *bufio.Reader, t *Trip) (reusable bool,
 		return false, err
 	}
 	t.Status, t.Duration = x.answer.StatusCode(), time.Since(x.started)
+	if t.Status < http.StatusMultipleChoices {
+		// v2 cannot have taken what it has not got. A refusal holds in any case.
+		if err := x.finishSending(); err != nil {
+			return false, fmt.Errorf("v2 answered %d and did not read the request: %w", t.Status, err)
+		}
+	}
 	withheld := x.w != nil && c.Withhold != nil && c.Withhold(t.Status)
 	if x.w != nil && !withheld {
 		return x.pass(br, c.Begin)

@@ -40,6 +40,14 @@ func (c *connection) reuse(deadline time.Time) bool {
 	return c.SetDeadline(deadline) == nil && c.socket.isQuiet()
 }
 
+// hangUp closes the connection at once. TLS's farewell, which closing otherwise
+// sends, would wait for a v2 that reads nothing.
+func (c *connection) hangUp() {
+	if over, ok := c.Conn.(*tls.Conn); ok {
+		_ = over.NetConn().Close()
+	}
+}
+
 // hostPort is a URL's host with its port, or its scheme's.
 func hostPort(u *url.URL) string {
 	port := u.Port()

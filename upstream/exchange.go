@@ -27,6 +27,11 @@ type exchange struct {
 	pieces [][]byte // head, and a body that is not short
 	unsent net.Buffers
 
+	aside   bool       // the request is long, and sent in a goroutine of its own
+	sending bool       // that goroutine has not told yet how it went
+	sent    chan error // what it tells
+	sendErr error      // why the request could not be sent whole
+
 	answer fasthttp.ResponseHeader
 	fixed  fixedReader
 	fields []field // of the answer, as they go to the caller
@@ -55,6 +60,40 @@ func (x *exchange) compose(q *postback.Request) {
 	}
 	x.pieces = append(x.pieces[:0], x.head, q.Body)
 	x.pieces = append(x.pieces, q.More...)
+}
+
+// startSending sends the request. A long one may not fit into the socket's
+// buffer. So it is sent aside, and an answer that comes meanwhile is read: v2
+// may refuse a record by its head, and read no more of it.
+func (x *exchange) startSending() {
+	length := 0
+	for _, piece := range x.pieces {
+		length += len(piece)
+	}
+	if x.aside = length > shortRequest; !x.aside {
+		x.sendErr = x.send()
+		return
+	}
+	sent := make(chan error, 1)
+	x.sent, x.sending = sent, true
+	go func() { sent <- x.send() }()
+}
+
+// finishSending waits until the request is sent, and says why it could not be
+// sent whole.
+func (x *exchange) finishSending() error {
+	if x.sending {
+		x.sendErr, x.sending = <-x.sent, false
+	}
+	return x.sendErr
+}
+
+// isSent reports whether the request is sent whole by now.
+func (x *exchange) isSent() bool {
+	if x.sending && len(x.sent) == 0 {
+		return false
+	}
+	return x.finishSending() == nil
 }
 
 // send sends the request in one piece, if the connection can.
