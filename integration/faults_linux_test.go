@@ -2,7 +2,10 @@ package integration
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -125,4 +128,95 @@ func TestHugeAnswer(t *testing.T) {
 			u.next(t)
 		})
 	}
+}
+
+// TestEarlyAnswerAndSilence has v2 refuse a record by its head, and then neither
+// read the rest nor close. With the small packets and buffers of a real network
+// the record never gets out whole. The caller hears the refusal all the same,
+// and a spool neither keeps the record nor takes v2 to be down.
+func TestEarlyAnswerAndSilence(t *testing.T) {
+	for _, secure := range []bool{false, true} {
+		name, scheme := "plain", "http"
+		authority := newCertificate(t, "localhost")
+		if secure {
+			name, scheme = "TLS", "https"
+		}
+		t.Run(name, func(t *testing.T) {
+			l := listenNarrow(t)
+			acceptAll(t, l, func(conn net.Conn, _ int) {
+				if secure {
+					conn = tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{authority.pair}})
+				}
+				refuseByHead(t.Context(), conn)
+			})
+			_, port, _ := net.SplitHostPort(l.Addr().String())
+			upstream := scheme + "://localhost:" + port
+			options := "tls_ca " + authority.cert
+			check := func(t *testing.T, addr string) {
+				t.Helper()
+				for range 6 { // more than the failures that would open a circuit
+					got := ask(t, addr, post(spoolTarget, asJSON, objectOf(v2Cap)), func() {})
+					if got.StatusCode != 403 || got.body != "early" {
+						t.Errorf("got %d %q", got.StatusCode, got.body)
+					}
+					if got.took > slack {
+						t.Errorf("it took %v", got.took)
+					}
+				}
+			}
+			t.Run("without a spool", func(t *testing.T) {
+				g := serve(t, "", "td_postback {\n upstream "+upstream+"\n "+options+"\n}")
+				check(t, g.addr)
+			})
+			t.Run("with a spool", func(t *testing.T) {
+				g := serveSpool(t, upstream, options, "")
+				check(t, g.addr)
+				if s := g.state(t); s.records() != 0 || s.dead() != 0 || len(s.Queues) != 1 || s.Queues[0].Down {
+					t.Errorf("the spool is %+v", s)
+				}
+			})
+			t.Run("from the spool", func(t *testing.T) {
+				g := serveSpool(t, upstream, options, "mode always")
+				isTaken(t, ask(t, g.addr, post(spoolTarget, asJSON, objectOf(v2Cap)), func() {}).reply)
+				s := g.awaitState(t, func(s *spoolState) bool { return s.dead() == 1 })
+				if s.records() != 0 || s.Queues[0].Down {
+					t.Errorf("the spool is %+v", s)
+				}
+			})
+		})
+	}
+}
+
+// listenNarrow listens for connections with the packets of an Ethernet and a
+// small buffer, which over loopback both are much larger.
+func listenNarrow(t testing.TB) net.Listener {
+	t.Helper()
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var failed error
+		err := raw.Control(func(fd uintptr) {
+			failed = errors.Join(
+				syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_MAXSEG, 1448),
+				syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4<<10))
+		})
+		return errors.Join(err, failed)
+	}}
+	l, err := config.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// refuseByHead answers the head of a request, and does nothing more until the
+// end.
+func refuseByHead(end context.Context, conn net.Conn) {
+	br := bufio.NewReaderSize(conn, 512)
+	for line := ""; line != "\r\n"; {
+		var err error
+		if line, err = br.ReadString('\n'); err != nil {
+			return
+		}
+	}
+	send(conn, true, "HTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\nearly")
+	<-end.Done()
 }
