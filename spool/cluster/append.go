@@ -36,10 +36,14 @@ const (
 
 // Append returns when a record is on a majority of the servers. It waits for at
 // most Timeout, and then says ErrUnavailable, though the record may have been
-// kept: who then sends it again may send it twice.
+// kept: who then sends it again may send it twice. When the servers have been
+// silent for as long as that, it says so at once, and has not sent the record.
 func (l *Log) Append(queue string, r spool.Record) error {
 	if err := l.unready(); err != nil {
 		return err
+	}
+	if l.away() {
+		return l.errAway()
 	}
 	token, err := checkedToken(queue)
 	if err != nil {
@@ -59,7 +63,13 @@ func (l *Log) Append(queue string, r spool.Record) error {
 			return unavailable(err)
 		}
 	}
-	return l.publish(m)
+	l.pulse.waiting.Add(1)
+	defer l.pulse.waiting.Add(-1)
+	err = l.publish(m)
+	if err == nil || errors.Is(err, spool.ErrFull) {
+		l.pulse.acked.Add(1)
+	}
+	return err
 }
 
 // checkedToken is tokenOf for queues that the servers can have.
@@ -91,7 +101,7 @@ func (l *Log) publish(m *nats.Msg) error {
 		case ctx.Err() == nil || trouble == nil:
 			trouble = err
 		}
-		if ctx.Err() != nil || !l.publisher.up.Load() && time.Since(began) > patience {
+		if ctx.Err() != nil || l.away() || !l.publisher.up.Load() && time.Since(began) > patience {
 			return unavailable(fmt.Errorf("not acknowledged within %s: %w", time.Since(began).Round(time.Millisecond), trouble))
 		}
 		select {

@@ -71,7 +71,8 @@ type Config struct {
 
 	// Timeout is how long Append waits for the cluster. Default: 10 s, which is
 	// how long it may take until another server leads when the leading one dies.
-	// Without a connection to any of them, it waits for 2 s at most.
+	// Without a connection to any of them, it waits for 2 s at most. When nobody
+	// was answered for as long, Append fails at once until the cluster answers.
 	Timeout time.Duration
 
 	// OnEvent is told what an operator should know; nil for nobody. It never sees
@@ -87,6 +88,7 @@ const (
 	patience      = 2 * time.Second       // for a server, where asking again or giving up does no harm
 	duplicates    = time.Minute           // how long the servers know a message that was published again
 	buried        = time.Hour             // the same, for dead letters
+	stuck         = 5 * time.Second       // how long a write may take: meanwhile, nobody else gets an answer from the connection
 	maxAckPending = 20_000                // records with all gateways together, those that Later has put back included
 	keepRecords   = 30 * 24 * time.Hour
 
@@ -105,6 +107,7 @@ type Log struct {
 
 	control, publisher *link // the second is for publishing
 	sealer             *sealer
+	pulse              pulse
 
 	ctx    context.Context //nolint:containedctx // ends with the Log, whose methods take none
 	cancel context.CancelFunc
@@ -152,6 +155,7 @@ func Open(ctx context.Context, config Config) (*Log, error) {
 	misfit := make(chan error)
 	l.tasks.Go(func() { l.prepare(opening.Done(), misfit) }) //nolint:contextcheck // it outlives Open
 	l.tasks.Go(l.keep)
+	l.tasks.Go(l.watch)
 	select {
 	case <-l.ready:
 		return l, nil
@@ -363,6 +367,7 @@ func (l *Log) dial(buffer int) (*link, error) {
 		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(),
 		nats.ReconnectWait(5 * pause), nats.ReconnectJitter(5*pause, 5*pause),
 		nats.ReconnectBufSize(buffer),
+		nats.FlusherTimeout(stuck),
 		nats.ConnectHandler(k.connected),
 		nats.ReconnectHandler(func(conn *nats.Conn) {
 			k.connected(conn)

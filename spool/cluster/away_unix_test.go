@@ -1,0 +1,93 @@
+//go:build unix
+
+package cluster
+
+import (
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+// atOnce is how long what does not wait for the cluster may take, on a machine
+// that is busy.
+const atOnce = 100 * time.Millisecond
+
+// A cluster that is silent costs the first callers Timeout, and no other caller
+// anything. What asks for its figures waits for a second. When it is back, it is
+// used within two.
+func TestSilentCluster(t *testing.T) {
+	const timeout = 3 * time.Second
+	n := single(t, "max_payload: 4MB")
+	var said events
+	l := open(t, []*node{n}, func(c *Config) { c.Replicas, c.Timeout, c.OnEvent = 1, timeout, said.add })
+	add(t, l, testQueue, "a", "b")
+	depth(t, l, testQueue, 2, 0)
+	used, limit := l.Size()
+	n.Pause(t)
+	t.Cleanup(func() { n.Resume(t) })
+
+	var first sync.WaitGroup
+	began := time.Now()
+	for range 8 {
+		first.Go(func() {
+			if err := l.Append(testQueue, spool.Record{Arrival: arrival, Data: []byte("c")}); !errors.Is(err, spool.ErrUnavailable) {
+				t.Errorf("one of the first: %v", err)
+			}
+		})
+	}
+	first.Wait()
+	if took := time.Since(began); took > timeout+2*resend {
+		t.Errorf("the first callers waited for %s", took)
+	}
+	for range 100 {
+		began := time.Now()
+		err := l.Append(testQueue, spool.Record{Arrival: arrival, Data: []byte("d")})
+		if took := time.Since(began); !errors.Is(err, spool.ErrUnavailable) || took > atOnce {
+			t.Fatalf("a later caller: %v after %s", err, took)
+		}
+	}
+	until(t, "that is told", func() bool { return strings.Contains(said.String(), "NATS acknowledges no records") })
+
+	n.Resume(t)
+	began = time.Now()
+	until(t, "a record is kept again", func() bool {
+		return l.Append(testQueue, spool.Record{Arrival: arrival, Data: []byte("e")}) == nil
+	})
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("it was used again after %s", took)
+	}
+	until(t, "that is told", func() bool { return strings.Contains(said.String(), "NATS acknowledges records again") })
+	if u, m := l.Size(); u < used || m != limit {
+		t.Errorf("size: %d of %d, was %d of %d", u, m, used, limit)
+	}
+	if got := l.Queues(); len(got) != 1 || got[0] != testQueue {
+		t.Errorf("queues: %q", got)
+	}
+}
+
+// A server that reads nothing blocks who writes to it. That ends too.
+func TestBlockedWrites(t *testing.T) {
+	const timeout = 3 * time.Second
+	n := single(t, "max_payload: 4MB")
+	l := open(t, []*node{n}, func(c *Config) { c.Replicas, c.Timeout = 1, timeout })
+	add(t, l, testQueue, "a")
+	n.Pause(t)
+	t.Cleanup(func() { n.Resume(t) })
+	began := time.Now()
+	var all sync.WaitGroup
+	for range 100 {
+		all.Go(func() {
+			if err := l.Append(testQueue, spool.Record{Arrival: arrival, Data: make([]byte, 1<<20)}); !errors.Is(err, spool.ErrUnavailable) {
+				t.Errorf("an append: %v", err)
+			}
+		})
+	}
+	all.Wait()
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("callers waited for %s", took)
+	}
+}
