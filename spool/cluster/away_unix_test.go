@@ -17,16 +17,13 @@ import (
 const atOnce = 100 * time.Millisecond
 
 // A cluster that is silent costs the first callers Timeout, and no other caller
-// anything. What asks for its figures waits for a second. When it is back, it is
-// used within two.
+// anything. When it is back, it is used within two seconds.
 func TestSilentCluster(t *testing.T) {
 	const timeout = 3 * time.Second
 	n := single(t, "max_payload: 4MB")
 	var said events
 	l := open(t, []*node{n}, func(c *Config) { c.Replicas, c.Timeout, c.OnEvent = 1, timeout, said.add })
-	add(t, l, testQueue, "a", "b")
-	depth(t, l, testQueue, 2, 0)
-	used, limit := l.Size()
+	add(t, l, testQueue, "a")
 	n.Pause(t)
 	t.Cleanup(func() { n.Resume(t) })
 
@@ -61,12 +58,47 @@ func TestSilentCluster(t *testing.T) {
 		t.Errorf("it was used again after %s", took)
 	}
 	until(t, "that is told", func() bool { return strings.Contains(said.String(), "NATS acknowledges records again") })
-	if u, m := l.Size(); u < used || m != limit {
-		t.Errorf("size: %d of %d, was %d of %d", u, m, used, limit)
+}
+
+// Who asks a silent cluster what it holds, waits for a second, for all figures
+// and with all others who ask, and gets what was known before.
+func TestSilentFigures(t *testing.T) {
+	n := single(t, "max_payload: 4MB")
+	l := open(t, []*node{n}, func(c *Config) { c.Replicas = 1 })
+	add(t, l, testQueue, "a", "b")
+	add(t, l, "https://other", "c")
+	before := depth(t, l, testQueue, 2, 0)
+	used, limit := l.Size()
+	n.Pause(t)
+	t.Cleanup(func() { n.Resume(t) })
+	ask := func() {
+		if u, m := l.Size(); u != used || m != limit || u == 0 {
+			t.Errorf("size: %d of %d, was %d of %d", u, m, used, limit)
+		}
+		if got := l.Queues(); len(got) != 2 {
+			t.Errorf("queues: %q", got)
+		}
+		for range 10 {
+			if d, err := l.Depth(testQueue); !errors.Is(err, spool.ErrUnavailable) || d != before {
+				t.Errorf("depth: %+v, %v", d, err)
+			}
+		}
 	}
-	if got := l.Queues(); len(got) != 1 || got[0] != testQueue {
-		t.Errorf("queues: %q", got)
+	time.Sleep(censusAge) // until what was known counts as old
+	for range 3 {         // the connection is given up meanwhile
+		began := time.Now()
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(ask)
+		}
+		all.Wait()
+		if took := time.Since(began); took > time.Second+atOnce {
+			t.Errorf("waited for %s", took)
+		}
+		time.Sleep(2 * time.Second)
 	}
+	n.Resume(t)
+	depth(t, l, testQueue, 2, 0)
 }
 
 // A server that reads nothing blocks who writes to it. That ends too.

@@ -118,10 +118,9 @@ type Log struct {
 	trouble   error // why it is not ready
 	consumers map[string]jetstream.Consumer
 	held      map[uint64]holding // given out and not answered for
-	queues    []string           // as last seen
-	used      int64              // the same
-	limit     int64
-	measured  time.Time // when used was
+	seen      census             // what the servers hold
+	counted   time.Time          // when that was asked for
+	counting  chan struct{}      // closed when it has been; nil if it is not
 }
 
 var _ spool.Log = (*Log)(nil)
@@ -139,7 +138,7 @@ func Open(ctx context.Context, config Config) (*Log, error) {
 		ready:     make(chan struct{}),
 		consumers: map[string]jetstream.Consumer{},
 		held:      map[uint64]holding{},
-		limit:     config.MaxSize,
+		seen:      census{limit: config.MaxSize},
 		trouble:   errors.New("NATS has not answered yet"),
 	}
 	var err error

@@ -11,23 +11,40 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/td-postback/gateway/spool"
 )
 
-// sizeAge is how long Size may say the same.
-const sizeAge = time.Second
+// answer is how long the servers may take to say what they hold: a health check
+// or a scrape waits for it.
+const answer = 900 * time.Millisecond
+
+// censusAge is how long what they have said counts as new, so that all that one
+// scrape needs, and another at the same time, is asked once.
+const censusAge = 250 * time.Millisecond
+
+// census is what the servers hold, as far as it is known.
+type census struct {
+	depths            map[string]spool.Depth // by queue
+	used, limit, dead int64                  // bytes: of records, that they may take, of dead letters
+	err               error                  // why it is what was known before
+}
 
 // ask gives a function the time that the cluster has for one question. Where
 // there is no use in asking, it says so at once.
 func (l *Log) ask(question func(ctx context.Context) error) error {
+	return l.askWithin(l.config.Timeout, question)
+}
+
+func (l *Log) askWithin(d time.Duration, question func(ctx context.Context) error) error {
 	if err := l.unready(); err != nil {
 		return err
 	}
 	if err := l.control.usable(); err != nil {
 		return unavailable(err)
 	}
-	ctx, cancel := context.WithTimeout(l.ctx, l.config.Timeout)
+	ctx, cancel := context.WithTimeout(l.ctx, d)
 	defer cancel()
 	err := question(ctx)
 	switch {
@@ -39,99 +56,138 @@ func (l *Log) ask(question func(ctx context.Context) error) error {
 	return unavailable(err)
 }
 
-// subjects counts the messages of a stream under each subject of a filter.
-func subjects(ctx context.Context, stream jetstream.Stream, filter string) (map[string]uint64, error) {
-	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(filter))
-	if err != nil {
-		return nil, err
+// census says what the servers hold. Who asks while they are being asked waits
+// for the same answer, and nobody for longer than it may take.
+func (l *Log) census() census {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Since(l.counted) < censusAge {
+		return l.seen
 	}
-	return info.State.Subjects, nil
+	counting := l.counting
+	if counting == nil {
+		counting = make(chan struct{})
+		l.counting = counting
+		go l.recount(counting) // not one of l.tasks: a write that is stuck would hold it, and Close with it
+	}
+	l.mu.Unlock()
+	late := time.NewTimer(answer)
+	defer late.Stop()
+	select {
+	case <-counting:
+		l.mu.Lock()
+	case <-late.C:
+		l.mu.Lock()
+		l.seen.err, l.counted = errNoAnswer, time.Now()
+	}
+	return l.seen
 }
 
-// Queues names the queues with records or dead letters. While the cluster
-// cannot be asked, it names those that it named before.
-func (l *Log) Queues() []string {
-	names := map[string]bool{}
-	err := l.ask(func(ctx context.Context) error {
-		records, err := subjects(ctx, l.records, l.recordSubject("*"))
-		if err != nil {
-			return err
-		}
-		letters, err := subjects(ctx, l.letters, l.letterSubject("*"))
-		for _, found := range []map[string]uint64{records, letters} {
-			for subject := range found {
-				if queue, ok := queueOf(subject[strings.LastIndexByte(subject, '.')+1:]); ok {
-					names[queue] = true
-				}
-			}
-		}
+var errNoAnswer = unavailable(errors.New("NATS has not said in time what it holds"))
+
+// recount asks the servers, and closes done. What was known stays if they do not
+// answer.
+func (l *Log) recount(done chan struct{}) {
+	defer close(done)
+	var now census
+	err := l.askWithin(answer, func(ctx context.Context) (err error) {
+		now, err = l.count(ctx)
 		return err
 	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err == nil {
-		l.queues = slices.Sorted(maps.Keys(names))
+		l.seen = now
 	}
-	return slices.Clone(l.queues)
+	l.seen.err, l.counted, l.counting = err, time.Now(), nil
 }
 
-// Depth says what a queue holds.
-func (l *Log) Depth(queue string) (d spool.Depth, err error) {
-	token := tokenOf(queue)
-	err = l.ask(func(ctx context.Context) error {
-		records, err := subjects(ctx, l.records, l.recordSubject(token))
-		if err != nil {
-			return err
-		}
-		letters, err := subjects(ctx, l.letters, l.letterSubject(token))
-		if err != nil {
-			return err
-		}
-		d.Records, d.Dead = count(records), count(letters)
-		if d.Records == 0 {
-			return nil
-		}
-		oldest, err := l.records.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(l.recordSubject(token)))
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return nil // it has been acked meanwhile
-		}
-		if err == nil {
-			d.Oldest = parseTime(oldest.Header, headerArrival, oldest.Time)
-		}
+// count asks for all that a census has, at once as far as possible.
+func (l *Log) count(ctx context.Context) (census, error) {
+	var records, letters *jetstream.StreamInfo
+	both, within := errgroup.WithContext(ctx)
+	both.Go(func() (err error) {
+		records, err = l.records.Info(within, jetstream.WithSubjectFilter(l.recordSubject("*")))
 		return err
 	})
-	return d, err
+	both.Go(func() (err error) {
+		letters, err = l.letters.Info(within, jetstream.WithSubjectFilter(l.letterSubject("*")))
+		return err
+	})
+	if err := both.Wait(); err != nil {
+		return census{}, err
+	}
+	depths := map[string]*spool.Depth{}
+	for subject, n := range records.State.Subjects {
+		depthOf(depths, subject).Records += int(n) //nolint:gosec // G115: there are not that many
+	}
+	for subject, n := range letters.State.Subjects {
+		depthOf(depths, subject).Dead += int(n) //nolint:gosec // G115: the same
+	}
+	oldest, within := errgroup.WithContext(ctx)
+	for queue, depth := range depths {
+		if depth.Records > 0 {
+			oldest.Go(func() (err error) {
+				depth.Oldest, err = l.oldest(within, queue)
+				return err
+			})
+		}
+	}
+	err := oldest.Wait()
+	now := census{
+		depths: map[string]spool.Depth{},
+		used:   int64(records.State.Bytes), //nolint:gosec // G115: it is at most MaxBytes
+		limit:  records.Config.MaxBytes,
+		dead:   int64(letters.State.Bytes), //nolint:gosec // G115: the same
+	}
+	for queue, depth := range depths {
+		now.depths[queue] = *depth
+	}
+	return now, err
 }
 
-func count(subjects map[string]uint64) (total int) {
-	for _, n := range subjects {
-		total += int(n) //nolint:gosec // G115: there are not that many
+// depthOf is the depth of the queue that a subject is for. What is for none
+// counts nowhere.
+func depthOf(depths map[string]*spool.Depth, subject string) *spool.Depth {
+	queue, ok := queueOf(subject[strings.LastIndexByte(subject, '.')+1:])
+	if !ok {
+		return new(spool.Depth)
 	}
-	return total
+	if depths[queue] == nil {
+		depths[queue] = new(spool.Depth)
+	}
+	return depths[queue]
+}
+
+// oldest is the arrival of a queue's oldest record.
+func (l *Log) oldest(ctx context.Context, queue string) (time.Time, error) {
+	msg, err := l.records.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(l.recordSubject(tokenOf(queue))))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return time.Time{}, nil // it has been acked meanwhile
+	}
+	if err != nil {
+		return time.Time{}, err
+	}
+	return parseTime(msg.Header, headerArrival, msg.Time), nil
+}
+
+// Queues names the queues with records or dead letters. While the cluster does
+// not answer, it names those that are known.
+func (l *Log) Queues() []string { return slices.Sorted(maps.Keys(l.census().depths)) }
+
+// Depth says what a queue holds. While the cluster does not answer, it is what
+// was known before, and an error.
+func (l *Log) Depth(queue string) (spool.Depth, error) {
+	now := l.census()
+	return now.depths[queue], now.err
 }
 
 // Size is how many bytes the records take in the stream, counted once for all
-// replicas, and how many they may. Dead letters do not count: they have as much
-// room of their own. It is up to a second old; while the cluster cannot be
-// asked, it is what it was before.
+// replicas, and how many they may. Dead letters do not count. While the cluster
+// does not answer, it is what was known before.
 func (l *Log) Size() (used, limit int64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if time.Since(l.measured) < sizeAge {
-		return l.used, l.limit
-	}
-	l.measured = time.Now() // others do not wait: they get the figures of before
-	l.mu.Unlock()
-	var state *jetstream.StreamInfo
-	err := l.ask(func(ctx context.Context) (err error) {
-		state, err = l.records.Info(ctx)
-		return err
-	})
-	l.mu.Lock()
-	if err == nil {
-		l.used, l.limit = int64(state.State.Bytes), state.Config.MaxBytes //nolint:gosec // G115: it is at most MaxBytes
-	}
-	return l.used, l.limit
+	now := l.census()
+	return now.used, now.limit
 }
 
 // SetLimit changes how many bytes the records may take, and how many the dead
@@ -149,7 +205,7 @@ func (l *Log) SetLimit(bytes int64) error {
 			}
 		}
 		l.mu.Lock()
-		l.measured = time.Time{}
+		l.counted = time.Time{}
 		l.mu.Unlock()
 		return nil
 	})
