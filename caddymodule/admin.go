@@ -64,10 +64,9 @@ func serveHealth(w http.ResponseWriter, _ *http.Request) error {
 		Spools map[string]spool.Health `json:"spools"`
 	}{spool.HealthOK, map[string]spool.Health{}}
 	worst := []spool.Health{spool.HealthOK, spool.HealthDegraded, spool.HealthRefusing}
-	for _, s := range openSpools() {
-		status := s.Status()
+	for _, status := range spoolStatuses() {
 		health := status.Health()
-		answer.Spools[s.Place()] = health
+		answer.Spools[status.Spool] = health
 		if slices.Index(worst, health) > slices.Index(worst, answer.Status) {
 			answer.Status = health
 		}

@@ -201,28 +201,27 @@ func (spoolGauges) Collect(metrics chan<- prometheus.Metric) {
 	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 	}
-	for _, k := range openSpools() {
-		status := k.Status()
+	for _, status := range spoolStatuses() {
 		available := 0.0
 		if status.Available {
 			available = 1
 		}
-		gauge(spoolAvailable, available, k.Place())
-		gauge(spoolBytes, float64(status.Bytes), k.Place())
-		gauge(spoolLimit, float64(status.MaxBytes), k.Place())
+		gauge(spoolAvailable, available, status.Spool)
+		gauge(spoolBytes, float64(status.Bytes), status.Spool)
+		gauge(spoolLimit, float64(status.MaxBytes), status.Spool)
 		for _, q := range status.Queues {
-			gauge(spoolDepth, float64(q.Records), k.Place(), q.Name)
-			gauge(spoolDead, float64(q.Dead), k.Place(), q.Name)
+			gauge(spoolDepth, float64(q.Records), status.Spool, q.Name)
+			gauge(spoolDead, float64(q.Dead), status.Spool, q.Name)
 			age := 0.0
 			if q.Oldest != nil {
 				age = max(0, time.Since(*q.Oldest).Seconds())
 			}
-			gauge(spoolOldest, age, k.Place(), q.Name)
+			gauge(spoolOldest, age, status.Spool, q.Name)
 			down := 0.0
 			if q.Down {
 				down = 1
 			}
-			gauge(spoolDown, down, k.Place(), q.Name)
+			gauge(spoolDown, down, status.Spool, q.Name)
 		}
 	}
 }
