@@ -17,9 +17,10 @@ const directive = "td_postback"
 
 func init() {
 	httpcaddyfile.RegisterHandlerDirective(directive, parseCaddyfile)
-	// Ahead of everything that answers (handle, route, respond, …): a site
-	// whose catch-all answered a record with an empty 200 would lose it.
-	httpcaddyfile.RegisterDirectiveOrder(directive, httpcaddyfile.Before, "invoke")
+	// Where a proxy stands, so that a site's deny rules, health paths and
+	// authentication work as everywhere in Caddy. shadow.go warns of a handler
+	// that answers everything before it.
+	httpcaddyfile.RegisterDirectiveOrder(directive, httpcaddyfile.Before, "reverse_proxy")
 }
 
 func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {

@@ -178,6 +178,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.redirectHosts = lowerCase(h.RedirectHosts)
 	h.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	h.leaving = leavingOf(h.server)
+	h.warnOfShadow()
 	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered, full: h.warnOfFullMemory}
 	h.warnOfMemory(debug.SetMemoryLimit(-1)) // which only reads it
 	if err := h.makeRoutes(); err != nil || h.Spool == nil || h.Handoff {
@@ -425,6 +426,7 @@ func (h *Handler) Cleanup() error {
 		}
 	}
 	leavings.Delete(h.server)
+	searched.Delete(h.server)
 	for _, r := range h.routes() {
 		if r.Client != nil {
 			r.Close()

@@ -273,11 +273,13 @@ func TestNoKeyInLogs(t *testing.T) {
 		reverse_proxy %s
 	}
 	handle_path /next/* {
-		td_postback {
-			upstream %s
-			pass_thru
+		route {
+			td_postback {
+				upstream %s
+				pass_thru
+			}
+			error 500
 		}
-		error 500
 	}
 	handle {
 		td_postback {

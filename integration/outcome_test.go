@@ -238,11 +238,13 @@ http://:%s {
 		}
 	}
 	handle_path /handoff/* {
-		td_postback {
-			upstream %s
-			handoff
+		route {
+			td_postback {
+				upstream %s
+				handoff
+			}
+			respond "{}"
 		}
-		respond "{}"
 	}
 	handle {
 		td_postback {

@@ -368,7 +368,7 @@ func TestTrustedProxy(t *testing.T) {
 // else.
 func TestPassThru(t *testing.T) {
 	u := startRecorder(t, nil)
-	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n pass_thru\n}\nrespond next 299")
+	g := serve(t, "", "route {\n td_postback {\n  upstream "+u.url()+"\n  pass_thru\n }\n respond next 299\n}")
 	for path, want := range map[string]int{"/": 299, "/js/v3/event/db/tbl": 299, "/postback": 299, "/postback/x": 400, event: 403} {
 		if got := raw(t, g.addr, post(path, asJSON, object)).StatusCode; got != want {
 			t.Errorf("%s: got %d, want %d", path, got, want)
@@ -381,23 +381,67 @@ func TestPassThru(t *testing.T) {
 	u.next(t)
 }
 
-// TestNotShadowed puts the directive beside handlers that answer everything,
-// without any order: a record must still reach v2.
+// TestNotShadowed puts the directive beside handlers that answer what is theirs,
+// without any order: they do, and a record still reaches v2.
 func TestNotShadowed(t *testing.T) {
 	u := startRecorder(t, nil)
-	for name, site := range map[string]string{
-		"respond":         "respond 200\ntd_postback {\n upstream " + u.url() + "\n}",
-		"handle":          "handle {\n respond 200\n}\ntd_postback {\n upstream " + u.url() + "\n}",
-		"route":           "route {\n respond 200\n}\ntd_postback {\n upstream " + u.url() + "\n}",
-		"inside a handle": "handle {\n respond 200\n td_postback {\n upstream " + u.url() + "\n}\n}",
-		"matched":         "respond 200\ntd_postback /postback/* us01 {\n upstream " + u.url() + "\n}",
+	block := "\ntd_postback {\n upstream " + u.url() + "\n}"
+	asBot := asJSON + "User-Agent: bot\r\n"
+	for name, test := range map[string]struct {
+		site, request string
+		want          int // 0 for none: the connection ends
+	}{
+		"deny by respond": {"@bad header User-Agent bot\nrespond @bad 403" + block, post(target, asBot, object), 403},
+		"deny by error":   {"@bad header User-Agent bot\nerror @bad 418" + block, post(target, asBot, object), 418},
+		"deny by abort":   {"@bad header User-Agent bot\nabort @bad" + block, post(target, asBot, object), 0},
+		"a health path":   {"respond /healthz 299" + block, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 299},
+		"a handle":        {"handle /healthz {\n respond 299\n}" + block, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 299},
+		"metrics":         {"metrics /metrics" + block, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 200},
+		"authentication":  {"basic_auth {\n alice $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG\n}" + block, post(target, asJSON, object), 401},
+		"in a route":      {"route {" + block + "\nrespond 299\n}", "GET /elsewhere HTTP/1.1\r\nHost: x\r\n\r\n", 404},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := serve(t, "", site)
+			g := serve(t, "", test.site)
+			conn := dial(t, g.addr)
+			if _, err := io.WriteString(conn, test.request); err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			switch {
+			case err != nil && test.want != 0:
+				t.Error(err)
+			case err == nil && resp.StatusCode != test.want:
+				t.Errorf("got %d, want %d", resp.StatusCode, test.want)
+			}
+			u.none(t)
+			if name == "authentication" {
+				return
+			}
 			if answer := raw(t, g.addr, post(target, asJSON, object)); answer.body != "{}" {
 				t.Errorf("got %d %q", answer.StatusCode, answer.body)
 			}
 			u.next(t)
+			if strings.Contains(g.text(), "no event reaches td_postback") {
+				t.Error("a warning of a handler that has a matcher")
+			}
+		})
+	}
+}
+
+// TestShadowed has a handler that answers everything: the load says that no
+// event will reach v2.
+func TestShadowed(t *testing.T) {
+	for name, site := range map[string]string{
+		"respond":         "respond 200\ntd_postback us01",
+		"handle":          "handle {\n respond 200\n}\ntd_postback us01",
+		"metrics":         "metrics\ntd_postback us01",
+		"inside a handle": "handle {\n respond 200\n td_postback us01\n}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := serve(t, "", site)
+			if text := g.text(); strings.Count(text, "no event reaches td_postback") != 1 || !strings.Contains(text, `"advice":"give that handler a matcher`) {
+				t.Error("no warning:\n" + text)
+			}
 		})
 	}
 }
