@@ -205,16 +205,27 @@ func TestAdminRefuses(t *testing.T) {
 		{http.MethodGet, "spool/drop?all=true", http.StatusMethodNotAllowed, "use POST"},
 		{http.MethodGet, "spool/records?spool=other", http.StatusNotFound, `spool "other": not open here`},
 		{http.MethodGet, "spool/records?queue=other", http.StatusNotFound, `queue "other": must be one of`},
-		{http.MethodGet, "spool/records?after=x", http.StatusBadRequest, `after "x": must be a number`},
-		{http.MethodGet, "spool/records?limit=-1", http.StatusBadRequest, `limit "-1": must be a number`},
-		{http.MethodGet, "spool/record?id=x", http.StatusBadRequest, `id "x": must be a number`},
+		{http.MethodGet, "spool/records?after=x", http.StatusBadRequest, `after "x": must be a whole number, at least 0`},
+		{http.MethodGet, "spool/records?after=-1", http.StatusBadRequest, `after "-1": must be a whole number, at least 0`},
+		{http.MethodGet, "spool/records?after=18446744073709551616", http.StatusBadRequest, `after "18446744073709551616": must be`},
+		{http.MethodGet, "spool/records?after=1&after=2", http.StatusBadRequest, "after: must be given once"},
+		{http.MethodGet, "spool/records?limit=-1", http.StatusBadRequest, `limit "-1": must be a whole number, at least 1`},
+		{http.MethodGet, "spool/records?limit=0", http.StatusBadRequest, `limit "0": must be a whole number, at least 1`},
+		{http.MethodGet, "spool/records?limit=", http.StatusBadRequest, `limit "": must be a whole number, at least 1`},
+		{http.MethodGet, "spool/records?dead=1", http.StatusBadRequest, `dead "1": must be true or false`},
+		{http.MethodGet, "spool/record?id=x", http.StatusBadRequest, `id "x": must be a whole number, at least 1`},
+		{http.MethodGet, "spool/record?id=0", http.StatusBadRequest, `id "0": must be a whole number, at least 1`},
+		{http.MethodGet, "spool/record?id=-1", http.StatusBadRequest, `id "-1": must be a whole number, at least 1`},
+		{http.MethodGet, "spool/record?id=18446744073709551615", http.StatusNotFound, "id 18446744073709551615: there is no such record"},
 		{http.MethodGet, "spool/record", http.StatusBadRequest, "id: must be given once"},
 		{http.MethodGet, "spool/record?id=1&id=2", http.StatusBadRequest, "id: must be given once"},
 		{http.MethodGet, "spool/record?id=17", http.StatusNotFound, "id 17: there is no such record"},
 		{http.MethodGet, "spool/record?id=17&dead=true", http.StatusNotFound, "id 17: there is no such record"},
 		{http.MethodPost, "spool/replay", http.StatusBadRequest, "give one or more id, or all=true"},
 		{http.MethodPost, "spool/drop?id=1&all=true", http.StatusBadRequest, "give one or more id, or all=true"},
-		{http.MethodPost, "spool/drop?id=x", http.StatusBadRequest, `id "x": must be a number`},
+		{http.MethodPost, "spool/drop?id=x", http.StatusBadRequest, `id "x": must be a whole number`},
+		{http.MethodPost, "spool/drop?id=0", http.StatusBadRequest, `id "0": must be a whole number`},
+		{http.MethodPost, "spool/drop?all=1", http.StatusBadRequest, `all "1": must be true or false`},
 	} {
 		status, problem := admin(t, c.method, c.target, nil)
 		if status != c.status || !strings.Contains(problem, c.problem) {
@@ -225,5 +236,12 @@ func TestAdminRefuses(t *testing.T) {
 	var list []keptRecord
 	if status, problem := admin(t, http.MethodGet, named, &list); status != http.StatusOK || len(list) != 1 {
 		t.Errorf("by their names: %d %s, %d records", status, problem, len(list))
+	}
+	// Nothing is behind the last ID that there can be.
+	for _, dead := range []string{"", "&dead=true"} {
+		target := "spool/records?after=18446744073709551615" + dead
+		if status, problem := admin(t, http.MethodGet, target, &list); status != http.StatusOK || len(list) != 0 {
+			t.Errorf("%s: %d %s, %d records", target, status, problem, len(list))
+		}
 	}
 }

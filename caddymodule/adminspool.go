@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"sync"
@@ -83,13 +85,14 @@ type selected struct {
 	log   spool.Log
 	queue string
 	dead  bool
+	all   bool
 	ids   []spool.ID
 	after spool.ID
 	limit int
 }
 
-// selection reads spool, queue, dead, id, after and limit. The spool may be left
-// out if there is one only, and the queue likewise.
+// selection reads what a request is about. The spool may be left out if there is
+// one only, and the queue likewise.
 func selection(r *http.Request) (s selected, err error) {
 	form := r.URL.Query()
 	place := form.Get("spool")
@@ -108,27 +111,73 @@ func selection(r *http.Request) (s selected, err error) {
 	} else if !slices.Contains(queues, s.queue) {
 		return s, caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("queue %q: must be one of %q", s.queue, queues)}
 	}
-	s.dead = form.Get("dead") == "true"
-	s.limit = maxListed
-	for name, set := range map[string]func(uint64){
-		"after": func(n uint64) { s.after = spool.ID(n) },
-		"limit": func(n uint64) { s.limit = int(min(n, maxListed)) },
-		"id":    func(n uint64) { s.ids = append(s.ids, spool.ID(n)) },
-	} {
-		for _, value := range form[name] {
-			n, err := strconv.ParseUint(value, 10, 64)
-			if err != nil {
-				return s, caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: fmt.Errorf("%s %q: must be a number", name, value)}
-			}
-			set(n)
+	return s, s.readOptions(form)
+}
+
+// readOptions reads dead, all, id, after and limit. What cannot be read is an
+// error: a replay or a drop must not mean something else than it says.
+func (s *selected) readOptions(form url.Values) error {
+	for name, flag := range map[string]*bool{"dead": &s.dead, "all": &s.all} {
+		switch value := form.Get(name); value {
+		case "true":
+			*flag = true
+		case "false", "":
+		default:
+			return badRequest("%s %q: must be true or false", name, value)
 		}
 	}
-	return s, nil
+	after, err := oneNumber(form, "after", 0, 0)
+	if err != nil {
+		return err
+	}
+	limit, err := oneNumber(form, "limit", 1, maxListed)
+	if err != nil {
+		return err
+	}
+	ids, err := numbers(form, "id", 1)
+	for _, id := range ids {
+		s.ids = append(s.ids, spool.ID(id))
+	}
+	s.after, s.limit = spool.ID(after), int(min(limit, maxListed)) //nolint:gosec // G115: at most maxListed
+	return err
+}
+
+// numbers reads all values of a parameter.
+func numbers(form url.Values, name string, least uint64) (all []uint64, err error) {
+	for _, value := range form[name] {
+		n, err := strconv.ParseUint(value, 10, 64)
+		if err != nil || n < least {
+			return nil, badRequest("%s %q: must be a whole number, at least %d", name, value, least)
+		}
+		all = append(all, n)
+	}
+	return all, nil
+}
+
+// oneNumber reads a parameter that may be given once.
+func oneNumber(form url.Values, name string, least, unset uint64) (uint64, error) {
+	all, err := numbers(form, name, least)
+	switch {
+	case err != nil:
+		return 0, err
+	case len(all) == 0:
+		return unset, nil
+	case len(all) > 1:
+		return 0, badRequest("%s: must be given once", name)
+	}
+	return all[0], nil
+}
+
+func badRequest(format string, args ...any) error {
+	return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: fmt.Errorf(format, args...)}
 }
 
 // list reads records or dead letters.
 func (s *selected) list() ([]keptRecord, error) {
 	list := []keptRecord{}
+	if s.after == math.MaxUint64 {
+		return list, nil // a store would begin at 0
+	}
 	if !s.dead {
 		entries, err := s.log.Records(s.queue, s.after, s.limit)
 		for _, e := range entries {
@@ -178,7 +227,7 @@ func serveRecord(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if len(s.ids) != 1 {
-		return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: fmt.Errorf("id: must be given once")}
+		return badRequest("id: must be given once")
 	}
 	s.after, s.limit = s.ids[0]-1, 1
 	list, err := s.list()
@@ -206,13 +255,12 @@ func changeLetters(w http.ResponseWriter, r *http.Request, change func(spool.Log
 	if err != nil {
 		return err
 	}
-	all := r.URL.Query().Get("all") == "true"
-	if all == (len(s.ids) > 0) {
-		return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: fmt.Errorf("give one or more id, or all=true")}
+	if s.all == (len(s.ids) > 0) {
+		return badRequest("give one or more id, or all=true")
 	}
 	total, began := 0, time.Now()
 	for more := true; more; {
-		if all {
+		if s.all {
 			if more, err = s.nextLetters(began); err != nil {
 				return err
 			}
@@ -222,7 +270,7 @@ func changeLetters(w http.ResponseWriter, r *http.Request, change func(spool.Log
 		if err = errors.Join(err, r.Context().Err()); err != nil {
 			return err
 		}
-		more = more && all
+		more = more && s.all
 	}
 	return writeJSON(w, http.StatusOK, map[string]int{"letters": total})
 }

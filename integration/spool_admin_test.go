@@ -100,7 +100,10 @@ func TestSpoolCommand(t *testing.T) {
 	}
 
 	spoolFails(t, g.admin, []string{"show", "17"}, "id 17", "there is no such record")
-	spoolFails(t, g.admin, []string{"show", "x"}, `id "x": must be a number`)
+	spoolFails(t, g.admin, []string{"show", "x"}, `id "x": must be a whole number`)
+	if list := spoolPrints(t, g.admin, []string{"list", "--after", "18446744073709551615"}); strings.Contains(list, event) {
+		t.Errorf("behind the last ID that there can be: %s", list)
+	}
 	spoolFails(t, g.admin, []string{"replay"}, "give one or more id, or all=true")
 	spoolFails(t, g.admin, []string{"list", "--spool", "other"}, `spool "other"`)
 	spoolFails(t, freeAddr(t), []string{"status"}, "connection refused")
