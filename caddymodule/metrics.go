@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"errors"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,11 @@ var (
 		Namespace: "caddy", Subsystem: "td_postback", Name: "requests_total",
 		Help: "Requests by kind of call, where their write key was, and what became of them.",
 	}, []string{"surface", "key", "result"})
+
+	resultsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "td_postback", Name: "results_total",
+		Help: "Requests by what became of them. Every result is there from the start, so that Prometheus sees the first of each.",
+	}, []string{"result"})
 
 	bodyBytes = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Namespace: "caddy", Subsystem: "td_postback", Name: "body_bytes",
@@ -69,11 +75,20 @@ var forwardedTotal = func() (counters [len(postback.KindNames)][len(postback.Key
 	return counters
 }()
 
+// forwardedResults is the counter of resultsTotal that nearly every request
+// needs.
+var forwardedResults = func() prometheus.Counter {
+	for _, result := range slices.Concat(postback.RefusalCodes, ownResults) {
+		resultsTotal.WithLabelValues(result)
+	}
+	return resultsTotal.WithLabelValues(forwardedResult)
+}()
+
 // registerMetrics shows the collectors in a configuration's registry. A second
 // handler of the configuration finds them there.
 func registerMetrics(registry *prometheus.Registry) error {
 	for _, collector := range []prometheus.Collector{
-		requestsTotal, bodyBytes, upstreamDuration, requestsInFlight, bufferedBytes, retriesTotal, connectionsTotal,
+		requestsTotal, resultsTotal, bodyBytes, upstreamDuration, requestsInFlight, bufferedBytes, retriesTotal, connectionsTotal,
 		buildInfo, spoolRecordsTotal, spoolFatesTotal, spoolDuplicates, spoolCommits, spoolGauges{},
 	} {
 		if err := registry.Register(collector); err != nil && !errors.As(err, new(prometheus.AlreadyRegisteredError)) {
@@ -87,7 +102,9 @@ func registerMetrics(registry *prometheus.Registry) error {
 func (c *call) count() {
 	if c.result == forwardedResult {
 		forwardedTotal[c.Kind][c.Source].Inc()
+		forwardedResults.Inc()
 	} else {
+		resultsTotal.WithLabelValues(c.result).Inc()
 		requestsTotal.WithLabelValues(c.Kind.String(), c.Source.String(), c.result).Inc()
 	}
 	if c.trip.Tries > 0 {
@@ -116,11 +133,11 @@ func upstreamResult(status int) string {
 	case status < 300:
 		return forwardedResult
 	case status < 400:
-		return "upstream_3xx"
+		return upstream3xxResult
 	case status < 500:
-		return "upstream_4xx"
+		return upstream4xxResult
 	default:
-		return "upstream_5xx"
+		return upstream5xxResult
 	}
 }
 

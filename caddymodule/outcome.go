@@ -14,12 +14,20 @@ import (
 
 // The results that are not the code of a refusal.
 const (
-	forwardedResult = "forwarded"  // v2 took the record
-	cutResult       = "answer_cut" // v2's answer broke off when the caller had its head already
-	preflightResult = "preflight"
-	handedOffResult = "handed_off" // the next handler forwards
-	spooledResult   = "spooled"    // the record is durable here, and delivered later
+	forwardedResult   = "forwarded"    // v2 took the record
+	upstream3xxResult = "upstream_3xx" // v2 did not, and the caller got its answer
+	upstream4xxResult = "upstream_4xx"
+	upstream5xxResult = "upstream_5xx"
+	cutResult         = "answer_cut" // v2's answer broke off when the caller had its head already
+	preflightResult   = "preflight"
+	handedOffResult   = "handed_off" // the next handler forwards
+	spooledResult     = "spooled"    // the record is durable here, and delivered later
 )
+
+// ownResults has them all.
+var ownResults = []string{
+	forwardedResult, upstream3xxResult, upstream4xxResult, upstream5xxResult, cutResult, preflightResult, handedOffResult, spooledResult,
+}
 
 // finish counts a call and adds what became of it to its line in the access
 // log. It runs also when the connection to the caller is aborted by a panic.

@@ -380,6 +380,8 @@ func requestsTotal(surface, key, result string) string {
 	return fmt.Sprintf("requests_total{key=%q,result=%q,surface=%q}", key, result, surface)
 }
 
+func resultsTotal(result string) string { return fmt.Sprintf("results_total{result=%q}", result) }
+
 // peakMiB is the most physical memory that a process has had.
 func peakMiB(t *testing.T, pid int) int {
 	t.Helper()

@@ -70,9 +70,12 @@ func TestMixed(t *testing.T) {
 	for result, n := range told.results {
 		sum := 0.0
 		for name, value := range got {
-			if strings.Contains(name, fmt.Sprintf("result=%q", result)) {
+			if strings.HasPrefix(name, "requests_total{") && strings.Contains(name, fmt.Sprintf("result=%q", result)) {
 				sum += value
 			}
+		}
+		if total := got[fmt.Sprintf("results_total{result=%q}", result)]; total != sum {
+			t.Errorf("results_total has %s %v times, requests_total %v times", result, total, sum)
 		}
 		if int(sum) != n {
 			t.Errorf("the metrics have %s %v times, the callers %d times", result, sum, n)

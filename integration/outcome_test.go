@@ -32,11 +32,13 @@ func TestMetrics(t *testing.T) {
 		for _, tc := range outcomes {
 			raw(t, addr, tc.request)
 			want[requestsTotal(tc.surface, tc.key, tc.result)]++
+			want[resultsTotal(tc.result)]++
 		}
 		conn := dial(t, addr) // raw would complain of an answer that is cut
 		_, _ = io.WriteString(conn, post(strings.Replace(target, "tbl", "cut", 1), asJSON, object))
 		_, _ = io.Copy(io.Discard, conn)
 		want[requestsTotal("post", "param", "answer_cut")]++
+		want[resultsTotal("answer_cut")]++
 		want["body_bytes_count"] += 18 // not what is refused, answered here or handed off
 		want["body_bytes_sum"] += 12*float64(len(object)) + 3*float64(len(`{"a":"1"}`)) + 3*float64(len(`{}`))
 		want["upstream_duration_seconds_count"] += 16 // two have no answer

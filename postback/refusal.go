@@ -21,6 +21,14 @@ type Refusal struct {
 	BodyLost bool
 }
 
+// RefusalCodes has the codes of all refusals, for metrics that show each of them
+// before it happens.
+var RefusalCodes = []string{
+	"invalid_path", "invalid_write_key", "invalid_request", "missing_write_key", "redirect_not_allowed",
+	"not_found", "method_not_allowed", "request_timeout", "payload_too_large", "unknown_region",
+	"upstream_unreachable", "upstream_timeout", "spool_full", "spool_unavailable", "overloaded",
+}
+
 // The refusals that say the same each time.
 var (
 	NotFound = &Refusal{

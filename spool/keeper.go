@@ -84,8 +84,7 @@ type Outbox struct {
 	Circuit
 	name      string
 	keeper    *Keeper
-	used      bool        // it is delivered; keeper.mu
-	refused   atomic.Bool // the Log has not taken the last record
+	used      bool // it is delivered; keeper.mu
 	sender    atomic.Pointer[Sender]
 	deliverer atomic.Pointer[Deliverer] // nil until a Block is accepted and the Log is open
 }
@@ -326,7 +325,6 @@ func (o *Outbox) Put(r Record, live bool) error {
 		}
 	}
 	err := log.Append(o.name, r)
-	note(&o.refused, errors.Is(err, ErrUnavailable))
 	note(&k.full, errors.Is(err, ErrFull))
 	if d := o.deliverer.Load(); live && err == nil && d != nil {
 		d.Arrived()

@@ -474,6 +474,14 @@ func TestStatusOfQueues(t *testing.T) {
 		k := newKeeping(t)
 		c := configure(1<<20, 1000, tokyo)
 		o := k.Attach(c.Block)[tokyo]
+		if err := k.Open(); err != nil {
+			t.Fatal(err)
+		}
+		// A queue is there before its first record: who watches it must see the
+		// first dead letter come.
+		if queues := k.Status().Queues; !reflect.DeepEqual(queues, []spool.QueueStatus{{Name: tokyo}}) {
+			t.Errorf("before the first record: %+v", queues)
+		}
 		put(t, o, 1)
 		arrived := time.Now()
 		k.log.set(func() { k.log.depth.Oldest = arrived })

@@ -1,7 +1,9 @@
 package spool
 
 import (
+	"cmp"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -61,42 +63,46 @@ func (k *Keeper) Status() Status {
 	status.Available = true
 	status.Bytes, status.MaxBytes = log.Size()
 	status.Full = k.full.Load() && status.nearlyFull()
-	doubtful, down := k.seen()
-	for _, name := range log.Queues() {
-		depth, takes := depthOf(log, name)
+	names, down := log.Queues(), k.down()
+	listed := len(names)
+	for name := range down { // those that have no record now: the metrics must show when their first one comes
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	for i, name := range names {
+		if i >= listed && !status.Available {
+			break // it need not be asked again
+		}
+		depth, takes, err := depthOf(log, name)
 		status.Available = status.Available && takes
+		if i >= listed && err != nil {
+			continue // it may have records all the same
+		}
 		q := QueueStatus{Name: name, Records: depth.Records, Dead: depth.Dead, Down: down[name]}
 		if !depth.Oldest.IsZero() {
 			q.Oldest = &depth.Oldest
 		}
 		status.Queues = append(status.Queues, q)
-		delete(doubtful, name)
 	}
-	for name := range doubtful { // their first record was refused, so the Log may not know them
-		_, takes := depthOf(log, name)
-		status.Available = status.Available && takes
-	}
+	slices.SortFunc(status.Queues, func(a, b QueueStatus) int { return cmp.Compare(a.Name, b.Name) })
 	return status
 }
 
 // depthOf says what is known of a queue, and whether it takes records: a cluster
 // that answers does, whatever it has refused before.
-func depthOf(log Log, queue string) (depth Depth, takes bool) {
-	depth, err := log.Depth(queue)
-	return depth, !depth.Refusing && !errors.Is(err, ErrUnavailable)
+func depthOf(log Log, queue string) (depth Depth, takes bool, err error) {
+	depth, err = log.Depth(queue)
+	return depth, !depth.Refusing && !errors.Is(err, ErrUnavailable), err
 }
 
-// seen returns the queues whose last record was refused, and those whose host is
-// down.
-func (k *Keeper) seen() (refused, down map[string]bool) {
+// down says of each queue that the configuration uses whether its host is down.
+func (k *Keeper) down() map[string]bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	refused, down = map[string]bool{}, map[string]bool{}
+	down := make(map[string]bool, len(k.outboxes))
 	for name, o := range k.outboxes {
-		if o.refused.Load() {
-			refused[name] = true
-		}
 		down[name] = o.IsOpen()
 	}
-	return refused, down
+	return down
 }
