@@ -1,0 +1,365 @@
+package caddymodule
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// This file finds the td_postback blocks in a configuration that is only read,
+// and what stands around each of them. Nothing is provisioned: the doctor must
+// not open what the configuration names, such as log files.
+
+// examined is a configuration as the doctor sees it.
+type examined struct {
+	http   caddyhttp.App
+	logs   map[string]*caddy.CustomLog
+	blocks []*foundBlock
+}
+
+// foundBlock is a td_postback handler and its surroundings.
+type foundBlock struct {
+	server   *caddyhttp.Server
+	handler  *Handler // with its defaults
+	problem  error    // why Caddy would refuse it
+	position          // where it stands
+}
+
+// position is how a request comes to a place in the routes.
+type position struct {
+	hosts      []string // of the site; none for every host
+	narrowed   bool     // by a matcher other than of hosts
+	shadow     string   // what answers every event before it comes here
+	redirected bool     // some requests are sent to https before
+	behind     []string // what else could answer, behind this place
+	depth      int
+}
+
+// eventPath is the beginning of the path of every event.
+const eventPath = "/postback/v3/event/"
+
+// maxDepth ends the search in named routes that invoke each other.
+const maxDepth = 32
+
+// examine reads a configuration in JSON.
+func examine(config []byte) (*examined, error) {
+	var all caddy.Config
+	if err := json.Unmarshal(config, &all); err != nil {
+		return nil, err
+	}
+	e := &examined{logs: map[string]*caddy.CustomLog{}}
+	if all.Logging != nil && all.Logging.Logs != nil {
+		e.logs = all.Logging.Logs
+	}
+	if raw, ok := all.AppsRaw["http"]; ok {
+		if err := json.Unmarshal(raw, &e.http); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range e.serverNames() {
+		w := &walk{examined: e, server: e.http.Servers[name]}
+		w.routes(w.server.Routes, position{})
+	}
+	return e, nil
+}
+
+// serverNames are the names of the servers, in a fixed order.
+func (e *examined) serverNames() []string {
+	names := make([]string, 0, len(e.http.Servers))
+	for name, server := range e.http.Servers {
+		if server != nil {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// walk goes through the routes of a server.
+type walk struct {
+	*examined
+	server *caddyhttp.Server
+}
+
+// routes visits the routes that lead to a td_postback.
+func (w *walk) routes(routes caddyhttp.RouteList, at position) {
+	at.depth++
+	for i, route := range routes {
+		if at.depth > maxDepth || !w.holds(route.HandlersRaw, at.depth) {
+			continue
+		}
+		here := at
+		for _, earlier := range routes[:i] {
+			w.pass(&here, earlier, route)
+		}
+		if route.Terminal {
+			here.behind = nil
+		} else {
+			here.behind = slices.Concat(w.namesBehind(routes[i+1:], route.Group), at.behind)
+		}
+		here.narrow(route.MatcherSetsRaw)
+		w.handlers(route.HandlersRaw, here)
+	}
+}
+
+// pass notes what a route does to an event that comes to a later one.
+func (w *walk) pass(at *position, earlier, later caddyhttp.Route) {
+	if !mayMatch(earlier.MatcherSetsRaw, later.MatcherSetsRaw) {
+		return
+	}
+	if w.redirects(earlier.HandlersRaw, at.depth) {
+		at.redirected = true
+		return
+	}
+	if at.shadow != "" || !covers(earlier.MatcherSetsRaw, later.MatcherSetsRaw) {
+		return
+	}
+	at.shadow = w.answerer(earlier.HandlersRaw, at.depth)
+	sameGroup := earlier.Group != "" && earlier.Group == later.Group
+	if at.shadow == "" && (sameGroup || earlier.Terminal) && !w.holds(earlier.HandlersRaw, at.depth) {
+		at.shadow = "handle"
+	}
+}
+
+// narrow notes the matchers that lead here.
+func (at *position) narrow(sets caddyhttp.RawMatcherSets) {
+	for _, set := range sets {
+		for name := range set {
+			at.narrowed = at.narrowed || name != "host"
+		}
+		if len(at.hosts) == 0 || at.depth == 1 {
+			at.hosts = append(slices.Clip(at.hosts), texts(set["host"])...)
+		}
+	}
+}
+
+// handlers visits the handlers of a route, in their order.
+func (w *walk) handlers(handlers []json.RawMessage, at position) {
+	for i, raw := range handlers {
+		here := at
+		here.behind = slices.Concat(names(handlers[i+1:]), at.behind)
+		if handlerName(raw) == directive {
+			w.found(raw, here)
+		} else {
+			w.routes(w.inner(raw), here)
+		}
+		if at.shadow == "" {
+			at.shadow = w.answerer(handlers[i:i+1], at.depth)
+		}
+		at.redirected = at.redirected || w.redirects(handlers[i:i+1], at.depth)
+	}
+}
+
+// found notes a td_postback handler. Its options are read as strictly as Caddy
+// would.
+func (w *walk) found(raw json.RawMessage, at position) {
+	b := &foundBlock{server: w.server, handler: new(Handler), position: at}
+	var options map[string]json.RawMessage
+	if b.problem = json.Unmarshal(raw, &options); b.problem == nil {
+		delete(options, "handler")
+		raw, _ = json.Marshal(options) // it was JSON before
+		b.problem = caddy.StrictUnmarshalJSON(raw, b.handler)
+	}
+	b.handler.applyDefaults()
+	if b.problem == nil {
+		b.problem = b.handler.Validate()
+	}
+	w.blocks = append(w.blocks, b)
+}
+
+// inner are the routes in a handler.
+func (w *walk) inner(raw json.RawMessage) caddyhttp.RouteList {
+	switch handlerName(raw) {
+	case "subroute":
+		var sub caddyhttp.Subroute
+		if json.Unmarshal(raw, &sub) == nil {
+			return sub.Routes
+		}
+	case "invoke":
+		var invoke caddyhttp.Invoke
+		if json.Unmarshal(raw, &invoke) == nil && w.server.NamedRoutes[invoke.Name] != nil {
+			return caddyhttp.RouteList{*w.server.NamedRoutes[invoke.Name]}
+		}
+	}
+	return nil
+}
+
+// holds reports whether a td_postback is in these handlers.
+func (w *walk) holds(handlers []json.RawMessage, depth int) bool {
+	return slices.ContainsFunc(handlers, func(raw json.RawMessage) bool {
+		return handlerName(raw) == directive || depth <= maxDepth &&
+			slices.ContainsFunc(w.inner(raw), func(r caddyhttp.Route) bool { return w.holds(r.HandlersRaw, depth+1) })
+	})
+}
+
+// directives has the Caddyfile's names of handlers that answer every request.
+var directives = map[string]string{
+	"static_response": "respond", "error": "error", "metrics": "metrics",
+	"reverse_proxy": "reverse_proxy", "file_server": "file_server", "copy_response": "copy_response",
+}
+
+// passesOn are the handlers that leave the answer to the next one.
+var passesOn = map[string]bool{
+	"": true, "acme_server": true, "authentication": true, "encode": true, "headers": true, "intercept": true,
+	"log_append": true, "map": true, "push": true, "request_body": true, "rewrite": true, "templates": true,
+	"timeouts": true, "tracing": true, "vars": true, "copy_response_headers": true,
+}
+
+// answerer is the first of these handlers that answers every event, as the
+// Caddyfile calls it, or "".
+func (w *walk) answerer(handlers []json.RawMessage, depth int) string {
+	for _, raw := range handlers {
+		if name := directives[handlerName(raw)]; name != "" && !passesFiles(raw) {
+			return name
+		}
+		if depth > maxDepth {
+			continue
+		}
+		for _, route := range w.inner(raw) {
+			if name := w.answerer(route.HandlersRaw, depth+1); name != "" && covers(route.MatcherSetsRaw, nil) {
+				return name
+			}
+		}
+	}
+	return ""
+}
+
+// passesFiles reports whether a handler is a file server that leaves what it
+// does not have to the next handler.
+func passesFiles(raw json.RawMessage) bool {
+	var options struct {
+		PassThru bool `json:"pass_thru"`
+	}
+	return handlerName(raw) == "file_server" && json.Unmarshal(raw, &options) == nil && options.PassThru
+}
+
+// redirects reports whether handlers send requests to https.
+func (w *walk) redirects(handlers []json.RawMessage, depth int) bool {
+	for _, raw := range handlers {
+		if handlerName(raw) == "static_response" {
+			var r caddyhttp.StaticResponse
+			if json.Unmarshal(raw, &r) == nil && strings.HasPrefix(string(r.StatusCode), "3") &&
+				strings.HasPrefix(http.Header(r.Headers).Get("Location"), "https://") {
+				return true
+			}
+		}
+		if depth <= maxDepth && slices.ContainsFunc(w.inner(raw), func(r caddyhttp.Route) bool { return w.redirects(r.HandlersRaw, depth+1) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// answersAll reports whether every request that comes to these routes gets an
+// answer that is not Caddy's empty 200. A handler that the doctor does not know
+// may answer.
+func (w *walk) answersAll(routes caddyhttp.RouteList, depth int) bool {
+	return slices.ContainsFunc(routes, func(r caddyhttp.Route) bool {
+		return everyPath(r.MatcherSetsRaw) && w.answersEach(r.HandlersRaw, depth)
+	})
+}
+
+// answersEach reports the same of the handlers of a route.
+func (w *walk) answersEach(handlers []json.RawMessage, depth int) bool {
+	return slices.ContainsFunc(handlers, func(raw json.RawMessage) bool {
+		switch name := handlerName(raw); name {
+		case "subroute", "invoke":
+			return depth > maxDepth || w.answersAll(w.inner(raw), depth+1)
+		default:
+			return !passesOn[name]
+		}
+	})
+}
+
+// namesBehind are the handlers of later routes. Of a group, only one route runs.
+func (w *walk) namesBehind(later caddyhttp.RouteList, group string) (all []string) {
+	for _, route := range later {
+		if group == "" || route.Group != group {
+			all = append(all, names(route.HandlersRaw)...)
+		}
+	}
+	return all
+}
+
+// names are those of the handlers that may answer, as the Caddyfile calls them.
+func names(handlers []json.RawMessage) (all []string) {
+	for _, raw := range handlers {
+		switch name := handlerName(raw); {
+		case name == "subroute":
+			all = append(all, "handle")
+		case directives[name] != "":
+			all = append(all, directives[name])
+		case !passesOn[name]:
+			all = append(all, name)
+		}
+	}
+	return all
+}
+
+// handlerName is the module's name of a handler.
+func handlerName(raw json.RawMessage) string {
+	var head struct {
+		Handler string `json:"handler"`
+	}
+	_ = json.Unmarshal(raw, &head) // or it has no name
+	return head.Handler
+}
+
+// covers reports whether what matches an event by later certainly matches it by
+// earlier too. Without later, it reports whether earlier matches every event.
+func covers(earlier, later caddyhttp.RawMatcherSets) bool {
+	return len(earlier) == 0 || slices.ContainsFunc(earlier, func(set caddy.ModuleMap) bool {
+		for name, matcher := range set {
+			if name == "path" && matchesEvents(matcher) {
+				continue
+			}
+			if len(later) == 0 || slices.ContainsFunc(later, func(other caddy.ModuleMap) bool { return !bytes.Equal(other[name], matcher) }) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// mayMatch reports whether one event may match both.
+func mayMatch(earlier, later caddyhttp.RawMatcherSets) bool {
+	return len(earlier) == 0 || slices.ContainsFunc(earlier, func(set caddy.ModuleMap) bool {
+		if _, ok := set["path"]; ok && !matchesEvents(set["path"]) {
+			return false
+		}
+		hosts := texts(set["host"])
+		return len(hosts) == 0 || len(later) == 0 || slices.ContainsFunc(later, func(other caddy.ModuleMap) bool {
+			others := texts(other["host"])
+			return len(others) == 0 || slices.ContainsFunc(hosts, func(host string) bool { return slices.Contains(others, host) })
+		})
+	})
+}
+
+// everyPath reports whether matchers let every request through.
+func everyPath(sets caddyhttp.RawMatcherSets) bool {
+	return len(sets) == 0 || slices.ContainsFunc(sets, func(set caddy.ModuleMap) bool {
+		paths := texts(set["path"])
+		return len(set) == 0 || len(set) == 1 && (slices.Contains(paths, "*") || slices.Contains(paths, "/*"))
+	})
+}
+
+// matchesEvents reports whether a path matcher takes the path of every event.
+func matchesEvents(matcher json.RawMessage) bool {
+	return slices.ContainsFunc(texts(matcher), func(pattern string) bool {
+		prefix, wide := strings.CutSuffix(pattern, "*")
+		return wide && strings.HasPrefix(eventPath, strings.ToLower(prefix))
+	})
+}
+
+// texts reads an array of texts, and nothing else.
+func texts(raw json.RawMessage) (values []string) {
+	if json.Unmarshal(raw, &values) != nil {
+		return nil
+	}
+	return values
+}
