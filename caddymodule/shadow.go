@@ -117,12 +117,12 @@ func handlersOf(route caddyhttp.Route) []shadowing {
 func matchesAll(route caddyhttp.Route) bool {
 	for _, set := range route.MatcherSetsRaw {
 		var paths caddyhttp.MatchPath
-		if len(set) == 1 && json.Unmarshal(set["path"], &paths) == nil && everyPath(paths) {
+		if len(set) == 1 && json.Unmarshal(set["path"], &paths) == nil && takesAll(paths) {
 			return true
 		}
 	}
 	for _, set := range route.MatcherSets {
-		if paths, ok := onlyOf(set).(*caddyhttp.MatchPath); ok && everyPath(*paths) {
+		if paths, ok := onlyOf(set).(*caddyhttp.MatchPath); ok && takesAll(*paths) {
 			return true
 		}
 	}
@@ -137,7 +137,7 @@ func onlyOf(set caddyhttp.MatcherSet) any {
 	return nil
 }
 
-func everyPath(paths caddyhttp.MatchPath) bool {
+func takesAll(paths caddyhttp.MatchPath) bool {
 	return slices.Contains(paths, "*") || slices.Contains(paths, "/*")
 }
 
