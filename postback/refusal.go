@@ -25,7 +25,7 @@ type Refusal struct {
 // before it happens.
 var RefusalCodes = []string{
 	"invalid_path", "invalid_write_key", "invalid_request", "missing_write_key", "redirect_not_allowed",
-	"not_found", "method_not_allowed", "request_timeout", "payload_too_large", "unknown_region",
+	"not_found", "method_not_allowed", "request_timeout", "payload_too_large", "headers_too_large", "unknown_region",
 	"upstream_unreachable", "upstream_timeout", "spool_full", "spool_unavailable", "overloaded",
 }
 
