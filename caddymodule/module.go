@@ -56,7 +56,7 @@ const (
 // Status | Code | When
 // -------|------|-----
 // 400 | `invalid_path` | under `/postback/`, but no event path, or a bad name in it
-// 400 | `invalid_write_key` | a key that cannot be a header: a bad percent-escape, a byte that is not visible ASCII, more than 1,024 bytes
+// 400 | `invalid_write_key` | a key with a bad percent-escape, a byte that is not visible ASCII, a comma or a quote, nothing behind its slash, or more than 1,024 bytes
 // 400 | `invalid_request` | a body that ends early
 // 403 | `missing_write_key` | no key in the URL or the headers
 // 400 | `redirect_not_allowed` | a `td_redirect` to a host that is not in `redirect_hosts`; the record was sent all the same

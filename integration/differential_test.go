@@ -209,6 +209,12 @@ var oddQueries = []odd{
 
 	{name: "no key", legacy: post(event+"?a=1", asJSON, object), v2: v2auth(asJSON, object), answer: "403 missing_write_key"},
 	{name: "key behind a semicolon", legacy: post(event+"?a=1;td_write_key=1234/abcd", asJSON, object), v2: v2auth(asJSON, object), answer: "403 missing_write_key"},
+	{name: "a fragment behind the key", legacy: post(event+"?a=1&td_write_key=1234/abcd#top", asJSON, object), v2: v2post("?a=1", asJSON, object)},
+	{name: "an encoded number sign behind the key", legacy: post(event+"?td_write_key=1234%2Fabcd%23top&a=1", asJSON, object), v2: v2post("?a=1", asJSON, object)},
+	{name: "a key that is a fragment only", legacy: post(event+"?td_write_key=%23top&a=1&td_write_key=1234/abcd", asJSON, object), v2: v2post("?a=1", asJSON, object)},
+	{name: "comma in the key", legacy: post(event+"?td_write_key=1234/abcd,1234/abcd", asJSON, object), answer: "400 invalid_write_key"},
+	{name: "quotes around the key", legacy: post(event+"?td_write_key=%221234/abcd%22", asJSON, object), answer: "400 invalid_write_key"},
+	{name: "nothing behind the key's slash", legacy: post(event+"?td_write_key=1234/", asJSON, object), answer: "400 invalid_write_key"},
 	{name: "space in the key", legacy: post(event+"?td_write_key=1234/ab+cd", asJSON, object), answer: "400 invalid_write_key"},
 	{name: "bad escape in the key", legacy: post(event+"?td_write_key=1234/%zz", asJSON, object), answer: "400 invalid_write_key"},
 }
@@ -234,6 +240,9 @@ var oddHeaders = []odd{
 	{name: "TD1 without a key", legacy: post(event, asJSON+"Authorization: TD1\r\n", object), v2: v2auth(asJSON+"Authorization: TD1\r\n", object), answer: "403 missing_write_key"},
 	{name: "TD2", legacy: post(event, asJSON+"Authorization: TD2 1234/abcd\r\n", object), v2: v2auth(asJSON+"Authorization: TD2 1234/abcd\r\n", object), answer: "403 missing_write_key"},
 	{name: "underscores in the key's name", legacy: post(event, asJSON+"X_TD_Write_Key: 1234/abcd\r\n", object), v2: v2auth(asJSON+"X_TD_Write_Key: 1234/abcd\r\n", object), answer: "403 missing_write_key"},
+	{name: "a fragment behind the key in the header", legacy: post(event, asJSON+"X-TD-Write-Key: #\r\nX-TD-Write-Key: 1234/abcd #top\r\n", object), v2: v2post("", asJSON, object)},
+	{name: "a bad key beside TD1", legacy: post(event, asJSON+"X-TD-Write-Key: 1234/\xe4\r\nAuthorization: TD1 1234/abcd\r\n", object), v2: v2auth(asJSON+"Authorization: TD1 1234/abcd\r\n", object)},
+	{name: "comma in the key in the header", legacy: post(event, asJSON+"X-TD-Write-Key: 1234/abcd, 1234/abcd\r\n", object), answer: "400 invalid_write_key"},
 	{name: "umlaut in the key", legacy: post(event, asJSON+"X-TD-Write-Key: 1234/\xe4\r\n", object), answer: "400 invalid_write_key"},
 
 	{name: "repeated header", legacy: post(target, asJSON+"X-Multi: 1\r\nX-Other: x\r\nX-Multi: 2\r\nX-Multi: 1\r\n", object), v2: v2post("", asJSON+"X-Multi: 1\r\nX-Multi: 2\r\nX-Multi: 1\r\nX-Other: x\r\n", object)},

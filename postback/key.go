@@ -24,7 +24,7 @@ const (
 
 // urlKey is what the td_write_key parameters of a query say.
 type urlKey struct {
-	key     string // the first value that is not empty, decoded and trimmed
+	key     string // the first value that is not empty, decoded, cut and trimmed
 	invalid bool   // that value has a bad percent-escape, so there is no key to read
 }
 
@@ -92,11 +92,17 @@ func writeKeyValue(param string) (value string, ok bool) {
 }
 
 func decodeKey(value string) urlKey {
-	decoded, err := url.QueryUnescape(value)
+	decoded, err := url.QueryUnescape(cutFragment(value))
 	if err != nil {
 		return urlKey{invalid: true}
 	}
-	return urlKey{key: trimKey(decoded)}
+	return urlKey{key: trimKey(cutFragment(decoded))}
+}
+
+// cutFragment cuts what was meant as a URL's fragment: no key has a `#`.
+func cutFragment(value string) string {
+	before, _, _ := strings.Cut(value, "#")
+	return before
 }
 
 func trimKey(key string) string {
@@ -139,10 +145,11 @@ func (c *Credentials) Key() string {
 // those in Authorization. In the legacy contract the header
 // wins over the URL and Authorization is ignored; in v2 Authorization wins. So
 // Authorization passes only where a caller speaks v2 already: TD1, and no key
-// in the URL that a legacy endpoint would have used.
+// in the URL that a legacy endpoint would have used. Only the key that v2 would
+// use is checked.
 func findKey(param urlKey, headers, authorizations []string) (cred Credentials, refused *Refusal) {
 	for _, value := range headers {
-		if cred.WriteKey = trimKey(value); cred.WriteKey != "" {
+		if cred.WriteKey = trimKey(cutFragment(value)); cred.WriteKey != "" {
 			cred.Source = KeyHeader
 			break
 		}
@@ -155,17 +162,20 @@ func findKey(param urlKey, headers, authorizations []string) (cred Credentials, 
 	case cred.WriteKey == "":
 		cred.WriteKey, cred.Source = param.key, KeyParam
 	}
-	problem := keyProblem(cred.WriteKey)
+	problem := ""
 	switch {
 	case cred.Source == KeyNone:
 		return cred, MissingKey
 	case cred.Source == KeyParam && param.invalid:
 		problem = "the td_write_key parameter has a bad percent-escape"
-	case problem == "":
+	default:
 		problem = keyProblem(cred.Key())
 	}
 	if problem != "" {
 		return Credentials{Source: cred.Source}, invalidKey(problem)
+	}
+	if cred.Source == KeyTD1 && keyProblem(cred.WriteKey) != "" {
+		cred.WriteKey = "" // v2 would not use it, and a header may not hold it
 	}
 	return cred, nil
 }
@@ -187,16 +197,25 @@ func td1(authorizations []string) string {
 	return ""
 }
 
-// keyProblem says what is wrong with a key that must not become a header. For a
-// good key it says nothing. The text never holds the key.
+// keyProblem says what is wrong with a key that must not become a header, or
+// that is none for sure. For a good key it says nothing. The text never holds
+// the key.
 func keyProblem(key string) string {
 	if len(key) > maxWriteKey {
 		return "the write key is longer than " + strconv.Itoa(maxWriteKey) + " bytes"
 	}
 	for i := 0; i < len(key); i++ {
-		if key[i] <= ' ' || key[i] >= 0x7f {
+		switch c := key[i]; {
+		case c <= ' ' || c >= 0x7f:
 			return "the write key has a byte that is not visible ASCII; percent-encode it once, like any URL parameter"
+		case c == ',':
+			return "the write key has a comma; send one key, once"
+		case c == '"' || c == '\'':
+			return "the write key has a quote; send it without quotes"
 		}
+	}
+	if _, secret, ok := strings.Cut(key, "/"); ok && secret == "" {
+		return "the write key has nothing behind its slash; send all of it"
 	}
 	return ""
 }

@@ -2,7 +2,6 @@ package postback
 
 import (
 	"net/url"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -46,6 +45,14 @@ func TestCutWriteKey(t *testing.T) {
 		{name: "trailing line break", query: "td_write_key=1/a%0D%0A", key: "1/a"},
 		{name: "decoded once", query: "td_write_key=1%252Fa", key: "1%2Fa"},
 		{name: "equals sign in the key", query: "td_write_key=1/a==", key: "1/a=="},
+
+		{name: "cut at a fragment", query: "td_write_key=1/a#top&x=1", rest: "x=1", key: "1/a"},
+		{name: "cut at an encoded number sign", query: "td_write_key=1/a%23top", key: "1/a"},
+		{name: "trimmed before the number sign", query: "td_write_key=1/a+%09#top", key: "1/a"},
+		{name: "bad escape behind the number sign", query: "td_write_key=1/a#%zz", key: "1/a"},
+		{name: "nothing before the number sign", query: "td_write_key=#1/a&td_write_key=+%23&td_write_key=2/b", key: "2/b"},
+		{name: "a number sign elsewhere stays", query: "td_write_key=1/a&b=1#top", rest: "b=1#top", key: "1/a"},
+		{name: "a key behind a number sign is a key", query: "b=1#&td_write_key=1/a", rest: "b=1#", key: "1/a"},
 
 		{name: "encoded name", query: "td%5Fwrite%5Fkey=1/a&x=1", rest: "x=1", key: "1/a"},
 		{name: "encoded letter in the name", query: "x=1&%74d_write_key=1/a", rest: "x=1", key: "1/a"},
@@ -109,6 +116,19 @@ func TestFindKey(t *testing.T) {
 		{name: "empty param, empty header", header: header(""), code: "missing_write_key"},
 		{name: "empty param, Authorization TD1", param: urlKey{}, auth: header("TD1 1/t"), wantA: "TD1 1/t"},
 
+		{name: "header cut at a number sign", header: header("1/h #top"), wantKey: "1/h"},
+		{name: "nothing before the header's number sign", param: urlKey{key: "1/p"}, header: header("#1/h", " # "), wantKey: "1/p"},
+		{name: "second header behind a number sign", header: header("#1/h", "1/i"), wantKey: "1/i"},
+		{name: "a number sign in TD1 goes as sent", auth: header("TD1 1/t#top"), wantA: "TD1 1/t#top"},
+
+		{name: "bad header beside TD1", header: header("1/h\xff"), auth: header("TD1 1/t"), wantA: "TD1 1/t"},
+		{name: "header with a comma beside TD1", header: header("1/h,1/i"), auth: header("TD1 1/t"), wantA: "TD1 1/t"},
+		{name: "long header beside TD1", header: header(long + "a"), auth: header("TD1 1/t"), wantA: "TD1 1/t"},
+		{name: "good header beside a bad TD1", header: header("1/h"), auth: header("TD1 1/t,"), code: "invalid_write_key"},
+		{name: "bad header beside Basic", header: header("1/h\xff"), auth: header("Basic eDp5"), code: "invalid_write_key"},
+		{name: "bad header beside a param", param: urlKey{key: "1/p"}, header: header("1/h\xff"), auth: header("TD1 1/t"), code: "invalid_write_key"},
+		{name: "bad param beside a header", param: urlKey{key: "1/p,"}, header: header("1/h"), wantKey: "1/h"},
+
 		{name: "scheme in lower case", auth: header("td1 1/t"), wantA: "TD1 1/t"},
 		{name: "scheme in mixed case beside a header", header: header("1/h"), auth: header("Td1 1/t"), wantKey: "1/h", wantA: "TD1 1/t"},
 		{name: "several spaces after the scheme", auth: header("TD1   1/t"), wantA: "TD1 1/t"},
@@ -131,7 +151,16 @@ func TestFindKey(t *testing.T) {
 		{name: "header with a space", header: header("1/h, 1/i"), code: "invalid_write_key"},
 		{name: "header above ASCII", header: header("1/\xff"), code: "invalid_write_key"},
 		{name: "TD1 key with a space", auth: header("TD1 1/t x"), code: "invalid_write_key"},
-		{name: "every visible byte", param: urlKey{key: "!\"#$%&'()*+,-./09:;<=>?@AZ[\\]^_`az{|}~"}, wantKey: "!\"#$%&'()*+,-./09:;<=>?@AZ[\\]^_`az{|}~"},
+		{name: "param with a comma", param: urlKey{key: "1/p,1/q"}, code: "invalid_write_key"},
+		{name: "header with a comma", header: header("1/h,1/i"), code: "invalid_write_key"},
+		{name: "param in quotes", param: urlKey{key: `"1/p"`}, code: "invalid_write_key"},
+		{name: "param in single quotes", param: urlKey{key: "'1/p'"}, code: "invalid_write_key"},
+		{name: "header in quotes", header: header(`"1/h"`), code: "invalid_write_key"},
+		{name: "TD1 key in quotes", auth: header(`TD1 "1/t"`), code: "invalid_write_key"},
+		{name: "param with nothing behind its slash", param: urlKey{key: "1234/"}, code: "invalid_write_key"},
+		{name: "header with nothing behind its slash", header: header("1234/ #"), code: "invalid_write_key"},
+		{name: "TD1 key with nothing behind its slash", auth: header("TD1 1234/"), code: "invalid_write_key"},
+		{name: "every other visible byte", param: urlKey{key: "!#$%&()*+-./09:;<=>?@AZ[\\]^_`az{|}~"}, wantKey: "!#$%&()*+-./09:;<=>?@AZ[\\]^_`az{|}~"},
 		{name: "1,024 bytes", param: urlKey{key: long}, wantKey: long},
 		{name: "1,025 bytes", param: urlKey{key: long + "a"}, code: "invalid_write_key"},
 		{name: "1,025 bytes in TD1", auth: header("TD1 " + long + "a"), code: "invalid_write_key"},
@@ -201,7 +230,9 @@ func FuzzCutWriteKey(f *testing.F) {
 				kept = append(kept, param)
 				continue
 			}
+			value, _, _ = strings.Cut(value, "#")
 			decoded, err := url.QueryUnescape(value)
+			decoded, _, _ = strings.Cut(decoded, "#")
 			if decoded = strings.Trim(decoded, " \t\r\n"); !found && (err != nil || decoded != "") {
 				first, found = urlKey{decoded, err != nil}, true
 			}
@@ -229,14 +260,17 @@ func FuzzKey(f *testing.F) {
 	f.Add("%zz", " 1/a ", "", "TD1 x y", "")
 	f.Add("a+b", "", "", "TD1", "TD1 \v")
 	f.Add("%00", "\t", "1/a\x7f", "TD12 x", "TD1 1/a")
+	f.Add("1/a%23#%", "#", "1/,", "TD1 1/t", "")
+	f.Add("", "1/", "", "TD1 1/'", "")
 	f.Fuzz(func(t *testing.T, value, header1, header2, auth1, auth2 string) {
 		trim := func(s string) string { return strings.Trim(s, " \t\r\n") }
-		param, err := url.QueryUnescape(value)
+		cut := func(s string) string { return trim(strings.SplitN(s, "#", 2)[0]) }
+		param, err := url.QueryUnescape(strings.SplitN(value, "#", 2)[0])
 		badParam := err != nil
-		param = trim(param)
-		header := trim(header1)
+		param = cut(param)
+		header := cut(header1)
 		if header == "" {
-			header = trim(header2)
+			header = cut(header2)
 		}
 		td1 := ""
 		for _, auth := range []string{auth2, auth1} { // the first one stays
@@ -246,23 +280,25 @@ func FuzzKey(f *testing.F) {
 			}
 		}
 		var want Credentials
-		var used []string
-		switch hasParam := param != "" || badParam; {
-		case header != "" && (hasParam || td1 == ""):
-			want, used = Credentials{WriteKey: header, Source: KeyHeader}, []string{header}
-		case header != "":
-			want, used = Credentials{WriteKey: header, Authorization: "TD1 " + td1, Source: KeyTD1}, []string{header, td1}
-		case hasParam:
-			want, used = Credentials{WriteKey: param, Source: KeyParam}, []string{param}
-		case td1 != "":
-			want, used = Credentials{Authorization: "TD1 " + td1, Source: KeyTD1}, []string{td1}
+		bad := func(key string) bool {
+			return len(key) > 1024 || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' || r == ',' || r == '"' || r == '\'' }) ||
+				strings.Index(key, "/") == len(key)-1
 		}
 		code := ""
-		switch invisible := func(r rune) bool { return r <= ' ' || r > '~' }; {
-		case used == nil:
-			code = "missing_write_key"
-		case header == "" && badParam,
-			slices.ContainsFunc(used, func(key string) bool { return len(key) > 1024 || strings.ContainsFunc(key, invisible) }):
+		switch hasParam := param != "" || badParam; {
+		case hasParam && header == "":
+			want = Credentials{WriteKey: param, Source: KeyParam}
+		case hasParam || td1 == "":
+			want = Credentials{WriteKey: header, Source: KeyHeader}
+		case bad(header):
+			want = Credentials{Authorization: "TD1 " + td1, Source: KeyTD1}
+		default:
+			want = Credentials{WriteKey: header, Authorization: "TD1 " + td1, Source: KeyTD1}
+		}
+		switch used := want.WriteKey; {
+		case want == Credentials{Source: KeyHeader}:
+			code, want = "missing_write_key", Credentials{}
+		case want.Source == KeyParam && badParam, want.Source != KeyTD1 && bad(used), want.Source == KeyTD1 && bad(td1):
 			code = "invalid_write_key"
 		}
 		got, refused := findKey(decodeKey(value), []string{header1, header2}, []string{auth1, auth2})

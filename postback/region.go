@@ -1,7 +1,6 @@
 package postback
 
 import (
-	"net"
 	"sort"
 	"strings"
 )
@@ -54,9 +53,10 @@ func RegionOf(host string) (region string, ok bool) {
 	if region, ok = regionOfLegacyHost[host]; ok {
 		return region, true
 	}
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
+	name, port, _ := strings.Cut(host, ":")
+	if strings.Trim(port, "0123456789") != "" {
+		return "", false
 	}
-	region, ok = regionOfLegacyHost[strings.ToLower(strings.TrimSuffix(host, "."))]
+	region, ok = regionOfLegacyHost[strings.ToLower(strings.TrimSuffix(name, "."))]
 	return region, ok
 }
