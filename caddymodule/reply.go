@@ -14,8 +14,9 @@ import (
 	"github.com/td-postback/gateway/upstream"
 )
 
-// This file holds what the gateway itself answers: its refusals, the CORS
-// preflight, pixels and redirects. What v2 answers goes through package upstream.
+// This file holds what the gateway itself answers: its refusals, pixels and
+// redirects. What v2 answers goes through package upstream, and what browsers
+// ask beside it is in cors.go.
 
 // begin adds to the head of an answer what the gateway has to say to its
 // caller. Every answer to a call of the gateway's begins here, v2's too.
@@ -142,27 +143,6 @@ func skipBody(w http.ResponseWriter, r *http.Request) (linger func()) {
 	return leaveBody(w, r)
 }
 
-// preflight answers a CORS preflight: any page may send records, as it may to
-// the legacy endpoint.
-func (h *Handler) preflight(c *call) {
-	c.result = preflightResult
-	h.begin(c.w, c.r)
-	header := c.w.Header()
-	header["Access-Control-Allow-Origin"] = []string{"*"}
-	header["Access-Control-Allow-Methods"] = []string{allowedMethods}
-	header["Access-Control-Max-Age"] = []string{"86400"}
-	if asked := c.r.Header["Access-Control-Request-Headers"]; len(asked) > 0 {
-		header["Access-Control-Allow-Headers"] = asked
-		header["Vary"] = []string{"Access-Control-Request-Headers"}
-	} else {
-		header["Access-Control-Allow-Headers"] = []string{"Content-Type, X-TD-Write-Key, Authorization"}
-	}
-	header["Allow"] = []string{allowedMethods}
-	linger := leaveBody(c.w, c.r)
-	c.w.WriteHeader(http.StatusNoContent)
-	linger()
-}
-
 // pixel is a transparent GIF of 1×1.
 const pixel = "GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
 
@@ -268,12 +248,5 @@ func dropContent(h http.Header) {
 			"Etag", "Last-Modified", "Expires", "Accept-Ranges", "Cache-Control", "Location":
 			delete(h, name)
 		}
-	}
-}
-
-// allowOrigin lets a page read the answer to its cross-origin request.
-func allowOrigin(h http.Header, r *http.Request) {
-	if len(r.Header["Origin"]) > 0 {
-		h["Access-Control-Allow-Origin"] = []string{"*"}
 	}
 }

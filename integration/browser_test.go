@@ -34,6 +34,17 @@ function image(url) {
 		img.src = url;
 	});
 }
+function xhr(how, headers) {
+	return new Promise((resolve) => {
+		const request = new XMLHttpRequest();
+		request.open("POST", gateway);
+		request.withCredentials = true;
+		for (const name in headers) request.setRequestHeader(name, headers[name]);
+		request.onload = () => resolve(request.status + " " + request.responseText);
+		request.onerror = () => resolve("error");
+		request.send(JSON.stringify({how: how}));
+	});
+}
 async function answer(response) { return response.status + " " + await response.text(); }
 (async () => {
 	await note("pixel", () => image(gateway + "&td_format=pixel&how=pixel&title=Caf%C3%A9&td_ua=td_ua"));
@@ -46,6 +57,15 @@ async function answer(response) { return response.status + " " + await response.
 		body: JSON.stringify({how: "header"}),
 	})));
 	await note("get", async () => answer(await fetch(gateway + "&how=get")));
+	const json = {"Content-Type": "application/json"};
+	await note("beacon with a JSON blob", () => navigator.sendBeacon(gateway, new Blob([JSON.stringify({how: "beacon with a JSON blob"})], {type: "application/json"})));
+	await note("credentials", async () => answer(await fetch(gateway, {method: "POST", credentials: "include", headers: json, body: JSON.stringify({how: "credentials"})})));
+	await note("credentials as text", async () => answer(await fetch(gateway, {method: "POST", credentials: "include", body: JSON.stringify({how: "credentials as text"})})));
+	await note("credentials by GET", async () => answer(await fetch(gateway + "&how=credentials+by+GET", {credentials: "include"})));
+	await note("XHR", () => xhr("XHR", json));
+	await note("XHR as text", () => xhr("XHR as text", {}));
+	await note("refused with credentials", async () => { const r = await fetch(gateway.split("?")[0], {method: "POST", credentials: "include", body: "{}"}); return r.status + " " + (await r.json()).error; });
+	await note("a method that is refused", async () => { const r = await fetch(gateway, {method: "PUT", credentials: "include", body: "{}"}); return r.status + " " + (await r.json()).error; });
 	await note("refused", async () => { const r = await fetch(gateway.split("?")[0] + "?how=refused"); return r.status + " " + (await r.json()).error; });
 	document.getElementById("link").click();
 	await fetch("/done", {method: "POST", body: seen.join("\n")});
@@ -94,6 +114,9 @@ func TestBrowser(t *testing.T) {
 	for _, want := range []string{
 		"pixel: loaded 1x1", "beacon: true", "beacon with JSON: true", "keepalive: 200 {}",
 		"header: 200 {}", "get: 200 {}", "refused: 403 missing_write_key",
+		"beacon with a JSON blob: true", "credentials: 200 {}", "credentials as text: 200 {}", "credentials by GET: 200 {}",
+		"XHR: 200 {}", "XHR as text: 200 {}", "refused with credentials: 403 missing_write_key",
+		"a method that is refused: 405 method_not_allowed",
 	} {
 		if !slices.Contains(strings.Split(report, "\n"), want) {
 			t.Errorf("the page did not see %q:\n%s", want, report)
@@ -108,6 +131,13 @@ func TestBrowser(t *testing.T) {
 		`{"how":"header"}`:           1,
 		`{"how":"get"}`:              1,
 		`{"how":"ping"}`:             1,
+
+		`{"how":"beacon with a JSON blob"}`: 1,
+		`{"how":"credentials"}`:             1,
+		`{"how":"credentials as text"}`:     1,
+		`{"how":"credentials by GET"}`:      1,
+		`{"how":"XHR"}`:                     1,
+		`{"how":"XHR as text"}`:             1,
 	}
 	for range want {
 		select {

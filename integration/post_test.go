@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -320,30 +321,57 @@ func TestKeepAlive(t *testing.T) {
 	}
 }
 
+// TestPreflight allows what a preflight asks for, with credentials.
 func TestPreflight(t *testing.T) {
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
-	answer := raw(t, g.addr, "OPTIONS "+event+" HTTP/1.1\r\nHost: x\r\n"+
-		"Origin: https://shop.example\r\n"+
-		"Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: content-type,x-td-write-key\r\n\r\n")
-	if answer.StatusCode != 204 || answer.body != "" {
-		t.Errorf("got %d %q", answer.StatusCode, answer.body)
-	}
-	for name, want := range map[string]string{
-		"Access-Control-Allow-Origin":  "*",
-		"Access-Control-Allow-Headers": "content-type,x-td-write-key",
+	const page = "Origin: https://shop.example\r\n"
+	for _, test := range []struct {
+		name, headers string
+		want          map[string][]string // of the answer's Access-Control-
+	}{
+		{"a JSON beacon", page + "Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: content-type,x-td-write-key\r\n", map[string][]string{
+			"Allow-Origin": {"https://shop.example"}, "Allow-Credentials": {"true"}, "Max-Age": {"86400"},
+			"Allow-Methods": {"GET, POST, OPTIONS"}, "Allow-Headers": {"content-type,x-td-write-key"},
+		}},
+		{"a method that will be refused", page + "Access-Control-Request-Method: PUT\r\n", map[string][]string{
+			"Allow-Origin": {"https://shop.example"}, "Allow-Credentials": {"true"}, "Max-Age": {"86400"}, "Allow-Methods": {"GET, POST, OPTIONS, PUT"},
+		}},
+		{"a method that cannot be", page + "Access-Control-Request-Method: a b\r\n", map[string][]string{
+			"Allow-Origin": {"https://shop.example"}, "Allow-Credentials": {"true"}, "Max-Age": {"86400"}, "Allow-Methods": {"GET, POST, OPTIONS"},
+		}},
+		{"a sandboxed page, a private network", "Origin: null\r\nAccess-Control-Request-Method: GET\r\nAccess-Control-Request-Private-Network: true\r\n", map[string][]string{
+			"Allow-Origin": {"null"}, "Allow-Credentials": {"true"}, "Max-Age": {"86400"}, "Allow-Methods": {"GET, POST, OPTIONS"}, "Allow-Private-Network": {"true"},
+		}},
+		{"no page", "", map[string][]string{}},
 	} {
-		if got := answer.Header.Get(name); got != want {
-			t.Errorf("%s: %q, want %q", name, got, want)
+		answer := raw(t, g.addr, "OPTIONS "+event+" HTTP/1.1\r\nHost: x\r\n"+test.headers+"\r\n")
+		if answer.StatusCode != 204 || answer.body != "" || answer.Header.Get("Allow") != "GET, POST, OPTIONS" {
+			t.Errorf("%s: got %d %q %q", test.name, answer.StatusCode, answer.Header, answer.body)
 		}
-	}
-	if methods := answer.Header.Get("Access-Control-Allow-Methods"); !strings.Contains(methods, "POST") {
-		t.Errorf("methods %q", methods)
+		if got := corsOf(answer.Header); !reflect.DeepEqual(got, test.want) {
+			t.Errorf("%s: got %q, want %q", test.name, got, test.want)
+		}
+		if vary := answer.Header["Vary"]; test.headers != "" && !slices.Contains(vary, "Origin") {
+			t.Errorf("%s: Vary %q", test.name, vary)
+		}
 	}
 	if answer := raw(t, g.addr, "OPTIONS /other HTTP/1.1\r\nHost: x\r\n\r\n"); answer.StatusCode != 404 {
 		t.Errorf("elsewhere: got %d", answer.StatusCode)
 	}
 	u.none(t)
+}
+
+// corsOf has the fields of a header that begin with Access-Control-, without
+// that.
+func corsOf(header http.Header) map[string][]string {
+	found := map[string][]string{}
+	for name, values := range header {
+		if name, ok := strings.CutPrefix(name, "Access-Control-"); ok {
+			found[name] = values
+		}
+	}
+	return found
 }
 
 // TestTrustedProxy lets a load balancer say where the request came from.
@@ -487,36 +515,58 @@ func TestHandoff(t *testing.T) {
 	u.none(t)
 }
 
-// TestCORS lets pages read answers, unless v2 says otherwise.
+// TestCORS lets pages read answers, with credentials, whatever v2 says of pages.
 func TestCORS(t *testing.T) {
-	own := false
+	more := ""
 	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool {
-		answer := answerOK
-		if own {
-			answer = strings.Replace(answerOK, "\r\n", "\r\naccess-control-allow-origin: https://only.example\r\n", 1)
-		}
-		_, err := io.WriteString(conn, answer)
+		_, err := io.WriteString(conn, strings.Replace(answerOK, "\r\n", "\r\n"+more, 1))
 		return err == nil
 	})
-	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
-	origin := func(request string) []string {
-		answer := raw(t, g.addr, request)
-		return answer.Header[http.CanonicalHeaderKey("Access-Control-Allow-Origin")]
+	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n redirect_hosts shop.example\n}")
+	passing := serve(t, "", "handle_path /next/* {\n td_postback {\n  upstream "+u.url()+"\n  handoff\n }\n reverse_proxy "+u.Addr().String()+"\n}\nhandle {\n td_postback {\n  upstream "+u.url()+"\n  pass_thru\n }\n reverse_proxy "+u.Addr().String()+"\n}")
+	own := "access-control-allow-origin: https://only.example\r\nACCESS-CONTROL-EXPOSE-HEADERS: a\r\nVary: Accept\r\n"
+	theirs := map[string][]string{"Allow-Origin": {"https://only.example"}, "Expose-Headers": {"a"}}
+	page := "Origin: https://shop.example\r\n"
+	ours := func(origin string) map[string][]string {
+		return map[string][]string{"Allow-Origin": {origin}, "Allow-Credentials": {"true"}}
 	}
-	with := asJSON + "Origin: https://shop.example\r\n"
-	if got := origin(post(target, with, object)); !slices.Equal(got, []string{"*"}) {
-		t.Errorf("with Origin: %q", got)
+	none := map[string][]string{}
+	for _, test := range []struct {
+		name, more, request string
+		status              int
+		want                map[string][]string
+		vary                []string
+	}{
+		{"a page", "", post(target, asJSON+page, object), 200, ours("https://shop.example"), []string{"Origin"}},
+		{"a page, and v2 has its own", own, post(target, asJSON+page, object), 200, ours("https://shop.example"), []string{"Origin", "Accept"}},
+		{"v2 has its own, and no page asks", own, post(target, asJSON, object), 200, theirs, []string{"Accept"}},
+		{"no page", "", post(target, asJSON, object), 200, none, nil},
+		{"a sandboxed page", "", post(target, asJSON+"Origin: null\r\n", object), 200, ours("null"), []string{"Origin"}},
+		{"an app", "", post(target, asJSON+"Origin: capacitor://localhost\r\n", object), 200, ours("capacitor://localhost"), []string{"Origin"}},
+		{"the longest origin", "", post(target, asJSON+"Origin: https://"+strings.Repeat("a", 292)+"\r\n", object), 200, ours("https://" + strings.Repeat("a", 292)), []string{"Origin"}},
+		{"an origin that is too long", "", post(target, asJSON+"Origin: https://"+strings.Repeat("a", 293)+"\r\n", object), 200, none, nil},
+		{"an origin with a blank", "", post(target, asJSON+"Origin: https://a b\r\n", object), 200, none, nil},
+		{"two origins", "", post(target, asJSON+page+page, object), 200, none, nil},
+		{"a pixel", "", "GET " + target + "&td_format=pixel HTTP/1.1\r\nHost: x\r\n" + page + "\r\n", 200, ours("https://shop.example"), []string{"Origin"}},
+		{"a redirect", "", "GET " + target + "&td_redirect=https://shop.example/ HTTP/1.1\r\nHost: x\r\n" + page + "\r\n", 302, ours("https://shop.example"), []string{"Origin"}},
+		{"a redirect that is refused", own, "GET " + target + "&td_redirect=https://x.example/ HTTP/1.1\r\nHost: x\r\n" + page + "\r\n", 400, ours("https://shop.example"), []string{"Origin", "Accept"}},
+		{"no key", "", post(event, asJSON+page, object), 403, ours("https://shop.example"), []string{"Origin"}},
+		{"no event", "", post("/postback/v3", asJSON+page, object), 400, ours("https://shop.example"), []string{"Origin"}},
+		{"a wrong method", "", strings.Replace(post(target, asJSON+page, object), "POST", "PUT", 1), 405, ours("https://shop.example"), []string{"Origin"}},
+	} {
+		more = test.more
+		answer := raw(t, g.addr, test.request)
+		if got := corsOf(answer.Header); answer.StatusCode != test.status || !reflect.DeepEqual(got, test.want) {
+			t.Errorf("%s: got %d %q, want %d %q", test.name, answer.StatusCode, got, test.status, test.want)
+		}
+		if vary := answer.Header["Vary"]; !slices.Equal(vary, test.vary) {
+			t.Errorf("%s: Vary %q, want %q", test.name, vary, test.vary)
+		}
 	}
-	if got := origin(post(target, asJSON, object)); got != nil {
-		t.Errorf("without Origin: %q", got)
-	}
-	if got := origin(post(event, with, object)); !slices.Equal(got, []string{"*"}) {
-		t.Errorf("refused: %q", got)
-	}
-	u.next(t)
-	u.next(t)
-	own = true
-	if got := origin(post(target, with, object)); !slices.Equal(got, []string{"https://only.example"}) {
-		t.Errorf("v2's own: %q", got)
+	more = own
+	for _, request := range []string{post("/next"+target, asJSON+page, object), post("/elsewhere", asJSON+page, object)} {
+		if got := corsOf(raw(t, passing.addr, request).Header); !reflect.DeepEqual(got, theirs) {
+			t.Errorf("the next handler's: %q", got)
+		}
 	}
 }

@@ -80,7 +80,7 @@ func TestProtocols(t *testing.T) {
 		{name: "undeclared length", call: undeclared(post(target, object, json)), status: 200, answer: "{}", line: line, record: object},
 		{name: "hop-by-hop headers and cookies", call: post(target, object, json, [2]string{"TE", "trailers"}, [2]string{"Cookie", "a=b"}, [2]string{"Cookie", "c=d"}), status: 200, answer: "{}", line: line, record: object},
 		{
-			name: "Origin", call: post(target, object, json, origin), status: 200, answer: "{}", header: map[string]string{"Access-Control-Allow-Origin": "*"},
+			name: "Origin", call: post(target, object, json, origin), status: 200, answer: "{}", header: map[string]string{"Access-Control-Allow-Origin": "https://shop.example", "Access-Control-Allow-Credentials": "true", "Vary": "Origin"},
 			line: line, record: object, fields: []string{"Origin: https://shop.example"},
 		},
 		{name: "no Origin", call: post(target, object, json), status: 200, answer: "{}", header: map[string]string{"Access-Control-Allow-Origin": ""}, line: line, record: object},
@@ -98,7 +98,7 @@ func TestProtocols(t *testing.T) {
 		{name: "one byte more, undeclared", call: undeclared(post(target, objectOf(v2Cap+1), json)), status: 413, answer: "payload_too_large"},
 
 		{name: "no key", call: post(event, object, json), status: 403, answer: "missing_write_key"},
-		{name: "no key, with Origin", call: post(event, object, json, origin), status: 403, answer: "missing_write_key", header: map[string]string{"Access-Control-Allow-Origin": "*"}},
+		{name: "no key, with Origin", call: post(event, object, json, origin), status: 403, answer: "missing_write_key", header: map[string]string{"Access-Control-Allow-Origin": "https://shop.example", "Access-Control-Allow-Credentials": "true", "Vary": "Origin"}},
 		{name: "a line break in the key", call: post(event+"?td_write_key=1/a%0d%0ax:y", object, json), status: 400, answer: "invalid_write_key"},
 		{name: "bad path", call: post("/postback/v3/event/my-db/tbl?td_write_key=1234/abcd", object, json), status: 400, answer: "invalid_path"},
 		{name: "other path", call: post("/other?td_write_key=1234/abcd", object, json), status: 404, answer: "not_found"},
@@ -110,7 +110,7 @@ func TestProtocols(t *testing.T) {
 				origin, {"Access-Control-Request-Method", "POST"}, {"Access-Control-Request-Headers", "content-type,x-td-write-key"},
 			}},
 			header: map[string]string{
-				"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+				"Access-Control-Allow-Origin": "https://shop.example", "Access-Control-Allow-Credentials": "true", "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
 				"Access-Control-Allow-Headers": "content-type,x-td-write-key",
 			},
 		},

@@ -174,7 +174,7 @@ func TestSpoolOverHTTP2(t *testing.T) {
 		body, _ := io.ReadAll(resp.Body)
 		resp.Body.Close()
 		isTaken(t, reply{resp, string(body)})
-		if resp.ProtoMajor != 2 || resp.Header.Get("Access-Control-Allow-Origin") != "*" {
+		if resp.ProtoMajor != 2 || resp.Header.Get("Access-Control-Allow-Origin") != "https://x.example" {
 			t.Errorf("got %s %q", resp.Proto, resp.Header)
 		}
 	}
@@ -541,7 +541,7 @@ func (tc *keptCase) check(t *testing.T, answer reply) {
 	}
 	want := ""
 	if strings.Contains(tc.request, "Origin: ") {
-		want = "*"
+		want = "https://x.example"
 	}
 	if got := answer.Header.Get("Access-Control-Allow-Origin"); got != want {
 		t.Errorf("Access-Control-Allow-Origin: %q", got)

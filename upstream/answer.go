@@ -9,6 +9,7 @@ import (
 	"net/http/httputil"
 	"net/textproto"
 	"strconv"
+	"strings"
 
 	"github.com/td-postback/gateway/postback"
 )
@@ -129,7 +130,8 @@ func (x *exchange) copyHeader(complete bool, n int) {
 	text := string(x.values)                // one string for all values
 	values := make([]string, len(x.fields)) // and one slice for all headers
 	start := 0
-	seen := false // Server is the gateway's until v2 sends one
+	seen := false                                     // Server is the gateway's until v2 sends one
+	cors := len(h["Access-Control-Allow-Origin"]) > 0 // is the gateway's, all of it
 	for i, f := range x.fields {
 		values[i] = text[start:f.end]
 		start = f.end
@@ -139,7 +141,8 @@ func (x *exchange) copyHeader(complete bool, n int) {
 		case f.name == "Server" && !seen:
 			seen = true
 			h[f.name] = one
-		case f.name == "Access-Control-Allow-Origin" || h[f.name] == nil:
+		case cors && isCORS(f.name):
+		case h[f.name] == nil:
 			h[f.name] = one
 		default:
 			h[f.name] = append(h[f.name], values[i])
@@ -151,6 +154,12 @@ func (x *exchange) copyHeader(complete bool, n int) {
 	if complete && h["Content-Length"] == nil && !Bodyless(x.answer.StatusCode()) {
 		h["Content-Length"] = []string{strconv.Itoa(n)}
 	}
+}
+
+// isCORS reports whether a field says which pages may read the answer.
+func isCORS(name string) bool {
+	const prefix = "Access-Control-"
+	return len(name) > len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
 }
 
 // keepAlive is what a Connection header says usually. It names no field that
