@@ -660,6 +660,21 @@ func TestProxy(t *testing.T) {
 			t.Errorf("got %d %q", answer.StatusCode, answer.body)
 		}
 	})
+	for _, env := range []string{"HTTPS_PROXY=http://user:secret@[::1", "https_proxy=http://user:1#secret@proxy.example", "NO_PROXY=secret@https://v2.example"} {
+		name, _, _ := strings.Cut(env, "=")
+		t.Run("malformed "+name, func(t *testing.T) {
+			config := write(t, "Caddyfile", "{\n"+globals+"}\n:1 {\n td_postback us01\n}\n")
+			p := start(t, []string{"HTTPS_PROXY=http://proxy.example", env}, "run", "--adapter", "caddyfile", "--config", config)
+			select {
+			case <-p.exited:
+			case <-time.After(patience):
+				t.Fatal("it runs")
+			}
+			if text := p.text(); p.cmd.ProcessState.ExitCode() == 0 || !strings.Contains(text, name) || strings.Contains(text, "secret") {
+				t.Errorf("exit %d: %s", p.cmd.ProcessState.ExitCode(), text)
+			}
+		})
+	}
 	t.Run("not for loopback", func(t *testing.T) {
 		g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}", proxy, "HTTP_PROXY=http://"+l.Addr().String())
 		if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 200 {

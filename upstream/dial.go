@@ -3,8 +3,6 @@ package upstream
 import (
 	"context"
 	"crypto/tls"
-	"errors"
-	"fmt"
 	"net"
 	"net/url"
 	"strings"
@@ -107,26 +105,21 @@ func (cfg *Config) dialFunc() (func(addr string) (net.Conn, error), error) {
 	if cfg.Dial != nil {
 		return cfg.Dial, nil
 	}
-	proxyURL, err := httpproxy.FromEnvironment().ProxyFunc()(cfg.URL)
+	proxyURL, err := proxyFor(cfg.URL)
 	if err != nil {
-		// The error quotes the variable, which may hold a password.
-		return nil, errors.New("the environment's HTTP_PROXY or HTTPS_PROXY is no valid URL")
+		return nil, err
 	}
 	if proxyURL == nil {
 		direct := &net.Dialer{Timeout: cfg.DialTimeout}
 		return func(addr string) (net.Conn, error) { return direct.Dial("tcp", addr) }, nil
 	}
-	dial, err := dialThrough(proxyURL, cfg.DialTimeout)
-	if err != nil {
-		return nil, fmt.Errorf("the environment's HTTP_PROXY or HTTPS_PROXY must be an http or socks5 URL: %w", err)
-	}
-	return dial, nil
+	return dialThrough(proxyURL, cfg.DialTimeout)
 }
 
 // dialThrough returns a function that dials through a proxy.
 func dialThrough(proxyURL *url.URL, timeout time.Duration) (fasthttp.DialFunc, error) {
-	// Only the scheme, the user and the address count: a path, such as the
-	// usual trailing slash, would become a part of the address.
+	// Only the scheme, the user and the address count: the usual trailing slash
+	// would become a part of the address.
 	at := &url.URL{Scheme: proxyURL.Scheme, User: proxyURL.User, Host: hostPort(proxyURL)}
 	if strings.HasPrefix(at.Scheme, "socks5") {
 		through, err := proxy.FromURL(at, &net.Dialer{})
