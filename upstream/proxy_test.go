@@ -25,8 +25,8 @@ func TestProxyFor(t *testing.T) {
 		{name: "a URL", env: "HTTPS_PROXY=http://proxy.example:3128", url: https, want: "http://proxy.example:3128"},
 		{name: "a slash behind it", env: "HTTPS_PROXY=http://proxy.example:3128/", url: https, want: "http://proxy.example:3128/"},
 		{name: "without a scheme", env: "HTTPS_PROXY=proxy.example:3128", url: https, want: "http://proxy.example:3128"},
-		{name: "a user", env: "HTTPS_PROXY=http://user:s%40cret@proxy.example:3128", url: https, want: "http://user:s%40cret@proxy.example:3128"},
-		{name: "a user without a scheme", env: "HTTPS_PROXY=user:secret@proxy.example", url: https, want: "http://user:secret@proxy.example"},
+		{name: "a user", env: "HTTPS_PROXY=http://user:s%40cret@proxy.example:3128", url: https, want: "http://user:s%40cret@proxy.example:3128"}, //nolint:gosec // G101: it is a test's
+		{name: "a user without a scheme", env: "HTTPS_PROXY=user:secret@proxy.example", url: https, want: "http://user:secret@proxy.example"},     //nolint:gosec // G101: it is a test's
 		{name: "an IPv6 address", env: "HTTPS_PROXY=http://[2001:db8::1]:3128", url: https, want: "http://[2001:db8::1]:3128"},
 		{name: "SOCKS", env: "HTTPS_PROXY=socks5://proxy.example", url: https, want: "socks5://proxy.example"},
 		{name: "SOCKS that looks names up", env: "HTTPS_PROXY=socks5h://proxy.example", url: https, want: "socks5h://proxy.example"},
@@ -46,7 +46,7 @@ func TestProxyFor(t *testing.T) {
 		{name: "a port alone", env: "HTTPS_PROXY=:3128", url: https, err: "HTTPS_PROXY"},
 		{name: "no number", env: "HTTPS_PROXY=http://proxy.example:port", url: https, err: "HTTPS_PROXY"},
 		{name: "too large a port", env: "HTTPS_PROXY=http://proxy.example:70000", url: https, err: "HTTPS_PROXY"},
-		{name: "no escape", env: "HTTPS_PROXY=http://user:se%cret@proxy.example", url: https, err: "https_proxy"},
+		{name: "no escape", env: "HTTPS_PROXY=http://user:se%cret@proxy.example", url: https, err: "https_proxy"}, //nolint:gosec // G101: it is a test's
 		{name: "a slash in the password", env: "HTTPS_PROXY=http://user:1/secret@proxy.example", url: https, err: "HTTPS_PROXY"},
 		{name: "a hash in the password", env: "HTTPS_PROXY=http://user:1#secret@proxy.example", url: https, err: "HTTPS_PROXY"},
 		{name: "a question mark in the password", env: "HTTPS_PROXY=http://user:1?secret@proxy.example", url: https, err: "HTTPS_PROXY"},
