@@ -117,6 +117,7 @@ func TestFaultyAnswer(t *testing.T) {
 		{name: "Content-Length of a long body not reached", fault: fault{answer: says(0, long, piece)}, status: 200, cut: true, sent: 1},
 		{name: "chunks without an end", fault: fault{answer: says(0, chunked+"2\r\n{}\r\n")}, status: 200, cut: true, sent: 1},
 		{name: "cut within a chunk", fault: fault{answer: says(0, chunked+"5\r\n{}")}, status: 502, code: "upstream_unreachable", sent: 1},
+		{name: "a part of the trailer", fault: fault{answer: stalls(chunked + "2\r\n{}\r\n0\r\nX-Sum: 1")}, status: 200, body: "{}", sent: 1},
 		{name: "no length", fault: fault{answer: says(0, head+"\r\n{}")}, status: 200, body: "{}", sent: 1},
 		{name: "no length and a reset", fault: fault{answer: func(u *faulty, conn *tls.Conn) {
 			send(conn, true, head+"\r\n{")

@@ -69,13 +69,21 @@ func (x *exchange) reusable(br *bufio.Reader, complete bool) bool {
 	case Bodyless(x.answer.StatusCode()):
 		complete = x.answer.ContentLength() <= 0 && len(x.answer.Peek("Transfer-Encoding")) == 0
 	case x.answer.ContentLength() == -1 && complete:
-		complete = br.Buffered() > 0 && x.answer.ReadTrailer(br) == nil
+		complete = hasTrailer(br) && x.answer.ReadTrailer(br) == nil
 	}
 	return complete && !x.answer.ConnectionClose() && br.Buffered() == 0
 }
 
-// readAvailable reads a body into buf: to its end if it fits and, when its
-// length is not known, is there already.
+// hasTrailer reports whether a trailer is there already, to its end, even if it
+// is empty. The caller's answer is complete without it, and does not wait.
+func hasTrailer(br *bufio.Reader) bool {
+	rest, err := br.Peek(br.Buffered())
+	return err == nil && (string(rest) == "\r\n" || bytes.HasSuffix(rest, []byte("\r\n\r\n")))
+}
+
+// readAvailable reads a body into buf: to its end if it surely fits, and
+// otherwise what is there already. A chunked reader returns all of that at once,
+// with the end.
 func readAvailable(br *bufio.Reader, body io.Reader, buf []byte, length int) (n int, complete bool, err error) {
 	for n < len(buf) {
 		m, err := body.Read(buf[n:])
@@ -85,7 +93,7 @@ func readAvailable(br *bufio.Reader, body io.Reader, buf []byte, length int) (n 
 			return n, true, nil
 		case err != nil:
 			return n, false, err
-		case length < 0 && br.Buffered() == 0:
+		case length < 0, length > len(buf) && br.Buffered() == 0:
 			return n, false, nil
 		}
 	}

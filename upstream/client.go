@@ -44,6 +44,10 @@ const (
 	// long body is passed on.
 	answerBuffer = 16 << 10
 
+	// restTime is how long a caller waits for the rest of an answer that is not
+	// for it. With its rest, the connection can be used again.
+	restTime = 100 * time.Millisecond
+
 	// maxInterim bounds the 1xx answers that may come before the real one.
 	maxInterim = 16
 
@@ -286,6 +290,9 @@ func (c *Client) receive(x *exchange, br *bufio.Reader, t *Trip) (reusable bool,
 	withheld := x.w != nil && c.Withhold != nil && c.Withhold(t.Status)
 	if x.w != nil && !withheld {
 		return x.pass(br, c.Begin)
+	}
+	if withheld {
+		x.wait(restTime)
 	}
 	t.RetryAfter = parseRetryAfter(string(x.answer.Peek("Retry-After")), x.started)
 	reusable, err = x.skip(br)

@@ -116,6 +116,13 @@ func (x *exchange) extend() {
 	_ = x.conn.SetReadDeadline(time.Now().Add(x.timeout))
 }
 
+// wait bounds what is left of the time for the answer.
+func (x *exchange) wait(most time.Duration) {
+	if until := time.Now().Add(most); until.Before(x.started.Add(x.timeout)) {
+		_ = x.conn.SetReadDeadline(until)
+	}
+}
+
 // readHead reads the head of the final answer, past any 1xx.
 func (x *exchange) readHead(br *bufio.Reader) error {
 	for range maxInterim {
