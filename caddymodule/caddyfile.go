@@ -49,6 +49,7 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //			mode       on_failure|always
 //			dir        <directory>
 //			max_size   <size>
+//			dead_size  <size>
 //			max_age    <duration>
 //			drain_rate <n>
 //			key_file   <file>
@@ -149,6 +150,8 @@ func (s *Spool) unmarshalOption(d *caddyfile.Dispenser, option string) (err erro
 		s.Dir, err = wordArg(d, "a directory")
 	case "max_size":
 		s.MaxSize, err = sizeArg(d)
+	case "dead_size":
+		s.DeadSize, err = sizeArg(d)
 	case "max_age":
 		s.MaxAge, err = durationArg(d)
 	case "drain_rate":

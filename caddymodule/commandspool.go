@@ -87,7 +87,8 @@ func spoolStatusCommand(fs caddycmd.Flags) (int, error) {
 		fmt.Println("The gateway has no spool.")
 	}
 	for _, s := range spools {
-		fmt.Printf("%s: %s, %s of %s\n", s.Spool, s.Health(), humanize.IBytes(uint64(s.Bytes)), humanize.IBytes(uint64(s.MaxBytes))) //nolint:gosec // G115: sizes
+		fmt.Printf("%s: %s, %s of %s, dead letters %s of %s\n", s.Spool, s.Health(), //nolint:gosec // G115: sizes
+			humanize.IBytes(uint64(s.Bytes)), humanize.IBytes(uint64(s.MaxBytes)), humanize.IBytes(uint64(s.Dead)), humanize.IBytes(uint64(s.MaxDead)))
 		table := newTable("QUEUE", "RECORDS", "DEAD", "OLDEST", "UPSTREAM")
 		for _, q := range s.Queues {
 			oldest, state := "-", "up"

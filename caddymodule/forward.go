@@ -153,7 +153,7 @@ func (h *Handler) refuseUnkept(c *call, err error) {
 		advice = "a record that is kept counts four times in max_buffered: raise it and with it GOMEMLIMIT; the callers have got 503"
 	case errors.Is(err, spool.ErrFull):
 		refused = postback.SpoolFull
-		advice = "v2 has been away for too long for max_size: raise it, or drop dead letters with td-spool; the callers have got 503"
+		advice = "v2 has been away for too long for max_size: raise it; the callers have got 503"
 	}
 	h.warn(&unkeptWarning, c, refused, err, advice)
 	h.refuse(c, refused)

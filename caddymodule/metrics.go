@@ -150,7 +150,7 @@ var (
 
 	spoolFatesTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "td_postback", Name: "spool_deliveries_total",
-		Help: "What became of records that were kept: delivered, retried, or a dead letter since they were refused or too_old.",
+		Help: "What became of records that were kept: delivered, retried, a dead letter since they were refused or too_old, or refused_unkept: dead letters have no room.",
 	}, []string{"fate"})
 
 	spoolDuplicates = prometheus.NewCounter(prometheus.CounterOpts{
@@ -176,7 +176,7 @@ var spoolTimes = func() (counters [len(postback.RecordTimeNames)]prometheus.Coun
 // spoolFates has the counters of spoolFatesTotal.
 var spoolFates = func() map[spool.Fate]prometheus.Counter {
 	counters := map[spool.Fate]prometheus.Counter{}
-	for _, fate := range []spool.Fate{spool.Delivered, spool.Retried, spool.Refused, spool.TooOld} {
+	for _, fate := range []spool.Fate{spool.Delivered, spool.Retried, spool.Refused, spool.RefusedUnkept, spool.TooOld} {
 		counters[fate] = spoolFatesTotal.WithLabelValues(string(fate))
 	}
 	return counters
@@ -197,9 +197,13 @@ var (
 	spoolAvailable = newSpoolGauge("spool_available",
 		"0 while the disk or the cluster refuses records.", "spool")
 	spoolBytes = newSpoolGauge("spool_bytes",
-		"What the records take.", "spool")
+		"What the records to be delivered take.", "spool")
 	spoolLimit = newSpoolGauge("spool_limit_bytes",
-		"What the records may take.", "spool")
+		"What the records to be delivered may take.", "spool")
+	spoolDeadBytes = newSpoolGauge("spool_dead_bytes",
+		"What dead letters take.", "spool")
+	spoolDeadLimit = newSpoolGauge("spool_dead_limit_bytes",
+		"What dead letters may take.", "spool")
 )
 
 func newSpoolGauge(name, help string, labels ...string) *prometheus.Desc {
@@ -208,7 +212,7 @@ func newSpoolGauge(name, help string, labels ...string) *prometheus.Desc {
 
 // Describe sends the gauges' descriptions.
 func (spoolGauges) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{spoolDepth, spoolDead, spoolOldest, spoolDown, spoolAvailable, spoolBytes, spoolLimit} {
+	for _, desc := range []*prometheus.Desc{spoolDepth, spoolDead, spoolOldest, spoolDown, spoolAvailable, spoolBytes, spoolLimit, spoolDeadBytes, spoolDeadLimit} {
 		descs <- desc
 	}
 }
@@ -226,6 +230,8 @@ func (spoolGauges) Collect(metrics chan<- prometheus.Metric) {
 		gauge(spoolAvailable, available, status.Spool)
 		gauge(spoolBytes, float64(status.Bytes), status.Spool)
 		gauge(spoolLimit, float64(status.MaxBytes), status.Spool)
+		gauge(spoolDeadBytes, float64(status.Dead), status.Spool)
+		gauge(spoolDeadLimit, float64(status.MaxDead), status.Spool)
 		for _, q := range status.Queues {
 			gauge(spoolDepth, float64(q.Records), status.Spool, q.Name)
 			gauge(spoolDead, float64(q.Dead), status.Spool, q.Name)

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -49,9 +50,15 @@ type Spool struct {
 	// records on instead of the local disk. Several gateways may share it.
 	NATS []string `json:"nats,omitempty"`
 
-	// How many bytes the records may take. Beyond it, callers get 503. At least
-	// 1048576. Default: 10737418240 (10 GiB).
+	// How many bytes the records to be delivered may take. Beyond it, callers get
+	// 503. At least 1048576. Default: 10737418240 (10 GiB).
 	MaxSize int64 `json:"max_size,omitempty"`
+
+	// How many bytes dead letters may take, beside the records to be delivered. When
+	// it is used up, what v2 refuses for good is counted and logged, but not kept;
+	// what is too old or damaged is always kept. At least 1. Default: a quarter of
+	// max_size.
+	DeadSize int64 `json:"dead_size,omitempty"`
 
 	// When a record is given up and becomes a dead letter. At most 7 days, when
 	// v2 ignores its time. Default: 6 days.
@@ -71,6 +78,7 @@ type Spool struct {
 func (s *Spool) applyDefaults() {
 	setDefault(&s.Mode, spoolOnFailure)
 	setDefault(&s.MaxSize, spool.DefaultMaxSize)
+	setDefault(&s.DeadSize, max(1, s.MaxSize/spool.DeadShare))
 	setDefault(&s.MaxAge, caddy.Duration(spool.DefaultMaxAge))
 	setDefault(&s.DrainRate, spool.DefaultRate)
 	if len(s.NATS) == 0 {
@@ -93,6 +101,9 @@ func (s *Spool) validate() error {
 	}
 	if s.MaxSize < 1<<20 {
 		return fmt.Errorf("spool max_size %d: must be at least %d bytes", s.MaxSize, 1<<20)
+	}
+	if s.DeadSize < 1 {
+		return fmt.Errorf("spool dead_size %d: must be at least 1 byte", s.DeadSize)
 	}
 	if age := time.Duration(s.MaxAge); age <= 0 || age > maxSpoolAge {
 		return fmt.Errorf("spool max_age %s: must be more than 0 and at most %s, when v2 ignores a record's time", age, maxSpoolAge)
@@ -142,7 +153,7 @@ func (s *Spool) key() ([]byte, error) {
 // agrees reports whether two blocks of a configuration can share a spool: they
 // differ only in when a record goes there.
 func (s *Spool) agrees(other *Spool) bool {
-	return s.MaxSize == other.MaxSize && s.MaxAge == other.MaxAge && s.DrainRate == other.DrainRate &&
+	return s.MaxSize == other.MaxSize && s.DeadSize == other.DeadSize && s.MaxAge == other.MaxAge && s.DrainRate == other.DrainRate &&
 		s.KeyFile == other.KeyFile && slices.Equal(s.NATS, other.NATS)
 }
 
@@ -162,14 +173,14 @@ func (s *Spool) shared(place string, key []byte) *sharedSpool {
 		setup.Report = clusterReporter(place)
 		setup.Final = []error{cluster.ErrMisfit}
 		setup.Open = func(ctx context.Context, report func(spool.Event)) (spool.Log, error) {
-			return cluster.Open(ctx, cluster.Config{URLs: s.NATS, MaxSize: s.MaxSize, MaxAge: time.Duration(s.MaxAge), Key: key, OnEvent: report})
+			return cluster.Open(ctx, cluster.Config{URLs: s.NATS, MaxSize: s.MaxSize, DeadSize: s.DeadSize, MaxAge: time.Duration(s.MaxAge), Key: key, OnEvent: report})
 		}
 	} else {
 		setup.Report = func(e spool.Event) { reportDisk(place, e) }
 		setup.Final = []error{disk.ErrLocked, disk.ErrKey}
 		setup.Open = func(_ context.Context, report func(spool.Event)) (spool.Log, error) {
 			return disk.Open(disk.Config{
-				Dir: s.Dir, MaxSize: s.MaxSize, Key: key, OnEvent: report,
+				Dir: s.Dir, MaxSize: s.MaxSize, DeadSize: s.DeadSize, Key: key, OnEvent: report,
 				OnCommit: func(_ int, took time.Duration) { spoolCommits.Observe(took.Seconds()) },
 			})
 		}
@@ -185,7 +196,8 @@ const maxDeliveries = 512
 // spoolBlock is how the handler's spool is used.
 func (h *Handler) spoolBlock() *spool.Block {
 	b := &spool.Block{
-		MaxSize: h.Spool.MaxSize,
+		MaxSize:  h.Spool.MaxSize,
+		DeadSize: h.Spool.DeadSize,
 		Limits: spool.Limits{
 			InFlight: min(h.MaxConns, maxDeliveries),
 			Rate:     h.Spool.DrainRate,
@@ -227,7 +239,11 @@ func (s upstreamSender) Send(data []byte) spool.Result {
 	var t upstream.Trip
 	err := s.Deliver(data, &t)
 	countTrip(&t)
-	return resultOf(&t, err)
+	result := resultOf(&t, err)
+	if result.Status >= http.StatusMultipleChoices && !result.NotTaken() {
+		result.Account = accountOf(data)
+	}
+	return result
 }
 
 // spoolAdvice is what an operator can do about a spool on disk.
@@ -297,6 +313,8 @@ func settled(queue string, fate spool.Fate, r spool.Result) {
 	switch fate {
 	case spool.Refused, spool.TooOld:
 		warnOfDeadLetter(logger, fate, &r, host)
+	case spool.RefusedUnkept:
+		refusedUnkept.add(r.Account)
 	case spool.Retried:
 		warnOfKept(logger, &r, host)
 		if r.Ambiguous {

@@ -51,6 +51,7 @@ type Result struct {
 	Status     int           // of v2's answer; 0 without one
 	RetryAfter time.Duration // that v2 asked for; 0 if it did not
 	Words      string        // in which v2 refused it, on one line and without keys
+	Account    string        // whose record v2 refused
 	Err        error         // why there is no answer
 
 	// Ambiguous means that v2 did not say that it has taken the record, but may
@@ -74,6 +75,9 @@ const (
 	Retried   Fate = "retried" // put back; Result says why
 	Refused   Fate = "refused" // a dead letter, since v2 refused it
 	TooOld    Fate = "too_old" // a dead letter, since it is older than MaxAge
+
+	// RefusedUnkept: v2 refused it, and dead letters have no room.
+	RefusedUnkept Fate = "refused_unkept"
 )
 
 // Limits bound the delivery of a queue.
@@ -307,9 +311,17 @@ func retryPause(tries int) time.Duration {
 	return jitter(min(minRetry<<min(tries, 20), maxRetry))
 }
 
-// bury makes a dead letter of a record, or puts it back if that fails.
+// bury makes a dead letter of a record, or puts it back if that fails. What v2
+// refuses for good is let go when there is no room for it: else callers who send
+// nothing else could fill the disk.
 func (d *Deliverer) bury(e Entry, r Result, why Fate) {
-	if err := d.queue.Bury(e, Verdict{Status: r.Status, Reason: string(why), Words: r.Words}); err != nil {
+	err := d.queue.Bury(e, Verdict{Status: r.Status, Reason: string(why), Words: r.Words})
+	if errors.Is(err, ErrFull) && why == Refused {
+		d.queue.Ack(e)
+		d.tell(RefusedUnkept, r)
+		return
+	}
+	if err != nil {
 		d.failed(err)
 		d.queue.Later(e, retryPause(e.Tries))
 		return

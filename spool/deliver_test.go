@@ -630,6 +630,32 @@ func TestDownForEightDays(t *testing.T) {
 	})
 }
 
+// When dead letters have no room, what v2 refuses is let go and counted; what is
+// too old is put back, and kept when there is room.
+func TestNoRoomForDeadLetters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := run(t, spool.Delivery{Limits: spool.Limits{InFlight: 10}})
+		w.server.set(func(string) spool.Result { return spool.Result{Status: 400} }, 0)
+		w.queue.fail(nil, fmt.Errorf("dead letters: %w", spool.ErrFull))
+		w.queue.append(numbers(100)...)
+		time.Sleep(time.Minute)
+		if n := w.toldOf(spool.RefusedUnkept); n != 100 || w.queue.count(acked) != 100 || w.toldOf(spool.Refused) != 0 {
+			t.Errorf("%d were told of, want 100", n)
+		}
+		w.SetLimits(spool.Limits{InFlight: 10, Rate: 1, MaxAge: -1})
+		w.queue.append("old")
+		time.Sleep(time.Minute)
+		if n := w.queue.count(acked); n != 100 {
+			t.Error("a record was let go that v2 has not refused")
+		}
+		w.queue.fail(nil, nil)
+		time.Sleep(time.Minute)
+		if n := w.queue.count(dead); n != 1 || w.toldOf(spool.TooOld) != 1 {
+			t.Errorf("%d dead letters, want the one", n)
+		}
+	})
+}
+
 func TestPausesWhileV2IsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := run(t, spool.Delivery{Limits: spool.Limits{InFlight: 1}})
@@ -674,7 +700,7 @@ func TestDownForEightDaysOnDisk(t *testing.T) {
 				case spool.TooOld:
 					old.Add(1)
 				case spool.Retried:
-				case spool.Refused:
+				case spool.Refused, spool.RefusedUnkept:
 					t.Error("a record was refused")
 				}
 			},

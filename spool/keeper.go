@@ -44,8 +44,9 @@ type Block struct {
 	// Targets are the queues that records are put into: the URLs of v2 hosts.
 	Targets []string
 
-	// MaxSize is how many bytes the records may take.
-	MaxSize int64
+	// MaxSize is how many bytes the records may take, and DeadSize the dead
+	// letters.
+	MaxSize, DeadSize int64
 
 	// Limits are those of each queue.
 	Limits Limits
@@ -234,9 +235,11 @@ func (k *Keeper) adopt() {
 	for _, name := range queues {
 		k.outbox(name).used = true
 	}
-	if _, limit := log.Size(); limit != last.MaxSize {
-		if err := log.SetLimit(last.MaxSize); err != nil {
-			k.report(Event{Kind: Unreadable, Err: fmt.Errorf("max_size: %w", err)})
+	_, limit := log.Size()
+	_, dead := log.DeadSize()
+	if limit != last.MaxSize || dead != last.DeadSize {
+		if err := log.SetLimits(last.MaxSize, last.DeadSize); err != nil {
+			k.report(Event{Kind: Unreadable, Err: fmt.Errorf("max_size and dead_size: %w", err)})
 		}
 	}
 	for _, o := range k.outboxes {

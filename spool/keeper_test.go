@@ -340,9 +340,14 @@ func TestKeeperOpenFails(t *testing.T) {
 		if err := o.Put(spool.Record{}, true); !errors.Is(err, spool.ErrUnavailable) {
 			t.Errorf("a record: %v", err)
 		}
-		if status := k.Status(); status.Available || status.Health() != spool.HealthRefusing {
+		if status := k.Status(); status.Available || status.Health() != spool.HealthDegraded {
 			t.Errorf("status: %+v", status)
 		}
+		fail(&o.Circuit, 5)
+		if status := k.Status(); status.Available || status.Health() != spool.HealthRefusing {
+			t.Errorf("with v2 down: %+v", status)
+		}
+		o.Success()
 		time.Sleep(time.Minute)
 		if want := []spool.EventKind{spool.Failed}; !slices.Equal(k.kinds(), want) || k.opened() < 10 {
 			t.Errorf("told %q, opened %d times", k.kinds(), k.opened())
@@ -410,34 +415,35 @@ func TestStatus(t *testing.T) {
 	for name, c := range map[string]struct {
 		trouble func(l *memoryLog) // while a record is refused
 		after   func(l *memoryLog) // since then
-		want    spool.Health
+		want    spool.Health       // while v2 is up
+		down    spool.Health       // while it is down
 	}{
 		"a disk that refuses records": {
-			func(l *memoryLog) { l.appendErr, l.depth.Refusing = unavailable, true }, func(*memoryLog) {}, spool.HealthRefusing,
+			func(l *memoryLog) { l.appendErr, l.depth.Refusing = unavailable, true }, func(*memoryLog) {}, spool.HealthDegraded, spool.HealthRefusing,
 		},
 		"a disk that takes records again": {
-			func(l *memoryLog) { l.appendErr, l.depth.Refusing = unavailable, true }, func(l *memoryLog) { l.depth.Refusing = false }, spool.HealthOK,
+			func(l *memoryLog) { l.appendErr, l.depth.Refusing = unavailable, true }, func(l *memoryLog) { l.depth.Refusing = false }, spool.HealthOK, spool.HealthDegraded,
 		},
 		"a cluster that does not answer": {
-			func(l *memoryLog) { l.appendErr, l.depthErr = unavailable, unavailable }, func(*memoryLog) {}, spool.HealthRefusing,
+			func(l *memoryLog) { l.appendErr, l.depthErr = unavailable, unavailable }, func(*memoryLog) {}, spool.HealthDegraded, spool.HealthRefusing,
 		},
 		"a cluster that does not even name the queue": {
-			func(l *memoryLog) { l.appendErr, l.depthErr, l.hidden = unavailable, unavailable, true }, func(*memoryLog) {}, spool.HealthRefusing,
+			func(l *memoryLog) { l.appendErr, l.depthErr, l.hidden = unavailable, unavailable, true }, func(*memoryLog) {}, spool.HealthDegraded, spool.HealthRefusing,
 		},
 		"a cluster that answers again": {
-			func(l *memoryLog) { l.appendErr, l.depthErr = unavailable, unavailable }, func(l *memoryLog) { l.depthErr = nil }, spool.HealthOK,
+			func(l *memoryLog) { l.appendErr, l.depthErr = unavailable, unavailable }, func(l *memoryLog) { l.depthErr = nil }, spool.HealthOK, spool.HealthDegraded,
 		},
 		"a file that cannot be read": {
-			func(l *memoryLog) { l.appendErr, l.depthErr = errBroken, errBroken }, func(*memoryLog) {}, spool.HealthOK,
+			func(l *memoryLog) { l.appendErr, l.depthErr = errBroken, errBroken }, func(*memoryLog) {}, spool.HealthOK, spool.HealthDegraded,
 		},
 		"full": {
-			func(l *memoryLog) { l.appendErr, l.used = spool.ErrFull, 95 }, func(*memoryLog) {}, spool.HealthRefusing,
+			func(l *memoryLog) { l.appendErr, l.used = spool.ErrFull, 95 }, func(*memoryLog) {}, spool.HealthDegraded, spool.HealthRefusing,
 		},
 		"no longer full": {
-			func(l *memoryLog) { l.appendErr, l.used = spool.ErrFull, 95 }, func(l *memoryLog) { l.used = 50 }, spool.HealthOK,
+			func(l *memoryLog) { l.appendErr, l.used = spool.ErrFull, 95 }, func(l *memoryLog) { l.used = 50 }, spool.HealthOK, spool.HealthDegraded,
 		},
 		"nearly full": {
-			func(l *memoryLog) { l.used = 85 }, func(*memoryLog) {}, spool.HealthDegraded,
+			func(l *memoryLog) { l.used = 85 }, func(*memoryLog) {}, spool.HealthDegraded, spool.HealthDegraded,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -462,6 +468,11 @@ func TestStatus(t *testing.T) {
 				}
 				if again := k.Status(); !reflect.DeepEqual(status, again) {
 					t.Errorf("first %+v\nthen %+v", status, again)
+				}
+				fail(&o.Circuit, 5)
+				status = k.Status()
+				if got := status.Health(); got != c.down {
+					t.Errorf("with v2 down, got %s, want %s: %+v", got, c.down, status)
 				}
 			})
 		})

@@ -209,6 +209,7 @@ type memoryLog struct {
 	queues    map[string]*memory
 	used      int64
 	limit     int64
+	dead      int64       // the limit of dead letters
 	appendErr error       // what Append returns
 	depth     spool.Depth // what Depth returns beside the count
 	depthErr  error
@@ -271,10 +272,16 @@ func (l *memoryLog) Size() (used, limit int64) {
 	return l.used, l.limit
 }
 
-func (l *memoryLog) SetLimit(bytes int64) error {
+func (l *memoryLog) DeadSize() (used, limit int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.limit = bytes
+	return 0, l.dead
+}
+
+func (l *memoryLog) SetLimits(records, dead int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.limit, l.dead = records, dead
 	return nil
 }
 

@@ -20,6 +20,7 @@ import (
 // What a spool's options are without being set.
 const (
 	DefaultMaxSize = 10 << 30           // bytes
+	DeadShare      = 4                  // dead letters may take max_size divided by it
 	DefaultMaxAge  = 6 * 24 * time.Hour // below the 7 days after which v2 ignores a record's time
 	DefaultRate    = 1000               // records a second
 )
@@ -61,8 +62,10 @@ type Queue interface {
 	// it was not tried.
 	Later(Entry, time.Duration)
 
-	// Bury makes a record a dead letter. After an error the record is still held:
-	// call Later.
+	// Bury makes a record a dead letter. ErrFull says that v2 has refused it, and
+	// that dead letters have used up their size; a Verdict without a status is for
+	// what is always kept. After an error the record is still held: call Later, or
+	// Ack to let it go.
 	Bury(e Entry, why Verdict) error
 }
 
@@ -112,11 +115,16 @@ type Log interface {
 	// ErrUnavailable, the queue takes no records now.
 	Depth(queue string) (Depth, error)
 
-	// Size is how many bytes the records take, and how many they may.
+	// Size is how many bytes the records to be delivered take, and how many they
+	// may.
 	Size() (used, limit int64)
 
-	// SetLimit changes how many bytes the records may take.
-	SetLimit(bytes int64) error
+	// DeadSize is the same of dead letters. Those that v2 has not refused are kept
+	// beyond it.
+	DeadSize() (used, limit int64)
+
+	// SetLimits changes how many bytes the records may take, and the dead letters.
+	SetLimits(records, dead int64) error
 
 	// Records returns up to limit records of a queue that are to be delivered,
 	// Letters up to limit dead letters. Both begin behind an ID, and return fewer

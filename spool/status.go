@@ -3,6 +3,7 @@ package spool
 import (
 	"cmp"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 )
@@ -14,6 +15,8 @@ type Status struct {
 	Full      bool          `json:"full"`      // there was no room for a record, and not much has gone since
 	Bytes     int64         `json:"bytes"`
 	MaxBytes  int64         `json:"max_bytes"`
+	Dead      int64         `json:"dead_bytes"` // of dead letters, which are not in Bytes
+	MaxDead   int64         `json:"max_dead_bytes"`
 	Queues    []QueueStatus `json:"queues"`
 }
 
@@ -32,20 +35,19 @@ type Health string
 // The states of a spool, the best one first.
 const (
 	HealthOK       Health = "ok"
-	HealthDegraded Health = "degraded" // more than 80 % full, or v2 is down
-	HealthRefusing Health = "refusing" // a record that v2 does not take now cannot be kept
+	HealthDegraded Health = "degraded" // more than 80 % full, or it takes no records, or v2 is down
+	HealthRefusing Health = "refusing" // v2 is down, and its records cannot be kept
 )
 
-// Health sums the status up.
+// Health sums the status up. A spool that takes no records while v2 takes them
+// keeps no caller waiting, so nobody should turn to another gateway.
 func (s *Status) Health() Health {
-	if !s.Available || s.Full {
+	down := slices.ContainsFunc(s.Queues, func(q QueueStatus) bool { return q.Down })
+	takes := s.Available && !s.Full
+	switch {
+	case down && !takes:
 		return HealthRefusing
-	}
-	degraded := s.nearlyFull()
-	for _, q := range s.Queues {
-		degraded = degraded || q.Down
-	}
-	if degraded {
+	case down || !takes || s.nearlyFull():
 		return HealthDegraded
 	}
 	return HealthOK
@@ -56,14 +58,26 @@ func (s *Status) nearlyFull() bool { return s.Bytes > s.MaxBytes/10*8 }
 // Status says how the spool is. It changes nothing.
 func (k *Keeper) Status() Status {
 	status := Status{Spool: k.setup.Place, Queues: []QueueStatus{}}
-	log := k.Log()
-	if log == nil {
-		return status
+	down := k.down()
+	if log := k.Log(); log != nil {
+		status.look(log, k.full.Load(), down)
 	}
-	status.Available = true
-	status.Bytes, status.MaxBytes = log.Size()
-	status.Full = k.full.Load() && status.nearlyFull()
-	names, down := log.Queues(), k.down()
+	for _, name := range slices.Sorted(maps.Keys(down)) { // whatever the Log knows of it
+		if down[name] && !slices.ContainsFunc(status.Queues, func(q QueueStatus) bool { return q.Name == name }) {
+			status.Queues = append(status.Queues, QueueStatus{Name: name, Down: true})
+		}
+	}
+	slices.SortFunc(status.Queues, func(a, b QueueStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return status
+}
+
+// look adds what the Log says of its queues, and of those that are in use.
+func (s *Status) look(log Log, full bool, down map[string]bool) {
+	s.Available = true
+	s.Bytes, s.MaxBytes = log.Size()
+	s.Dead, s.MaxDead = log.DeadSize()
+	s.Full = full && s.nearlyFull()
+	names := log.Queues()
 	listed := len(names)
 	for name := range down { // those that have no record now: the metrics must show when their first one comes
 		if !slices.Contains(names, name) {
@@ -71,11 +85,11 @@ func (k *Keeper) Status() Status {
 		}
 	}
 	for i, name := range names {
-		if i >= listed && !status.Available {
+		if i >= listed && !s.Available {
 			break // it need not be asked again
 		}
 		depth, takes, err := depthOf(log, name)
-		status.Available = status.Available && takes
+		s.Available = s.Available && takes
 		if i >= listed && err != nil {
 			continue // it may have records all the same
 		}
@@ -83,10 +97,8 @@ func (k *Keeper) Status() Status {
 		if !depth.Oldest.IsZero() {
 			q.Oldest = &depth.Oldest
 		}
-		status.Queues = append(status.Queues, q)
+		s.Queues = append(s.Queues, q)
 	}
-	slices.SortFunc(status.Queues, func(a, b QueueStatus) int { return cmp.Compare(a.Name, b.Name) })
-	return status
 }
 
 // depthOf says what is known of a queue, and whether it takes records: a cluster

@@ -51,9 +51,10 @@ type Config struct {
 	// and "-". Default: td_postback.
 	Name string
 
-	// MaxSize is how many bytes the records may take, and how many the dead
-	// letters; each server needs room for both. Default: spool.DefaultMaxSize.
-	MaxSize int64
+	// MaxSize is how many bytes the records may take, and DeadSize the dead
+	// letters; each server needs room for both. Default: spool.DefaultMaxSize, and
+	// a quarter of MaxSize.
+	MaxSize, DeadSize int64
 
 	// MaxAge is when the gateway buries a record. The servers know nothing of
 	// it: they delete what three times this age, and at least 30 days old, which
@@ -138,7 +139,7 @@ func Open(ctx context.Context, config Config) (*Log, error) {
 		ready:     make(chan struct{}),
 		consumers: map[string]jetstream.Consumer{},
 		held:      map[uint64]holding{},
-		seen:      census{limit: config.MaxSize},
+		seen:      census{limit: config.MaxSize, deadLimit: config.DeadSize},
 		trouble:   errors.New("NATS has not answered yet"),
 	}
 	var err error
@@ -173,6 +174,7 @@ var plainName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 func (c *Config) complete() error {
 	c.Name = cmp.Or(c.Name, "td_postback")
 	c.MaxSize = cmp.Or(c.MaxSize, spool.DefaultMaxSize)
+	c.DeadSize = cmp.Or(c.DeadSize, c.MaxSize/spool.DeadShare)
 	c.MaxAge = cmp.Or(c.MaxAge, spool.DefaultMaxAge)
 	c.Replicas = cmp.Or(c.Replicas, 3)
 	c.Timeout = cmp.Or(c.Timeout, 10*time.Second)
@@ -185,7 +187,7 @@ func (c *Config) complete() error {
 		return errors.New("no URL of a NATS server")
 	case !plainName.MatchString(c.Name):
 		return fmt.Errorf("the name %q: only letters, digits, _ and - are allowed", c.Name)
-	case c.MaxSize < 0 || c.MaxAge < 0 || c.Timeout < 0 || c.Replicas < 0:
+	case c.MaxSize < 0 || c.DeadSize < 0 || c.MaxAge < 0 || c.Timeout < 0 || c.Replicas < 0:
 		return errors.New("sizes, times and replicas cannot be negative")
 	}
 	for i, raw := range c.URLs {
@@ -250,6 +252,7 @@ func (l *Log) prepareOnce() error {
 		Retention:   jetstream.WorkQueuePolicy,
 		MaxAge:      max(3*l.config.MaxAge, keepRecords),
 		Duplicates:  duplicates,
+		MaxBytes:    l.config.MaxSize,
 	}); err != nil {
 		return err
 	}
@@ -259,6 +262,7 @@ func (l *Log) prepareOnce() error {
 		Subjects:    []string{l.letterSubject("*")},
 		Retention:   jetstream.LimitsPolicy,
 		Duplicates:  buried,
+		MaxBytes:    l.config.DeadSize,
 	})
 	return err
 }
@@ -268,7 +272,6 @@ func (l *Log) prepareOnce() error {
 func (l *Log) ensure(ctx context.Context, want jetstream.StreamConfig) (jetstream.Stream, error) {
 	want.Storage = jetstream.FileStorage
 	want.Discard = jetstream.DiscardNew
-	want.MaxBytes = l.config.MaxSize
 	stream, err := l.control.js.Stream(ctx, want.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		want.Replicas = l.config.Replicas

@@ -244,7 +244,7 @@ func TestFull(t *testing.T) {
 			t.Errorf("after max_size has grown: %v", err)
 		}
 	}
-	if err := bigger.SetLimit(100_000); err != nil {
+	if err := bigger.SetLimits(100_000, 50_000); err != nil {
 		t.Fatal(err)
 	}
 	if err := bigger.Append(testQueue, record); !errors.Is(err, spool.ErrFull) {
@@ -253,11 +253,11 @@ func TestFull(t *testing.T) {
 	if _, limit := bigger.Size(); limit != 100_000 {
 		t.Errorf("the limit is %d", limit)
 	}
-	if err := bigger.SetLimit(300_000); err != nil {
+	if err := bigger.SetLimits(300_000, 50_000); err != nil {
 		t.Fatal(err)
 	}
 	if err := bigger.Append(testQueue, record); err != nil {
-		t.Errorf("after max_size has grown by SetLimit: %v", err)
+		t.Errorf("after max_size has grown by SetLimits: %v", err)
 	}
 }
 

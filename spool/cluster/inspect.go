@@ -26,9 +26,10 @@ const censusAge = 250 * time.Millisecond
 
 // census is what the servers hold, as far as it is known.
 type census struct {
-	depths            map[string]spool.Depth // by queue
-	used, limit, dead int64                  // bytes: of records, that they may take, of dead letters
-	err               error                  // why it is what was known before
+	depths          map[string]spool.Depth // by queue
+	used, limit     int64                  // bytes of records, and how many they may have
+	dead, deadLimit int64                  // the same of dead letters
+	err             error                  // why it is what was known before
 }
 
 // ask gives a function the time that the cluster has for one question. Where
@@ -139,6 +140,8 @@ func (l *Log) count(ctx context.Context) (census, error) {
 		used:   int64(records.State.Bytes), //nolint:gosec // G115: it is at most MaxBytes
 		limit:  records.Config.MaxBytes,
 		dead:   int64(letters.State.Bytes), //nolint:gosec // G115: the same
+
+		deadLimit: letters.Config.MaxBytes,
 	}
 	for queue, depth := range depths {
 		now.depths[queue] = *depth
@@ -183,18 +186,23 @@ func (l *Log) Depth(queue string) (spool.Depth, error) {
 }
 
 // Size is how many bytes the records take in the stream, counted once for all
-// replicas, and how many they may. Dead letters do not count. While the cluster
-// does not answer, it is what was known before.
+// replicas, and how many they may. While the cluster does not answer, it is what
+// was known before.
 func (l *Log) Size() (used, limit int64) {
 	now := l.census()
 	return now.used, now.limit
 }
 
-// SetLimit changes how many bytes the records may take, and how many the dead
-// letters.
-func (l *Log) SetLimit(bytes int64) error {
+// DeadSize is the same of dead letters, which have a stream of their own.
+func (l *Log) DeadSize() (used, limit int64) {
+	now := l.census()
+	return now.dead, now.deadLimit
+}
+
+// SetLimits changes how many bytes the records may take, and the dead letters.
+func (l *Log) SetLimits(records, dead int64) error {
 	return l.ask(func(ctx context.Context) error {
-		for _, stream := range []jetstream.Stream{l.records, l.letters} {
+		for stream, bytes := range map[jetstream.Stream]int64{l.records: records, l.letters: dead} {
 			info, err := stream.Info(ctx)
 			if err != nil {
 				return err

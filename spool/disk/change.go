@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -41,6 +42,24 @@ type death struct {
 type state struct {
 	live, dead int   // records to be delivered, dead letters
 	bytes      int64 // of both
+	deadBytes  int64 // of the dead letters
+}
+
+// usage is what a segment's file takes.
+type usage struct {
+	live, dead int64 // the file's bytes, by what they are there for
+	letters    int64 // what the dead letters need by themselves
+}
+
+// usage shares out the bytes of a file. What is in it pays for what is in it no
+// more.
+func (st state) usage(size int64) usage {
+	u := usage{live: size, letters: st.deadBytes + letterSize*int64(st.dead)}
+	if st.deadBytes > 0 {
+		u.dead = int64(float64(size) * min(1, float64(st.deadBytes)/float64(st.bytes)))
+		u.live -= u.dead
+	}
+	return u
 }
 
 func (c *change) apply(tx *bolt.Tx, st *state) error {
@@ -67,11 +86,13 @@ func (c *change) apply(tx *bolt.Tx, st *state) error {
 	}
 	for _, d := range c.deaths {
 		key := keyOf(d.id)
-		if dead.Get(key) != nil || records.Get(key) == nil {
+		value := records.Get(key)
+		if dead.Get(key) != nil || value == nil {
 			continue
 		}
 		st.live--
 		st.dead++
+		st.deadBytes += int64(len(value))
 		if err := dead.Put(key, d.encode()); err != nil {
 			return err
 		}
@@ -87,6 +108,7 @@ func (c *change) applyLetters(records, dead *bolt.Bucket, st *state) error {
 		}
 		c.revived = append(c.revived, id)
 		st.dead--
+		st.deadBytes -= int64(len(records.Get(key)))
 		st.live++
 		if err := dead.Delete(key); err != nil {
 			return err
@@ -99,7 +121,8 @@ func (c *change) applyLetters(records, dead *bolt.Bucket, st *state) error {
 		}
 		c.dropped++
 		st.dead--
-		st.bytes -= int64(len(records.Get(key)))
+		size := int64(len(records.Get(key)))
+		st.bytes, st.deadBytes = st.bytes-size, st.deadBytes-size
 		if err := errors.Join(dead.Delete(key), records.Delete(key)); err != nil {
 			return err
 		}
@@ -107,18 +130,49 @@ func (c *change) applyLetters(records, dead *bolt.Bucket, st *state) error {
 	return nil
 }
 
-const stateSize = 8 + 8 + 8 + 4 // live, dead, bytes, checksum
+const (
+	stateSize = 8 + 8 + 8 + 4     // live, dead, bytes, checksum
+	deadSize  = 8 + 8 + 8 + 8 + 4 // the same, dead bytes, checksum
+)
 
-func readState(tx *bolt.Tx) (state, error) {
+func readState(tx *bolt.Tx) (st state, err error) {
 	bucket := tx.Bucket(stateBucket)
 	if bucket == nil {
-		return state{}, fmt.Errorf("%w: a bucket is missing", errDamaged)
+		return st, fmt.Errorf("%w: a bucket is missing", errDamaged)
 	}
-	return decodeState(bucket.Get(stateKey))
+	if st, err = decodeState(bucket.Get(stateKey)); err != nil || st.decodeDead(bucket.Get(deadKey)) {
+		return st, err
+	}
+	records := tx.Bucket(recordsBucket)
+	err = tx.Bucket(deadBucket).ForEach(func(key, _ []byte) error {
+		st.deadBytes += int64(len(records.Get(key)))
+		return nil
+	})
+	return st, err
 }
 
 func writeState(tx *bolt.Tx, st state) error {
-	return tx.Bucket(stateBucket).Put(stateKey, st.encode())
+	bucket := tx.Bucket(stateBucket)
+	return errors.Join(bucket.Put(stateKey, st.encode()), bucket.Put(deadKey, st.encodeDead()))
+}
+
+// encodeDead makes a value of its own of what the first version did not have, so
+// that it goes on reading the other. As that does not write this one, the counts
+// to which it belongs are in it.
+func (st state) encodeDead() []byte {
+	b := st.encode()[:24]
+	b = binary.BigEndian.AppendUint64(b, uint64(st.deadBytes)) //nolint:gosec // G115: a size
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// decodeDead is encodeDead the other way round. It reports whether the value is
+// that of these counts.
+func (st *state) decodeDead(b []byte) bool {
+	if len(b) != deadSize || !bytes.Equal(b[:24], st.encode()[:24]) || crc32.Checksum(b[:32], castagnoli) != binary.BigEndian.Uint32(b[32:]) {
+		return false
+	}
+	st.deadBytes = int64(binary.BigEndian.Uint64(b[24:])) //nolint:gosec // G115: a size
+	return true
 }
 
 func (st state) encode() []byte {

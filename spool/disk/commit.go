@@ -264,8 +264,8 @@ func (q *queue) change(s *segment, changes ...*change) error {
 		}
 		q.revive(s, c.revived)
 	}
-	q.disk.resize(size - s.counted)
-	s.counted, s.used, s.changed = size, time.Now(), time.Now()
+	q.disk.count(s, size)
+	s.used, s.changed = time.Now(), time.Now()
 	return nil
 }
 
@@ -285,7 +285,7 @@ func (q *queue) revive(s *segment, ids []spool.ID) {
 
 // writable returns the segment that takes records.
 func (q *queue) writable() (*segment, error) {
-	if s := q.active; s != nil && s.counted < q.disk.segmentSize() {
+	if s := q.active; s != nil && s.size < q.disk.segmentSize() {
 		return s, nil
 	}
 	if err := makeDir(q.dir); err != nil {
@@ -385,7 +385,8 @@ func (q *queue) isEmpty(s *segment) bool {
 
 // replace puts a segment in the place of another, or nothing. q.mu is held.
 func (q *queue) replace(s, by *segment) {
-	q.disk.resize(-s.counted)
+	s.state = state{}
+	q.disk.count(s, 0)
 	if q.active == s {
 		q.active = nil
 	}
@@ -399,7 +400,7 @@ func (q *queue) replace(s, by *segment) {
 		return
 	}
 	q.segments[i] = by
-	q.disk.resize(by.counted)
+	q.disk.count(by, by.size)
 }
 
 // carryOut does what orders say, with one commit for each segment.
@@ -497,7 +498,7 @@ func (q *queue) tidy() {
 		if q.isSparse(s) {
 			sparse = s
 		}
-		keep := s == q.active && s.counted <= q.disk.smallFile()
+		keep := s == q.active && s.size <= q.disk.smallFile()
 		if !keep && !s.orphan && !s.damaged && time.Since(s.used) > idleFile {
 			idle = append(idle, s)
 		}

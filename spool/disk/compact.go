@@ -15,11 +15,17 @@ import (
 // smaller, unless space is short.
 const settledFile = 10 * time.Second
 
-// isSparse reports whether a segment takes much more space than what is in it.
-// q.mu is held.
+// isSparse reports whether a segment takes much more space than what is in it, or
+// more for the sake of dead letters when those have too much. q.mu is held.
 func (q *queue) isSparse(s *segment) bool {
-	return s != q.active && s.loaded && !s.orphan && !s.damaged && len(s.acked) == 0 &&
-		(time.Since(s.changed) > settledFile || q.disk.nearlyFull.Load()) && s.counted > 4*s.state.bytes+q.disk.smallFile()
+	if s == q.active || !s.loaded || s.orphan || s.damaged || len(s.acked) > 0 {
+		return false
+	}
+	size := s.size - q.disk.smallFile()
+	if s.state.dead > 0 && q.disk.tooDead() {
+		return size > s.state.bytes/2*3
+	}
+	return (time.Since(s.changed) > settledFile || q.disk.nearlyFull.Load()) && size > 4*s.state.bytes
 }
 
 // compact makes the file of a segment smaller. If that fails, it is tried again
@@ -30,8 +36,7 @@ func (q *queue) compact(s *segment) {
 	defer q.mu.Unlock()
 	s.changed = time.Now()
 	if err == nil {
-		q.disk.resize(size - s.counted)
-		s.counted = size
+		q.disk.count(s, size)
 	}
 }
 

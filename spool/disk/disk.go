@@ -29,10 +29,14 @@ type Config struct {
 	// only its owner can read it.
 	Dir string
 
-	// MaxSize is about how many bytes the files may take together; at least
-	// 1 MiB. Default: spool.DefaultMaxSize. Segments that were set aside because
-	// of damage are not counted.
+	// MaxSize is about how many bytes the files may take together, but for what
+	// dead letters have of them; at least 1 MiB. Default: spool.DefaultMaxSize.
+	// Segments that were set aside because of damage are not counted.
 	MaxSize int64
+
+	// DeadSize is about how many bytes dead letters may take; at least 1. Those
+	// that v2 has not refused are kept beyond it. Default: a quarter of MaxSize.
+	DeadSize int64
 
 	// Key, of spool.KeySize bytes, encrypts the data of new records with
 	// AES-256-GCM. Without it they are on disk as they are.
@@ -66,9 +70,13 @@ const (
 type Disk struct {
 	cfg        Config
 	lock       *bolt.DB
-	used       atomic.Int64 // by files
+	used       atomic.Int64 // by files, without the share of dead letters
+	usedByDead atomic.Int64 // that share
+	letters    atomic.Int64 // what dead letters take by themselves
 	reserved   atomic.Int64 // for records that are not on disk yet
-	maxSize    atomic.Int64 // as in Config, or by SetLimit
+	dying      atomic.Int64 // for dead letters that are not on disk yet
+	maxSize    atomic.Int64 // as in Config, or by SetLimits
+	deadSize   atomic.Int64 // the same
 	nearlyFull atomic.Bool
 
 	mu     sync.Mutex
@@ -84,6 +92,10 @@ func Open(cfg Config) (*Disk, error) {
 	if cfg.MaxSize < minMaxSize {
 		return nil, fmt.Errorf("max_size %d: must be at least %d bytes", cfg.MaxSize, minMaxSize)
 	}
+	cfg.DeadSize = cmp.Or(cfg.DeadSize, cfg.MaxSize/spool.DeadShare)
+	if cfg.DeadSize < 1 {
+		return nil, fmt.Errorf("dead_size %d: must be at least 1 byte", cfg.DeadSize)
+	}
 	if err := spool.CheckKey(cfg.Key); err != nil {
 		return nil, err
 	}
@@ -96,6 +108,7 @@ func Open(cfg Config) (*Disk, error) {
 	}
 	d := &Disk{cfg: cfg, lock: lock, queues: map[string]*queue{}}
 	d.maxSize.Store(cfg.MaxSize)
+	d.deadSize.Store(cfg.DeadSize)
 	if err := d.load(); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
@@ -210,16 +223,21 @@ func (d *Disk) Queues() []string {
 	return names
 }
 
-// Size is how many bytes the files take, and how many they may.
+// Size is how many bytes the files take, without the share of dead letters, and
+// how many they may.
 func (d *Disk) Size() (used, limit int64) { return d.used.Load(), d.maxSize.Load() }
 
-// SetLimit changes how many bytes the files may take together. What is there
-// stays, also if it takes more.
-func (d *Disk) SetLimit(bytes int64) error {
-	if bytes < minMaxSize {
-		return fmt.Errorf("max_size %d: must be at least %d bytes", bytes, minMaxSize)
+// DeadSize is how many bytes dead letters take, and how many they may.
+func (d *Disk) DeadSize() (used, limit int64) { return d.letters.Load(), d.deadSize.Load() }
+
+// SetLimits changes how many bytes the records may take, and the dead letters.
+// What is there stays, also if it takes more.
+func (d *Disk) SetLimits(records, dead int64) error {
+	if records < minMaxSize || dead < 1 {
+		return fmt.Errorf("max_size %d and dead_size %d: must be at least %d bytes and 1 byte", records, dead, minMaxSize)
 	}
-	d.maxSize.Store(bytes)
+	d.maxSize.Store(records)
+	d.deadSize.Store(dead)
 	d.resize(0)
 	return nil
 }
@@ -230,6 +248,16 @@ func (d *Disk) reserve(bytes int64) bool {
 	all := d.reserved.Add(bytes)
 	if d.used.Load()+all+all/4+d.growth() > d.maxSize.Load() {
 		d.reserved.Add(-bytes)
+		return false
+	}
+	return true
+}
+
+// reserveLetter takes room for a dead letter until it is on disk, if there is some.
+func (d *Disk) reserveLetter(bytes int64) bool {
+	all := d.dying.Add(bytes)
+	if d.letters.Load()+all > d.deadSize.Load() {
+		d.dying.Add(-bytes)
 		return false
 	}
 	return true
@@ -249,7 +277,21 @@ func (d *Disk) segmentSize() int64 { return min(maxSegmentSize, d.maxSize.Load()
 
 func (d *Disk) growth() int64 { return min(maxGrowth, d.segmentSize()/4) }
 
-// resize counts what files take.
+// count notes how large a segment's file is, and by its state how much of that is
+// there for dead letters: so those keep no record out. The segment's queue.mu is
+// held.
+func (d *Disk) count(s *segment, size int64) {
+	before := s.usage
+	s.size, s.usage = size, s.state.usage(size)
+	d.usedByDead.Add(s.usage.dead - before.dead)
+	d.letters.Add(s.usage.letters - before.letters)
+	d.resize(s.usage.live - before.live)
+}
+
+// tooDead reports whether dead letters hold more of the files than they may take.
+func (d *Disk) tooDead() bool { return d.usedByDead.Load() > d.deadSize.Load() }
+
+// resize counts what files take for records.
 func (d *Disk) resize(by int64) {
 	used := d.used.Add(by)
 	switch {

@@ -490,7 +490,7 @@ func expectUsed(t testing.TB, d *Disk) {
 	t.Helper()
 	eventually(t, "what is counted as used is what the files take", func() bool {
 		used, _ := d.Size()
-		return used == diskUse(t, d.cfg.Dir)
+		return used+d.usedByDead.Load() == diskUse(t, d.cfg.Dir)
 	})
 }
 
@@ -548,7 +548,7 @@ func TestFullSpoolRefuses(t *testing.T) {
 	}
 }
 
-func TestSetLimit(t *testing.T) {
+func TestSetLimits(t *testing.T) {
 	t.Parallel()
 	d := open(t, Config{Dir: memoryDir(t), MaxSize: 1 << 20})
 	record := spool.Record{Arrival: arrivalTime, Data: make([]byte, 10_000)}
@@ -563,13 +563,13 @@ func TestSetLimit(t *testing.T) {
 	if err := fill(); !errors.Is(err, spool.ErrFull) {
 		t.Fatalf("10 MB in 1 MiB: %v", err)
 	}
-	if err := d.SetLimit(64 << 20); err != nil {
+	if err := d.SetLimits(64<<20, 1); err != nil {
 		t.Fatal(err)
 	}
 	if err := fill(); err != nil {
 		t.Errorf("with a larger limit: %v", err)
 	}
-	if err := d.SetLimit(2 << 20); err != nil {
+	if err := d.SetLimits(2<<20, 1); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Append(q1, record); !errors.Is(err, spool.ErrFull) {
@@ -578,7 +578,7 @@ func TestSetLimit(t *testing.T) {
 	if used, limit := d.Size(); limit != 2<<20 || used < 10_000_000 {
 		t.Errorf("Size gives %d of %d", used, limit)
 	}
-	if err := d.SetLimit(minMaxSize - 1); err == nil {
+	if err := d.SetLimits(minMaxSize-1, 1); err == nil {
 		t.Error("a limit that is too small was taken")
 	}
 }

@@ -3,6 +3,7 @@ package disk
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -16,11 +17,21 @@ import (
 // maxReason is the longest reason that is kept, in bytes.
 const maxReason = 200
 
-// Bury makes a dead letter of a record.
+// letterSize is about what a mark takes, in bytes.
+const letterSize = 256
+
+// Bury makes a dead letter of a record, if there is room for one.
 func (q *queue) Bury(e spool.Entry, why spool.Verdict) error {
 	s := q.segmentOf(e.ID)
 	if s == nil {
 		return nil // it is gone
+	}
+	if why.Status != 0 {
+		size := int64(len(e.Data) + letterSize)
+		if !q.disk.reserveLetter(size) {
+			return fmt.Errorf("dead letters: %w", spool.ErrFull)
+		}
+		defer q.disk.dying.Add(-size)
 	}
 	why.Reason = why.Reason[:min(len(why.Reason), maxReason)]
 	why.Words = why.Words[:min(len(why.Words), spool.MaxWords)]

@@ -281,20 +281,39 @@ func (p *pages) peek() (f found, first []byte, err error) {
 	if err != nil {
 		return f, nil, err
 	}
-	e, err := p.edge(buckets[string(stateBucket)], false)
-	if err != nil {
-		return f, nil, err
-	}
-	if f.state, err = decodeState(e.value); err != nil {
+	if f.state, err = p.state(buckets[string(stateBucket)]); err != nil {
 		return f, nil, err
 	}
 	records := buckets[string(recordsBucket)]
-	if e, err = p.edge(records, true); err != nil {
+	e, err := p.edge(records, true)
+	if err != nil {
 		return f, nil, err
 	}
 	f.last = uint64(idOf(e.key))
 	e, err = p.edge(records, false)
 	return f, e.value, err
+}
+
+// state reads the counts of a segment. One of the first version does not say how
+// many bytes its dead letters have: until it is written to, they count as large
+// as the others.
+func (p *pages) state(b bucketPages) (st state, err error) {
+	page, err := p.top(b)
+	if err != nil {
+		return st, err
+	}
+	values := map[string][]byte{}
+	all, err := appendElements(nil, page)
+	for _, e := range all {
+		values[string(e.key)] = e.value
+	}
+	if err != nil {
+		return st, err
+	}
+	if st, err = decodeState(values[string(stateKey)]); err == nil && !st.decodeDead(values[string(deadKey)]) && st.dead > 0 {
+		st.deadBytes = st.bytes / int64(st.live+st.dead) * int64(st.dead)
+	}
+	return st, err
 }
 
 // check reads the whole file. It returns errDamaged if the file's structure would
@@ -330,6 +349,7 @@ func (p *pages) check(c coder) error {
 		}
 		k.elements, k.bytes = 0, 0
 	}
+	k.found.deadBytes = want.deadBytes // to which records they belong is not looked at
 	if k.found.live -= k.found.dead; k.found != want.state {
 		return fmt.Errorf("%w: records are missing", errDamaged)
 	}

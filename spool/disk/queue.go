@@ -130,8 +130,7 @@ func (q *queue) loadSegment(s *segment) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	s.loaded, s.state, s.last = true, found.state, spool.ID(found.last)
-	q.disk.resize(found.size - s.counted)
-	s.counted = found.size
+	q.disk.count(s, found.size)
 	return nil
 }
 

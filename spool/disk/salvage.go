@@ -52,7 +52,7 @@ func (s *segment) salvage(acked []spool.ID, space space) (rescued *segment, err 
 	}
 	rescued = newSegment(s.path, s.first, s.coder)
 	if found, err := rescued.load(); err == nil { // or it is tried again when its turn comes
-		rescued.loaded, rescued.state, rescued.last, rescued.counted = true, found.state, spool.ID(found.last), found.size
+		rescued.loaded, rescued.state, rescued.last, rescued.size = true, found.state, spool.ID(found.last), found.size
 	}
 	return rescued, nil
 }

@@ -42,6 +42,7 @@ var (
 	deadBucket    = []byte("dead")    // ID -> why the record is a dead letter
 	stateBucket   = []byte("state")
 	stateKey      = []byte("state")
+	deadKey       = []byte("state.dead") // behind it
 )
 
 // segment is one bbolt file of a queue. Its name tells the least ID that it
@@ -61,7 +62,8 @@ type segment struct {
 	loaded  bool              // state and last are known
 	acked   map[spool.ID]bool // delivered, but still in the file
 	ackedAt time.Time         // the first of them; or when to try again, if that has failed
-	counted int64             // of the file's size, as part of what the Log uses
+	size    int64             // of the file
+	usage   usage             // as part of what the Log uses
 	used    time.Time         // last
 	changed time.Time         // when something was committed last
 	orphan  bool              // the file may be gone, so it must stay open
