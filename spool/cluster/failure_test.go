@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/td-postback/gateway/spool"
 )
 
@@ -175,6 +177,13 @@ func TestMajorityLost(t *testing.T) {
 	if unavailable.Load() != 8 {
 		t.Errorf("%d of 8 appends said that the spool is not available", unavailable.Load())
 	}
+	for range 100 { // nobody waits any more
+		began := time.Now()
+		err := l.Append(testQueue, spool.Record{Arrival: arrival, Data: []byte("not sent")})
+		if took := time.Since(began); !errors.Is(err, spool.ErrUnavailable) || took > limit/2 {
+			t.Fatalf("a later append: %v after %s", err, took)
+		}
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), wait)
 	defer cancel()
 	if err := q.Bury(held, spool.Verdict{Status: 400, Reason: "refused"}); !errors.Is(err, spool.ErrUnavailable) {
@@ -186,9 +195,23 @@ func TestMajorityLost(t *testing.T) {
 	for _, n := range victims {
 		n.Start(t)
 	}
+	other, err := jetstream.New(direct(t, cluster(t)[2]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the servers take what somebody else sends", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), resend)
+		defer cancel()
+		_, err := other.Publish(ctx, l.recordSubject("_other"), nil)
+		return err == nil
+	})
+	again := time.Now()
 	until(t, "a record is kept again", func() bool {
 		return l.Append(testQueue, spool.Record{Arrival: arrival, Data: []byte("after")}) == nil
 	})
+	if took := time.Since(again); took > 2*time.Second {
+		t.Errorf("the servers take records, and are used after %s", took)
+	}
 	until(t, "a record is buried", func() bool { return q.Bury(held, spool.Verdict{Status: 400, Reason: "refused"}) == nil })
 	letters, err := l.Letters(testQueue, 0, 10)
 	if err != nil || len(letters) != 1 || string(letters[0].Data) != "before" {
@@ -205,6 +228,9 @@ func TestMajorityLost(t *testing.T) {
 		}
 		if seen["before"] {
 			t.Error("what was buried was given out again")
+		}
+		if seen["not sent"] {
+			t.Error("what was refused at once was kept nevertheless")
 		}
 	}
 }
