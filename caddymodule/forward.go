@@ -63,7 +63,7 @@ func (h *Handler) refuseUndelivered(c *call, err error) {
 // caller waits for a kept record, so those try whether v2 is up again.
 func (h *Handler) forwardOrKeep(c *call) {
 	trying := c.to.queue.IsOpen()
-	if h.Spool.Mode == spoolAlways || trying {
+	if trying || h.Spool.Mode == spoolAlways && !c.to.queue.Hesitates() {
 		err := h.keep(c)
 		if err == nil {
 			return

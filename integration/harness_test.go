@@ -348,8 +348,9 @@ func scrape(t *testing.T, addr string) map[string]float64 {
 	}
 	found := map[string]float64{}
 	for line := range strings.SplitSeq(string(text), "\n") {
-		name, number, _ := strings.Cut(line, " ")
-		if name, ok := strings.CutPrefix(name, "caddy_td_postback_"); ok && !strings.Contains(name, "_bucket") {
+		space := strings.LastIndexByte(line, ' ') // there may be others in labels
+		name, ok := strings.CutPrefix(line[:max(space, 0)], "caddy_td_postback_")
+		if number := line[space+1:]; ok && !strings.Contains(name, "_bucket") {
 			value, err := strconv.ParseFloat(number, 64)
 			if err != nil {
 				t.Fatal(err)

@@ -335,6 +335,13 @@ func (o *Outbox) Put(r Record, live bool) error {
 	return err
 }
 
+// Hesitates reports whether the Log may take long to keep a record, or may not
+// keep it. Who can do without it then should.
+func (o *Outbox) Hesitates() bool {
+	log, may := o.keeper.Log().(interface{ Hesitates() bool })
+	return may && log.Hesitates()
+}
+
 // note writes only what is new: nearly every record would write the same, and
 // the processors would pass the memory around.
 func note(flag *atomic.Bool, value bool) {

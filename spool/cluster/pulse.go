@@ -53,6 +53,10 @@ func (p *pulse) feel(last *uint64, well *time.Time) {
 	}
 }
 
+// Hesitates reports whether the servers are silent. Append still waits for them
+// for a while.
+func (l *Log) Hesitates() bool { return l.pulse.quiet() > 0 || l.unready() != nil }
+
 // away reports whether the servers have been silent for so long that a record
 // need not wait for them.
 func (l *Log) away() bool {
