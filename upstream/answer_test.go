@@ -3,10 +3,12 @@ package upstream
 import (
 	"bufio"
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/textproto"
+	"strings"
 	"testing"
 	"time"
 )
@@ -97,5 +99,49 @@ func finalAnswer(sent []byte) (status int, body string, err error) {
 		if resp.StatusCode >= 200 {
 			return resp.StatusCode, string(text), nil
 		}
+	}
+}
+
+// TestLinearAnswer gives v2's answer a head of n fields, and then of 16 times as
+// many: the work may grow by 16, and some more where it leaves the processor's
+// cache, but not by 256.
+func TestLinearAnswer(t *testing.T) {
+	const n, factor, most = 500, 16, 100
+	for name, field := range map[string]func(i int) string{
+		"one name":           func(int) string { return "X-Same: v\r\n" },
+		"many names":         func(i int) string { return fmt.Sprintf("X-%d: v\r\n", i) },
+		"names for one hop":  func(i int) string { return fmt.Sprintf("Connection: x-%d\r\nX-%d: v\r\n", i, i) },
+		"others for one hop": func(i int) string { return fmt.Sprintf("Connection: y-%d\r\nX-%d: v\r\n", i, i) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			work := func(n int) time.Duration {
+				var head strings.Builder
+				head.WriteString("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n")
+				for i := range n {
+					head.WriteString(field(i))
+				}
+				head.WriteString("\r\n{}")
+				least := time.Hour
+				for range 10 {
+					x := exchanges.Get().(*exchange)
+					x.w, x.r, x.conn, x.timeout = httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/", nil), stubConn{}, time.Second
+					br := bufio.NewReaderSize(strings.NewReader(head.String()), head.Len()) // v2's may have answerBuffer
+					began := time.Now()
+					if err := x.readHead(br); err != nil {
+						t.Fatal(err)
+					}
+					if _, err := x.pass(br, nil); err != nil {
+						t.Fatal(err)
+					}
+					least = min(least, time.Since(began))
+					x.put()
+				}
+				return least
+			}
+			few, many := work(n), work(factor*n)
+			if many > most*few {
+				t.Errorf("%d fields take %v, %d times as many %v", n, few, factor, many)
+			}
+		})
 	}
 }
