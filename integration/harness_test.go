@@ -527,7 +527,11 @@ type spoolState struct {
 	Available bool
 	Bytes     int64
 	MaxBytes  int64 `json:"max_bytes"`
-	Queues    []struct {
+
+	DeadBytes    int64 `json:"dead_bytes"`
+	MaxDeadBytes int64 `json:"max_dead_bytes"`
+
+	Queues []struct {
 		Name          string
 		Records, Dead int
 		Oldest        *time.Time
