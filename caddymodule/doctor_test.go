@@ -1,0 +1,522 @@
+package caddymodule
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"math"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/fileserver"
+	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	_ "github.com/caddyserver/caddy/v2/modules/metrics"
+)
+
+// healthy is a configuration with nothing to change. The tests spoil it.
+const healthy = `{
+	auto_https disable_redirects
+	grace_period 40s
+	servers {
+		listener_wrappers {
+			td_handover
+		}
+		max_header_size 1MiB
+		timeouts {
+			read_body 60s
+		}
+	}
+	log default {
+		format filter {
+			request>uri td_key
+			request>headers td_key
+			resp_headers td_key
+			uri td_key
+			headers td_key
+		}
+	}
+}
+
+http://a.example, https://a.example {
+	log {
+		format filter {
+			request>uri td_key
+			request>headers td_key
+			resp_headers td_key
+			uri td_key
+			headers td_key
+		}
+	}
+	handle /healthz {
+		respond "ok"
+	}
+	handle {
+		td_postback us01
+	}
+}
+
+http://, https:// {
+	respond "nobody" 404
+}
+`
+
+// examineText reads a Caddyfile.
+func examineText(t testing.TB, text string) *examined {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "Caddyfile")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config, err := adapted(file, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := examine(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// only checks that there is one finding, this one.
+func only(t testing.TB, all []finding, want severity, texts ...string) {
+	t.Helper()
+	if len(all) != 1 || all[0].severity != want || all[0].instead == "" {
+		t.Errorf("got %+v, want one finding of severity %d with %q", all, want, texts)
+		return
+	}
+	for _, text := range texts {
+		if !strings.Contains(all[0].what+"\n"+all[0].instead, text) {
+			t.Errorf("%q is not in %+v", text, all[0])
+		}
+	}
+}
+
+// TestDoctorFindsEachFault spoils a configuration in one way at a time: there is
+// exactly the finding for it.
+func TestDoctorFindsEachFault(t *testing.T) {
+	if all := checkConfiguration(examineText(t, healthy)); len(all) > 0 {
+		t.Fatalf("healthy, but %+v", all)
+	}
+	const block, health = "\thandle {\n\t\ttd_postback us01\n\t}\n", "\thandle /healthz {\n\t\trespond \"ok\"\n\t}\n"
+	const redirects = "\tauto_https disable_redirects\n"
+	for name, test := range map[string]struct {
+		replace  []string // old and new
+		severity severity
+		texts    []string
+	}{
+		"no td_postback":                   {[]string{"td_postback us01", "respond ok"}, losesRecords, []string{"no td_postback", "td_postback us01"}},
+		"respond in front":                 {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\trespond ok\n\t\ttd_postback us01\n\t\t}\n"}, losesRecords, []string{"`respond` answers every call", "a.example on :80"}},
+		"metrics in front":                 {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\tmetrics /*\n\t\ttd_postback us01\n\t\t}\n"}, losesRecords, []string{"`metrics` answers every call"}},
+		"a nested respond in front":        {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\troute {\n\t\trespond ok\n\t\t}\n\t\ttd_postback us01\n\t\t}\n"}, losesRecords, []string{"`respond` answers every call"}},
+		"respond for the events":           {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\trespond /postback/* ok\n\t\ttd_postback us01\n\t\t}\n"}, losesRecords, []string{"`respond` answers every call"}},
+		"an empty handle in front":         {[]string{block, "\thandle /* {\n\t}\n" + block}, losesRecords, []string{"`handle` answers every call"}},
+		"Caddy's redirect":                 {[]string{redirects, "", "http://a.example, https://a.example", "a.example"}, losesRecords, []string{"redirected to https", "auto_https disable_redirects", "http://HOST, https://HOST {"}},
+		"Caddy's redirect before a site":   {[]string{redirects, "", "http://a.example, https://a.example", "https://a.example", "http://, https:// {\n\trespond \"nobody\" 404", "http://, https:// {\n\tabort"}, losesRecords, []string{"redirected to https"}},
+		"a redirect":                       {[]string{"\tlog {\n", "\t@plain protocol http\n\tredir @plain https://{host}{uri}\n\tlog {\n"}, losesRecords, []string{"redirected to https", "`redir`"}},
+		"a redirect of everything":         {[]string{"\tlog {\n", "\tredir https://{host}{uri}\n\tlog {\n"}, losesRecords, []string{"redirected to https"}},
+		"a redirect in a block":            {[]string{health, health + "\t@plain protocol http\n\thandle @plain {\n\t\tredir https://b.example{uri}\n\t}\n"}, losesRecords, []string{"redirected to https"}},
+		"a redirect by a proxy's header":   {[]string{"\tlog {\n", "\t@plain header X-Forwarded-Proto http\n\tredir @plain https://{host}{uri} permanent\n\tlog {\n"}, losesRecords, []string{"redirected to https"}},
+		"other hosts":                      {[]string{"http://, https:// {\n\trespond \"nobody\" 404\n}\n", ""}, losesRecords, []string{"any other host", "empty 200", "http://, https:// {"}},
+		"other hosts of https":             {[]string{"http://, https:// {", "http:// {"}, losesRecords, []string{"any other host", "a.example on :443"}},
+		"other paths":                      {[]string{block, "\ttd_postback /postback/* us01\n"}, losesRecords, []string{"empty 200", "path"}},
+		"other paths of a handle":          {[]string{block, "\thandle /postback/* {\n\t\ttd_postback us01\n\t}\n"}, losesRecords, []string{"empty 200", "path"}},
+		"the limit of URLs":                {[]string{"\t\tmax_header_size 1MiB\n", ""}, losesRecords, []string{"16 KiB", "431", "max_header_size 1MiB"}},
+		"a low limit of URLs":              {[]string{"max_header_size 1MiB", "max_header_size 8KiB"}, losesRecords, []string{"431"}},
+		"a high limit of URLs":             {[]string{"max_header_size 1MiB", "max_header_size 64MiB"}, bites, []string{"memory"}},
+		"no td_handover":                   {[]string{"\t\t\ttd_handover\n", "\t\t\thttp_redirect\n\t\t\ttls\n"}, losesRecords, []string{"reload", "td_handover"}},
+		"shutdown_delay":                   {[]string{"\tgrace_period 40s\n", "\tgrace_period 40s\n\tshutdown_delay 5s\n"}, losesRecords, []string{"`shutdown_delay` switches td_handover off"}},
+		"no grace_period":                  {[]string{"\tgrace_period 40s\n", ""}, bites, []string{"no end", "grace_period 40s"}},
+		"a short grace_period":             {[]string{"grace_period 40s", "grace_period 5s"}, bites, []string{"shorter than response_timeout (30s)", "grace_period 40s"}},
+		"no read_body":                     {[]string{"\t\ttimeouts {\n\t\t\tread_body 60s\n\t\t}\n", ""}, bites, []string{"read_body 60s"}},
+		"no filter at all":                 {[]string{"\tlog {\n\t\tformat filter {\n\t\t\trequest>uri td_key\n\t\t\trequest>headers td_key\n\t\t\tresp_headers td_key\n\t\t\turi td_key\n\t\t\theaders td_key\n\t\t}\n\t}\n", "\tlog\n", "log default {\n\t\tformat filter {\n\t\t\trequest>uri td_key\n\t\t\trequest>headers td_key\n\t\t\tresp_headers td_key\n\t\t\turi td_key\n\t\t\theaders td_key\n\t\t}\n\t}", "log default {\n\t\toutput stdout\n\t}"}, showsKeys, []string{`"default" (headers, request>headers, request>uri, resp_headers, uri)`}},
+		"an access log without a filter":   {[]string{"\tlog {\n\t\tformat filter {\n\t\t\trequest>uri td_key\n\t\t\trequest>headers td_key\n\t\t\tresp_headers td_key\n\t\t\turi td_key\n\t\t\theaders td_key\n\t\t}\n\t}\n", "\tlog {\n\t\tformat json\n\t}\n"}, showsKeys, []string{`"log0"`, "format filter"}},
+		"one more log":                     {[]string{"\tlog default {", "\tlog errors {\n\t\toutput stdout\n\t\tinclude http.log.error\n\t}\n\tlog default {"}, showsKeys, []string{`"errors"`}},
+		"a field without a filter":         {[]string{"resp_headers td_key", "resp_headers rename x"}, showsKeys, []string{`"default" (resp_headers); "log0" (resp_headers)`}},
+		"credentials in logs":              {[]string{"\t\tmax_header_size", "\t\tlog_credentials\n\t\tmax_header_size"}, showsKeys, []string{"`log_credentials`"}},
+		"handoff":                          {[]string{"td_postback us01", "td_postback us01 {\n\thandoff\n}"}, losesRecords, []string{"`handoff`", "reverse_proxy https://us01.records.in.treasuredata.com"}},
+		"pass_thru":                        {[]string{"td_postback us01", "td_postback us01 {\n\tpass_thru\n}"}, bites, []string{"`pass_thru`"}},
+		"an upstream":                      {[]string{"td_postback us01", "td_postback us01 {\n\tupstream http://127.0.0.1:9000\n}"}, bites, []string{"http://127.0.0.1:9000, and not to Treasure Data"}},
+		"a rule that never runs":           {[]string{"\tlog {\n", "\t@bad remote_ip 192.0.2.1\n\trespond @bad 403\n\tlog {\n"}, bites, []string{"`respond` never runs"}},
+		"a proxy that never runs":          {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01\n\t\treverse_proxy 127.0.0.1:1\n\t\t}\n"}, bites, []string{"`reverse_proxy` never runs"}},
+		"https alone":                      {[]string{"http://a.example, https://a.example", "https://a.example"}, bites, []string{"http://", "a.example on :443"}},
+		"an option that Caddy refuses":     {[]string{"td_postback us01", "td_postback us01 {\n\tmax_buffered 1KiB\n}"}, losesRecords, []string{"does not start", "max_buffered"}},
+		"two blocks on one spool disagree": {[]string{health, "\thandle /x/* {\n\t\ttd_postback us01 {\n\t\t\tspool {\n\t\t\t\tdir /s\n\t\t\t\tmax_size 1GiB\n\t\t\t}\n\t\t}\n\t}\n", "\t\ttd_postback us01\n", "\t\ttd_postback us01 {\n\t\t\tspool {\n\t\t\t\tdir /s\n\t\t\t}\n\t\t}\n"}, losesRecords, []string{"spool /s", "different options"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := healthy
+			for i := 0; i < len(test.replace); i += 2 {
+				if !strings.Contains(text, test.replace[i]) {
+					t.Fatalf("%q is not in the configuration", test.replace[i])
+				}
+				text = strings.ReplaceAll(text, test.replace[i], test.replace[i+1])
+			}
+			only(t, checkConfiguration(examineText(t, text)), test.severity, test.texts...)
+		})
+	}
+}
+
+// TestDoctorRaisesNoFalseAlarm: these are as they should be.
+func TestDoctorRaisesNoFalseAlarm(t *testing.T) {
+	const block = "\thandle {\n\t\ttd_postback us01\n\t}\n"
+	for name, replace := range map[string][]string{
+		"a redirect of other paths":      {"\tlog {\n", "\tredir /old https://b.example\n\tlog {\n"},
+		"a deny rule before td_postback": {"\t\ttd_postback us01\n", "\t\troute {\n\t\t@bad remote_ip 192.0.2.1\n\t\trespond @bad 403\n\t\ttd_postback us01\n\t\t}\n"},
+		"handoff with a proxy":           {"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01 {\n\t\thandoff\n\t\t}\n\t\treverse_proxy https://us01.records.in.treasuredata.com\n\t\t}\n"},
+		"a matcher and an end":           {block, "\troute {\n\t\ttd_postback /postback/* us01\n\t\trespond 404\n\t}\n"},
+		"blocks by a matcher":            {block, "\t@part client_ip 192.0.2.0/24\n\thandle @part {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\ttd_postback eu01\n\t}\n"},
+		"a named route":                  {"http://a.example", "&(gateway) {\n\ttd_postback us01\n}\n\nhttp://a.example", block, "\thandle {\n\t\tinvoke gateway\n\t}\n"},
+		"a log that goes nowhere":        {"\tlog default {", "\tlog none {\n\t\toutput discard\n\t}\n\tlog default {"},
+		"a log of other things":          {"\tlog default {", "\tlog certificates {\n\t\tinclude tls\n\t}\n\tlog default {"},
+		"the request left out of a log":  {"request>uri td_key", "request delete"},
+		"https for other names":          {"http://, https:// {", "https://b.example {\n\trespond \"b\"\n}\n\nhttp://, https:// {"},
+		"plain http alone":               {"http://a.example, https://a.example", "http://a.example"},
+		"a spool shared":                 {"\t\ttd_postback us01\n", "\t\ttd_postback us01 {\n\t\t\tspool {\n\t\t\t\tdir /s\n\t\t\t}\n\t\t}\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := healthy
+			for i := 0; i < len(replace); i += 2 {
+				if !strings.Contains(text, replace[i]) {
+					t.Fatalf("%q is not in the configuration", replace[i])
+				}
+				text = strings.ReplaceAll(text, replace[i], replace[i+1])
+			}
+			if all := checkConfiguration(examineText(t, text)); len(all) > 0 {
+				t.Errorf("%+v", all)
+			}
+		})
+	}
+}
+
+// TestDoctorLikesTheExamples: nothing in them loses records or shows keys.
+func TestDoctorLikesTheExamples(t *testing.T) {
+	t.Setenv("RUNTIME_DIRECTORY", t.TempDir())
+	for _, file := range []string{"../Caddyfile.example", "../deploy/Caddyfile"} {
+		config, err := adapted(file, "caddyfile")
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := examine(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(e.blocks) != 2 {
+			t.Errorf("%s: %d blocks", file, len(e.blocks))
+		}
+		for _, f := range checkConfiguration(e) {
+			if f.severity < bites {
+				t.Errorf("%s: %+v", file, f)
+			}
+		}
+		if all := checkMemory(e, 320<<20, 512<<20); len(all) > 0 {
+			t.Errorf("%s: with the unit's limits %+v", file, all)
+		}
+		if all := checkFiles(e, 65536); len(all) > 0 {
+			t.Errorf("%s: with the unit's limits %+v", file, all)
+		}
+	}
+}
+
+// TestDoctorReadsAnyJSON: what is no configuration with td_postback is an error
+// or a finding, and routes that invoke each other have an end.
+func TestDoctorReadsAnyJSON(t *testing.T) {
+	for config, want := range map[string]string{
+		`{}`:                  "no td_postback",
+		`null`:                "no td_postback",
+		`{"apps":{"http":`:    "",
+		`{"apps":{"http":1}}`: "",
+		`{"apps":{"http":{"servers":{"a":null}}}}`: "no td_postback",
+		`{"apps":{"http":{"servers":{"a":{"named_routes":{"x":{"handle":[{"handler":"invoke","name":"x"}]}},"routes":[{"handle":[{"handler":"invoke","name":"x"}]}]}}}}}`: "no td_postback",
+		`{"apps":{"http":{"servers":{"a":{"routes":[{"handle":[{"handler":"td_postback","region":"us01","regoin":1}]}]}}}}}`:                                              "regoin",
+		`{"apps":{"http":{"servers":{"a":{"routes":[{"handle":[{"handler":"td_postback","region":"mars"}]}]}}}}}`:                                                         `region "mars"`,
+	} {
+		e, err := examine([]byte(config))
+		if err != nil {
+			if want != "" {
+				t.Errorf("%s: %v", config, err)
+			}
+			continue
+		}
+		if all := checkConfiguration(e); want == "" || len(all) == 0 || !strings.Contains(all[0].what, want) {
+			t.Errorf("%s: %+v", config, all)
+		}
+	}
+}
+
+// FuzzDoctor examines any configuration: it ends, and prints no header and no
+// upstream's password.
+func FuzzDoctor(f *testing.F) {
+	for _, seed := range []string{
+		`{"apps":{"http":{"servers":{"a":{"listen":[":80"],"routes":[{"match":[{"path":["/x"]}],"handle":[{"handler":"td_postback","region":"us01","spool":{}}]}]}}}}}`,
+		`{"apps":{"http":{"servers":{"a":{"named_routes":{"x":{"handle":[{"handler":"invoke","name":"x"},{"handler":"td_postback"}]}},"routes":[{"handle":[{"handler":"invoke","name":"x"}]}]}}}}}`,
+		`{"logging":{"logs":{"default":null,"a":{"encoder":{"format":"append","wrap":{"format":"filter"}}}}},"apps":{"http":{"servers":{"a":{"logs":{},"routes":[{"handle":[{"handler":"headers","request":{"set":{"X-TD-Write-Key":["1/secret"]}}},{"handler":"td_postback","upstream":"http://u:secret@h"}]}]}}}}}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, config []byte) {
+		e, err := examine(config)
+		if err != nil {
+			return
+		}
+		var out bytes.Buffer
+		loses := printFindings(&out, "file", checkConfiguration(e))
+		if loses != strings.Contains(out.String(), headings[losesRecords]) {
+			t.Errorf("loses: %v in %s", loses, out.String())
+		}
+		if len(e.blocks) == 0 && !loses {
+			t.Errorf("no td_postback, and no complaint about %s", config)
+		}
+	})
+}
+
+// TestDoctorShowsNoSecrets: keys, headers and passwords of a configuration are
+// not in what the doctor prints.
+func TestDoctorShowsNoSecrets(t *testing.T) {
+	for _, block := range []string{
+		"request_header X-TD-Write-Key 1234/5ec2e700\n\t\ttd_postback us01",
+		"td_postback {\n\t\t\tupstream http://user:5ec2e700@h.example\n\t\t}",
+		"td_postback us01 {\n\t\t\tspool nats nats://user:5ec2e700@n.example\n\t\t}",
+		"td_postback us01 {\n\t\t\tspool nats nats://user:5ec2e700@n.example/x\n\t\t}",
+	} {
+		e := examineText(t, strings.Replace(healthy, "td_postback us01", block, 1))
+		var out bytes.Buffer
+		printFindings(&out, "file", checkConfiguration(e))
+		if strings.Contains(out.String(), "5ec2e700") {
+			t.Errorf("%s: %s", block, out.String())
+		}
+	}
+}
+
+// TestDoctorPrintsTheWorstFirst also shows the form of the output.
+func TestDoctorPrintsTheWorstFirst(t *testing.T) {
+	var out bytes.Buffer
+	loses := printFindings(&out, "F", []finding{
+		{bites, "A.", "Do a."}, {inOrder, "B.", ""}, {losesRecords, "C.", "Write\n\tc"}, {showsKeys, "D.", "Do d."}, {losesRecords, "E.", "Do e."},
+	})
+	want := `LOSES RECORDS
+
+ 1. C.
+    Instead: Write
+        c
+
+ 2. E.
+    Instead: Do e.
+
+SHOWS WRITE KEYS
+
+ 3. D.
+    Instead: Do d.
+
+MAY BITE LATER
+
+ 4. A.
+    Instead: Do a.
+
+IN ORDER
+
+ 5. B.
+
+F: do not use it like this: 2 of these would lose records.
+`
+	if !loses || out.String() != want {
+		t.Errorf("%v\n%s", loses, out.String())
+	}
+	for want, all := range map[string][]finding{
+		"F: it would lose no record that the doctor knows of. 2 of these are worth a change.\n": {{bites, "A.", "a"}, {showsKeys, "B.", "b"}, {inOrder, "C.", ""}},
+		"F: the doctor finds nothing to change.\n":                                              {{inOrder, "C.", ""}},
+	} {
+		out.Reset()
+		if printFindings(&out, "F", all) || !strings.HasSuffix(out.String(), want) {
+			t.Errorf("%+v: %s", all, out.String())
+		}
+	}
+}
+
+func TestDoctorCountsMemory(t *testing.T) {
+	e := examineText(t, healthy) // two blocks of 256 MiB, and 64 MiB
+	only(t, checkMemory(e, 512<<20, 1<<30), bites, "576 MiB", "Go's memory limit is 512 MiB", "GOMEMLIMIT=576MiB")
+	only(t, checkMemory(e, 512<<20, 575<<20), losesRecords, "576 MiB", "has 575 MiB")
+	if all := checkMemory(e, 576<<20, 576<<20); len(all) > 0 {
+		t.Errorf("%+v", all)
+	}
+	// Five queues of one spool, for both blocks together.
+	e = examineText(t, strings.Replace(healthy, "td_postback us01", "td_postback auto {\n\tspool\n}", 1))
+	only(t, checkMemory(e, 895<<20, math.MaxInt64), bites, "896 MiB")
+	if all := checkMemory(e, 896<<20, math.MaxInt64); len(all) > 0 {
+		t.Errorf("%+v", all)
+	}
+}
+
+func TestDoctorCountsFiles(t *testing.T) {
+	e := examineText(t, healthy)                                          // two blocks of 1,024 connections
+	only(t, checkFiles(e, 4195), bites, "4195 files", "needs about 4196") // 2 x 2 x 1,024, and 100
+	if all := checkFiles(e, 4196); len(all) > 0 {
+		t.Errorf("%+v", all)
+	}
+}
+
+func TestDoctorLooksAtTheKernel(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "tcp_migrate_req")
+	e := examineText(t, healthy)
+	for setting, says := range map[string]bool{"0\n": true, "1\n": false} {
+		if err := os.WriteFile(file, []byte(setting), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if all := checkKernel(e, file); len(all) > 0 != says {
+			t.Errorf("%s: %+v", setting, all)
+		}
+	}
+	if err := os.WriteFile(file, []byte("0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if all := checkKernel(examineText(t, strings.NewReplacer("http://a.example, https", "https", "\tlog {\n", "\tbind fd/3\n\tlog {\n").Replace(healthy)), file); len(all) > 0 {
+		t.Errorf("with sockets of systemd: %+v", all)
+	}
+	if all := checkKernel(e, file+"no"); len(all) > 0 {
+		t.Errorf("on another system: %+v", all)
+	}
+}
+
+// TestDoctorLooksAtTheSpool: its directory, which is not made, its disk, and the
+// files that the block names.
+func TestDoctorLooksAtTheSpool(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	block := func(options string) *foundBlock {
+		return examineText(t, strings.Replace(healthy, "td_postback us01", "td_postback us01 {\n"+options+"\n}", 1)).blocks[0]
+	}
+	small := filepath.Join(dir, "a", "b")
+	if all := probeSpool(block("spool {\ndir " + small + "\nmax_size 1MiB\n}")); len(all) > 0 {
+		t.Errorf("%+v", all)
+	}
+	if _, err := os.Stat(filepath.Dir(small)); err == nil {
+		t.Error("the doctor has made a directory")
+	}
+	only(t, probeSpool(block("spool {\ndir "+file+"/x\n}")), losesRecords, "cannot be written", file)
+	only(t, probeFiles(block("spool {\nkey_file "+file+"\n}")), losesRecords, "does not start", "64 hexadecimal digits")
+	only(t, probeFiles(block("tls_ca "+file)), losesRecords, "does not start", "tls_ca")
+	if _, known := freeSpace(dir); known {
+		only(t, probeSpool(block("spool {\ndir "+small+"\nmax_size 1PiB\n}")), bites, "max_size", "1.0 PiB")
+	}
+	if os.Getuid() == 0 {
+		return // who may write everywhere
+	}
+	if err := os.Chmod(dir, 0o500); err != nil { //nolint:gosec // G302: it is a directory
+		t.Fatal(err)
+	}
+	only(t, probeSpool(block("spool {\ndir "+small+"\n}")), losesRecords, "cannot be written", dir)
+}
+
+// TestDoctorAsksV2 has a stand-in for each way in which the asking can end.
+func TestDoctorAsksV2(t *testing.T) {
+	asked := make(chan *http.Request, 1)
+	answer := func(status int, date string) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked <- r
+			w.Header().Set("Date", date)
+			w.WriteHeader(status)
+		})
+	}
+	now, wrong, old := time.Now().UTC().Format(http.TimeFormat), time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat), time.Now().Add(100*time.Hour).UTC().Format(http.TimeFormat)
+	for _, test := range []struct {
+		status   int
+		date     string
+		severity []severity
+		text     string
+	}{
+		{403, now, []severity{inOrder, inOrder}, "403 to a record without a key, as it should"},
+		{403, wrong, []severity{inOrder, bites}, "wrong by 1h"},
+		{403, old, []severity{inOrder, losesRecords}, "wrong by 99h59m"},
+		{200, now, []severity{losesRecords, inOrder}, "something else is there"},
+		{404, now, []severity{losesRecords, inOrder}, "answers 404"},
+		{301, now, []severity{losesRecords, inOrder}, "answers 301"},
+		{503, now, []severity{bites, inOrder}, "answers 503 now"},
+		{429, now, []severity{bites, inOrder}, "answers 429 now"},
+		{403, "yesterday", []severity{inOrder}, "403"},
+	} {
+		server := httptest.NewServer(answer(test.status, test.date))
+		all := probeUpstream(probing(t, server.URL, ""), server.URL)
+		var got []severity
+		var texts strings.Builder
+		for _, f := range all {
+			got = append(got, f.severity)
+			texts.WriteString(f.what)
+		}
+		if !reflect.DeepEqual(got, test.severity) || !strings.Contains(strings.NewReplacer("100h0m0s", "99h59m", "1h0m1s", "1h").Replace(texts.String()), test.text) {
+			t.Errorf("%d, %s: %+v", test.status, test.date, all)
+		}
+		if r := <-asked; r.Method != http.MethodPost || r.Header.Get("X-TD-Write-Key") != "" || r.Header.Get("Authorization") != "" || r.URL.RawQuery != "" {
+			t.Errorf("it sent %v", r)
+		}
+		server.Close()
+	}
+}
+
+// probing is a handler for this upstream, with its defaults.
+func probing(t *testing.T, upstream, more string) *Handler {
+	t.Helper()
+	e := examineText(t, strings.Replace(healthy, "td_postback us01", "td_postback {\nupstream "+upstream+"\ndial_timeout 2s\n"+more+"\n}", 1))
+	return e.blocks[0].handler
+}
+
+// TestDoctorSaysWhereTheWayEnds: at the name, at the connection, at the
+// certificate, or at the answer.
+func TestDoctorSaysWhereTheWayEnds(t *testing.T) {
+	secure := httptest.NewTLSServer(http.NotFoundHandler())
+	defer secure.Close()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	closed := httptest.NewServer(http.NotFoundHandler())
+	closed.Close()
+	for upstream, want := range map[string]string{
+		closed.URL: "takes no connection",
+		secure.URL: "certificate that this machine trusts",
+		strings.Replace(closed.URL, "http://127.0.0.1", "http://nosuch.invalid", 1): "has no address",
+		"http://" + silent.Addr().String():                                          "does not answer",
+	} {
+		only(t, probeUpstream(probing(t, upstream, "response_timeout 200ms"), upstream), losesRecords, want, "--offline")
+	}
+}
+
+func TestUnreachable(t *testing.T) {
+	address := &url.URL{Scheme: "https", Host: "v2.example"}
+	for want, err := range map[string]error{
+		"has no address":      &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "v2.example"}},
+		"takes no connection": &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded},
+		"certificate":         &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}},
+		"does not answer":     os.ErrDeadlineExceeded,
+	} {
+		if f := unreachable(address, err); f.severity != losesRecords || !strings.Contains(f.what, want) || !strings.HasPrefix(f.what, "v2.example ") {
+			t.Errorf("%v: %+v", err, f)
+		}
+	}
+}
+
+// TestFilteredFields: the fields that the doctor asks for are those of the
+// command and of the example.
+func TestFilteredFields(t *testing.T) {
+	var want struct {
+		Fields map[string]json.RawMessage
+	}
+	if err := json.Unmarshal([]byte(keyFilter), &want); err != nil || len(want.Fields) != len(filteredFields) || len(filteredFields) < 5 {
+		t.Errorf("%v: %q", err, filteredFields)
+	}
+	if missing := unfiltered(json.RawMessage(keyFilter)); len(missing) > 0 {
+		t.Error("missing", missing)
+	}
+}
