@@ -17,8 +17,10 @@ import (
 	"testing"
 	"time"
 
+	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/caddyauth"
 	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/fileserver"
 	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy/forwardauth"
 	_ "github.com/caddyserver/caddy/v2/modules/metrics"
 )
 
@@ -171,6 +173,8 @@ func TestDoctorRaisesNoFalseAlarm(t *testing.T) {
 	for name, replace := range map[string][]string{
 		"a redirect of other paths":      {"\tlog {\n", "\tredir /old https://b.example\n\tlog {\n"},
 		"a deny rule before td_postback": {"\t\ttd_postback us01\n", "\t\troute {\n\t\t@bad remote_ip 192.0.2.1\n\t\trespond @bad 403\n\t\ttd_postback us01\n\t\t}\n"},
+		"forward_auth":                   {"\tlog {\n", "\tforward_auth 127.0.0.1:9091 {\n\t\turi /check\n\t}\n\tlog {\n"},
+		"basic_auth":                     {"\tlog {\n", "\tbasic_auth /admin/* {\n\t\tBob $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG\n\t}\n\tlog {\n"},
 		"handoff with a proxy":           {"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01 {\n\t\thandoff\n\t\t}\n\t\treverse_proxy https://us01.records.in.treasuredata.com\n\t\t}\n"},
 		"a matcher and an end":           {block, "\troute {\n\t\ttd_postback /postback/* us01\n\t\trespond 404\n\t}\n"},
 		"blocks by a matcher":            {block, "\t@part client_ip 192.0.2.0/24\n\thandle @part {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\ttd_postback eu01\n\t}\n"},
@@ -271,6 +275,11 @@ func FuzzDoctor(f *testing.F) {
 		loses := printFindings(&out, "file", checkConfiguration(e))
 		if loses != strings.Contains(out.String(), headings[losesRecords]) {
 			t.Errorf("loses: %v in %s", loses, out.String())
+		}
+		for _, server := range e.http.Servers {
+			if server != nil && len(swallows(server.Routes)) > 0 && !loses {
+				t.Errorf("a start warns of a shadow in %s, and the doctor does not", config)
+			}
 		}
 		if len(e.blocks) == 0 && !loses {
 			t.Errorf("no td_postback, and no complaint about %s", config)

@@ -214,7 +214,7 @@ var passesOn = map[string]bool{
 // Caddyfile calls it, or "".
 func (w *walk) answerer(handlers []json.RawMessage, depth int) string {
 	for _, raw := range handlers {
-		if name := directives[handlerName(raw)]; name != "" && !passesFiles(raw) {
+		if name := directives[handlerName(raw)]; name != "" && !goesOn(raw) {
 			return name
 		}
 		if depth > maxDepth {
@@ -229,13 +229,22 @@ func (w *walk) answerer(handlers []json.RawMessage, depth int) string {
 	return ""
 }
 
-// passesFiles reports whether a handler is a file server that leaves what it
-// does not have to the next handler.
-func passesFiles(raw json.RawMessage) bool {
+// goesOn reports whether a handler of a kind that answers may leave a request to
+// the next handler: a file server what it does not have, and a proxy what another
+// server has allowed, as forward_auth does.
+func goesOn(raw json.RawMessage) bool {
 	var options struct {
-		PassThru bool `json:"pass_thru"`
+		PassThru       bool              `json:"pass_thru"`
+		HandleResponse []json.RawMessage `json:"handle_response"`
 	}
-	return handlerName(raw) == "file_server" && json.Unmarshal(raw, &options) == nil && options.PassThru
+	_ = json.Unmarshal(raw, &options) // one that cannot be read fails the load
+	switch handlerName(raw) {
+	case "file_server":
+		return options.PassThru
+	case "reverse_proxy":
+		return len(options.HandleResponse) > 0
+	}
+	return false
 }
 
 // redirects reports whether handlers send requests to https.
@@ -271,7 +280,7 @@ func (w *walk) answersEach(handlers []json.RawMessage, depth int) bool {
 		case "subroute", "invoke":
 			return depth > maxDepth || w.answersAll(w.inner(raw), depth+1)
 		default:
-			return !passesOn[name]
+			return !passesOn[name] && !goesOn(raw)
 		}
 	})
 }
