@@ -59,43 +59,53 @@ func (h *Handler) refuseUndelivered(c *call, err error) {
 }
 
 // forwardOrKeep sends a record to v2, or keeps it for later if v2 does not take
-// it now. If v2 is down, or need not be asked, the record is kept at once: no
-// caller waits for a kept record, so those try whether v2 is up again.
+// it now. If v2 is down, wants to be left alone by the record's account, or need
+// not be asked, the record is kept at once: no caller waits for a kept record, so
+// those try whether v2 takes them again.
 func (h *Handler) forwardOrKeep(c *call) {
-	trying := c.to.queue.IsOpen()
-	if trying || h.Spool.Mode == spoolAlways && !c.to.queue.Hesitates() {
+	account := c.out.Credentials.Payer()
+	if c.to.queue.IsOpen() || h.Spool.Mode == spoolAlways && !c.to.queue.Hesitates() {
 		err := h.keep(c)
 		if err == nil {
 			return
 		}
-		if !c.to.queue.Allow() {
+		if !c.to.queue.Allow(account) {
 			h.refuseUnkept(c, err)
 			return
 		}
 		// A spool that takes nothing must not stop what v2 takes.
+	} else if !c.to.queue.Allow(account) {
+		h.keepOrRefuse(c)
+		return
 	}
 	sent := time.Now()
 	err := c.to.Forward(c.w, c.r, &c.out, &c.trip)
+	result := resultOf(&c.trip, err)
+	if errors.Is(err, upstream.ErrNoConn) { // that says nothing of v2
+		c.to.queue.Forgo(account, sent)
+	} else {
+		c.to.queue.Answered(account, sent, result)
+	}
 	if err == nil {
-		c.to.queue.Success()
 		h.noteAnswer(c)
 		return
 	}
-	result := resultOf(&c.trip, err)
-	switch {
-	case !errors.Is(err, upstream.ErrNoConn):
-		c.to.queue.Failure(sent, result.RetryAfter)
-	case trying: // that says nothing of v2
-		c.to.queue.Forgo()
-	}
-	if err := h.keep(c); err != nil {
-		h.refuseUnkept(c, err)
+	if !h.keepOrRefuse(c) {
 		return
 	}
 	warnOfKept(h.logger, &result, c.to.host)
 	if result.Ambiguous {
 		spoolDuplicates.Inc()
 	}
+}
+
+// keepOrRefuse makes a record durable, or tells its caller that it is not.
+func (h *Handler) keepOrRefuse(c *call) (kept bool) {
+	err := h.keep(c)
+	if err != nil {
+		h.refuseUnkept(c, err)
+	}
+	return err == nil
 }
 
 // resultOf says how sending a record went that has a spool.

@@ -18,6 +18,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/spool"
 	"github.com/td-postback/gateway/spool/cluster"
 	"github.com/td-postback/gateway/spool/disk"
@@ -168,7 +169,7 @@ func (s *sharedSpool) Destruct() error { return s.Close() }
 
 // shared makes the spool, and opens nothing.
 func (s *Spool) shared(place string, key []byte) *sharedSpool {
-	setup := spool.Setup{Place: place, OnFate: settled}
+	setup := spool.Setup{Place: place, Account: postback.KeptPayer, OnFate: settled}
 	if len(s.NATS) > 0 {
 		setup.Report = clusterReporter(place)
 		setup.Final = []error{cluster.ErrMisfit}

@@ -40,6 +40,24 @@ func AppendKept(dst []byte, q *Request, arrival time.Time) ([]byte, RecordTime) 
 	return dst, timed
 }
 
+// KeptPayer is the Payer of a request that AppendKept has written. It reads no more
+// than the head, and is empty if there is no key in it.
+func KeptPayer(data []byte) string {
+	var key string
+	for line := range bytes.SplitSeq(data, []byte("\r\n")) {
+		if len(line) == 0 {
+			break // the end of the head
+		}
+		if value, ok := bytes.CutPrefix(line, []byte(WriteKeyHeader+": ")); ok {
+			key = string(value)
+		}
+		if value, ok := bytes.CutPrefix(line, []byte("Authorization: TD1 ")); ok {
+			return payerOf(string(value))
+		}
+	}
+	return payerOf(key)
+}
+
 // Kept is a request that was kept, read back.
 type Kept struct {
 	Path, Query string

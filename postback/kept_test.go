@@ -95,6 +95,9 @@ func FuzzKept(f *testing.F) {
 			Credentials: Credentials{WriteKey: key, Authorization: authorization},
 		}
 		data, timed := AppendKept(nil, &q, time.Unix(1_700_000_000, 0))
+		if payer := KeptPayer(data); payer != q.Credentials.Payer() {
+			t.Errorf("the payer of %q is %q, want %q", data, payer, q.Credentials.Payer())
+		}
 		got, err := ReadKept(data)
 		if err != nil {
 			t.Fatalf("%v: %q", err, data)

@@ -238,10 +238,30 @@ func (c *Credentials) Account() string {
 	return maskKey(key)
 }
 
+// Payer is whom v2 counts a record for: the account number of the key that v2 uses,
+// or the key itself if it has none.
+func (c *Credentials) Payer() string { return payerOf(c.Key()) }
+
+func payerOf(key string) string {
+	if account := accountOf(key); account != "" {
+		return account
+	}
+	return key
+}
+
+// accountOf is the account number of a key, or empty if it has none.
+func accountOf(key string) string {
+	account, _, ok := strings.Cut(key, "/")
+	if !ok || strings.Trim(account, "0123456789") != "" {
+		return ""
+	}
+	return account
+}
+
 // maskKey keeps a write key's account number and nothing else: `1234/…`.
 func maskKey(key string) string {
-	account, _, ok := strings.Cut(key, "/")
-	if !ok || account == "" || strings.Trim(account, "0123456789") != "" {
+	account := accountOf(key)
+	if account == "" {
 		return "…"
 	}
 	return account + "/…"

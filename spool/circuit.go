@@ -18,8 +18,15 @@ const (
 	minPause = time.Second
 	maxPause = 15 * time.Second
 
-	// maxRetryAfter bounds what v2 may ask for.
-	maxRetryAfter = time.Hour
+	// maxHostPause bounds what v2 may ask for its host: one answer must not stop
+	// everybody for long.
+	maxHostPause = time.Minute
+
+	// When v2 was taken to be down and took the very next record, the failures were
+	// those of some records. For a while, so many times as many are needed then.
+	falseAlarm   = 4
+	maxOpenAfter = 80
+	forgetAlarms = time.Minute
 
 	// probeLease is how long a try may take. Then another one may be made.
 	probeLease = time.Minute
@@ -34,6 +41,7 @@ type Circuit struct {
 
 	mu       sync.Mutex
 	failures int           // in a row, while it is closed
+	needed   int           // how many of them open it; 0 for openAfter
 	since    time.Time     // when it opened or closed
 	pause    time.Duration // the last one
 	next     time.Time     // when the next try may be made
@@ -99,11 +107,14 @@ func (c *Circuit) Wait(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Forgo gives back what Allow or Wait has allowed: the request is not sent, and
-// another one may be.
-func (c *Circuit) Forgo() {
+// Forgo gives back what Allow or Wait has allowed at sent, or before: the request
+// is not sent, and another one may be.
+func (c *Circuit) Forgo(sent time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !sent.After(c.since) {
+		return // it was no try of an open circuit
+	}
 	c.next = time.Now()
 	c.wake()
 }
@@ -119,14 +130,18 @@ func (c *Circuit) Success() {
 	c.failing.Store(false)
 	if c.open.Swap(false) {
 		c.since = time.Now()
+		if c.pause == minPause {
+			c.needed = min(falseAlarm*c.needed, maxOpenAfter)
+		}
 		c.wake()
 	}
 }
 
 // Failure notes that v2 has not taken a request. sent is when the request was
-// allowed, or later. retryAfter is how long v2 wants to be left alone, or 0.
+// allowed, or later. retryAfter is how long v2 wants to be left alone, or 0: it
+// counts once the circuit is open, as one answer alone stops nobody else.
 func (c *Circuit) Failure(sent time.Time, retryAfter time.Duration) {
-	retryAfter = min(retryAfter, maxRetryAfter)
+	retryAfter = min(retryAfter, maxHostPause)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
@@ -141,9 +156,12 @@ func (c *Circuit) Failure(sent time.Time, retryAfter time.Duration) {
 	case c.open.Load():
 		c.pause = min(2*c.pause, maxPause)
 	default:
+		if c.needed == 0 || now.Sub(c.since) > forgetAlarms {
+			c.needed = openAfter
+		}
 		c.failures++
 		c.failing.Store(true)
-		if c.failures < openAfter && retryAfter <= 0 {
+		if c.failures < c.needed {
 			return
 		}
 		c.open.Store(true)

@@ -39,13 +39,15 @@ func TestCircuitHeedsRetryAfter(t *testing.T) {
 	for _, c := range []struct{ asked, atLeast, atMost time.Duration }{
 		{time.Nanosecond, 500 * time.Millisecond, 1500 * time.Millisecond},
 		{20 * time.Second, 20 * time.Second, 20 * time.Second},
-		{48 * time.Hour, time.Hour, time.Hour},
+		{48 * time.Hour, time.Minute, time.Minute},
 	} {
 		t.Run(c.asked.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var circuit spool.Circuit
+				fail(&circuit, 4)
+				time.Sleep(time.Millisecond)
 				opened := time.Now()
-				circuit.Failure(time.Now(), c.asked)
+				circuit.Failure(opened, c.asked)
 				if !circuit.IsOpen() {
 					t.Fatal("it is closed")
 				}
@@ -91,7 +93,7 @@ func TestCircuitLetsOneTryThroughAtATime(t *testing.T) {
 func TestCircuitClosesAtTheFirstSuccess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var c spool.Circuit
-		c.Failure(time.Now(), 50*time.Minute)
+		fail(&c, 5)
 		var waiters sync.WaitGroup
 		for range 10 {
 			waiters.Go(func() {
@@ -143,7 +145,7 @@ func TestCircuitWakesWhoWaitsForATryToEnd(t *testing.T) {
 		within time.Duration
 	}{
 		"failed":    {func(c *spool.Circuit) { c.Failure(time.Now(), 0) }, 3 * time.Second},
-		"forgone":   {(*spool.Circuit).Forgo, 0},
+		"forgone":   {func(c *spool.Circuit) { c.Forgo(time.Now()) }, 0},
 		"succeeded": {(*spool.Circuit).Success, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -174,12 +176,12 @@ func TestCircuitWakesWhoWaitsForATryToEnd(t *testing.T) {
 func TestCircuitForgo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var c spool.Circuit
-		c.Forgo() // of a closed one changes nothing
+		c.Forgo(time.Now()) // of a closed one changes nothing
 		fail(&c, 5)
 		if err := c.Wait(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		c.Forgo()
+		c.Forgo(time.Now())
 		if !c.Allow() || c.Allow() {
 			t.Error("want one more try at once")
 		}
@@ -249,12 +251,52 @@ func TestCircuitHeedsALateRetryAfter(t *testing.T) {
 func TestCircuitWaitEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var c spool.Circuit
+		fail(&c, 4)
+		time.Sleep(time.Millisecond)
 		c.Failure(time.Now(), time.Hour)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		asked := time.Now()
-		if err := c.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(asked) != time.Minute {
-			t.Errorf("%v after %s, want the context's error after 1m", err, time.Since(asked))
+		if err := c.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(asked) != 10*time.Second {
+			t.Errorf("%v after %s, want the context's error after 10s", err, time.Since(asked))
+		}
+	})
+}
+
+// When v2 takes the next record after it was taken to be down, the failures were
+// about some records: then more of them are needed, for a minute.
+func TestCircuitAfterAFalseAlarm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c spool.Circuit
+		for _, needed := range []int{5, 20, 80, 80} {
+			fail(&c, needed-1)
+			if c.IsOpen() {
+				t.Fatalf("it opened before %d failures", needed)
+			}
+			fail(&c, 1)
+			if !c.IsOpen() {
+				t.Fatalf("it is closed after %d failures", needed)
+			}
+			if err := c.Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			c.Success()
+		}
+		time.Sleep(61 * time.Second)
+		fail(&c, 5)
+		if !c.IsOpen() {
+			t.Fatal("it remembers a false alarm for more than a minute")
+		}
+		for range 3 {
+			if err := c.Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			c.Failure(time.Now(), 0)
+		}
+		c.Success()
+		fail(&c, 5)
+		if !c.IsOpen() {
+			t.Error("v2 was down, and it takes more than five failures in a row to see that again")
 		}
 	})
 }

@@ -44,6 +44,7 @@ const (
 	statusRequestTimeout  = 408
 	statusTooManyRequests = 429
 	statusServerError     = 500 // and above
+	statusUnavailable     = 503
 )
 
 // Result is how sending a record to v2 went.
@@ -99,6 +100,10 @@ type Delivery struct {
 	// Send sends a record to v2. It is called from many goroutines.
 	Send func(data []byte) Result
 
+	// Account names the account that a record is of: v2's 429 is for all of its
+	// records, and for no others. Without it, all records are of one account.
+	Account func(data []byte) string
+
 	Limits
 
 	// OnFate is told what became of a record. It may be nil.
@@ -113,7 +118,7 @@ type Delivery struct {
 // appended, many at a time. If v2 takes other records but not this one, this one
 // is put back, and the others go on.
 type Deliverer struct {
-	*Circuit
+	*Gate
 
 	queue   Queue
 	how     Delivery
@@ -123,16 +128,17 @@ type Deliverer struct {
 	room    *semaphore.Weighted
 	cost    atomic.Int64 // of a small record in it
 	taken   []Entry      // by Run, and not sent yet
-	untried bool         // the last try asked for a record that was not tried before
+	probes  int          // how often a record was taken while v2 was down
+	portion atomic.Int64 // how many records of an account that was paused come back at a time
 	running sync.WaitGroup
 	told    atomic.Int64 // when OnError was, in UNIX nanoseconds
 }
 
-// NewDeliverer makes a Deliverer. Run starts it. The circuit is that of all who
-// send to the same v2 host.
-func NewDeliverer(queue Queue, circuit *Circuit, how Delivery) *Deliverer {
+// NewDeliverer makes a Deliverer. Run starts it. The gate is that of all who send
+// to the same v2 host.
+func NewDeliverer(queue Queue, gate *Gate, how Delivery) *Deliverer {
 	d := &Deliverer{
-		Circuit: circuit, queue: queue, how: how,
+		Gate: gate, queue: queue, how: how,
 		limiter: rate.NewLimiter(0, 0),
 		live:    make(chan struct{}, maxLive),
 		room:    semaphore.NewWeighted(maxHeld),
@@ -147,6 +153,7 @@ func (d *Deliverer) SetLimits(l Limits) {
 	d.limiter.SetLimit(rate.Limit(l.Rate))
 	d.limiter.SetBurst(max(1, l.Rate/10))
 	d.maxAge.Store(int64(l.MaxAge))
+	d.portion.Store(int64(max(1, min(l.InFlight, l.Rate/8)))) // so that others wait for them an eighth of a second
 }
 
 // Arrived notes that a record was appended just now. If v2 is up, this is live
@@ -165,6 +172,11 @@ func (d *Deliverer) Arrived() {
 // the records on their way. A record that has no answer when the Log is closed
 // comes again.
 func (d *Deliverer) Run(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	var returning sync.WaitGroup
+	returning.Go(func() { d.returnParked(ctx) })
+	defer returning.Wait()
+	defer cancel()
 	for ctx.Err() == nil && d.take(ctx) {
 		for len(d.taken) > 0 && ctx.Err() == nil {
 			e := d.taken[0]
@@ -187,21 +199,30 @@ func (d *Deliverer) Run(ctx context.Context) {
 // take waits for records. It reports whether there may be more.
 func (d *Deliverer) take(ctx context.Context) bool {
 	var err error
-	switch {
-	case !d.IsOpen():
+	if !d.IsOpen() {
 		d.taken, err = d.queue.Take(ctx, takeAtOnce)
-	case d.untried: // tried and untried records take turns
-		d.untried = false
-		d.taken, err = d.queue.Take(ctx, 1)
-	default:
-		d.untried = true
-		d.taken, err = d.queue.TakeUntried(ctx)
+	} else {
+		d.taken, err = d.takeProbe(ctx)
 	}
 	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrClosed) {
 		d.failed(err)
 		sleep(ctx, logPause)
 	}
 	return !errors.Is(err, ErrClosed)
+}
+
+// takeProbe waits for a record to find out with whether v2 is up. Which one takes
+// turns: records that v2 never takes must not keep it looking down.
+func (d *Deliverer) takeProbe(ctx context.Context) ([]Entry, error) {
+	d.probes++
+	switch d.probes % 3 {
+	case 1:
+		return d.queue.TakeNewest(ctx)
+	case 2:
+		return d.queue.TakeUntried(ctx)
+	default:
+		return d.queue.Take(ctx, 1)
+	}
 }
 
 // giveBack puts back what was taken and will not be sent soon. Another gateway
@@ -216,13 +237,18 @@ func (d *Deliverer) giveBack() {
 // dispatch sends a record as soon as it may go. If ctx ends before, it puts the
 // record back.
 func (d *Deliverer) dispatch(ctx context.Context, e Entry) {
+	now := time.Now()
+	account, old := d.accountOf(e), d.isOld(e, now)
+	if old {
+		d.skip(account)
+	} else if !d.admitted(account, e) {
+		return
+	}
 	cost := min(max(int64(len(e.Data)), d.cost.Load()), maxHeld)
 	if d.room.Acquire(ctx, cost) != nil {
 		d.queue.Later(e, 0)
 		return
 	}
-	now := time.Now()
-	old := d.isOld(e, now)
 	if !old {
 		if d.turn(ctx) != nil {
 			d.room.Release(cost)
@@ -231,7 +257,7 @@ func (d *Deliverer) dispatch(ctx context.Context, e Entry) {
 		}
 		now = time.Now()
 		if old = d.isOld(e, now); old { // by waiting
-			d.Forgo()
+			d.Forgo(account, now)
 		}
 	}
 	d.running.Go(func() {
@@ -287,22 +313,99 @@ func (d *Deliverer) pace(ctx context.Context) error {
 
 // settle decides by v2's answer what becomes of a record.
 func (d *Deliverer) settle(e Entry, sent time.Time, r Result) {
+	account := d.accountOf(e)
 	switch {
+	case r.Status == statusTooManyRequests:
+		d.limited(e, sent, r)
+		d.tell(Retried, r)
 	case r.NotTaken():
 		// A record that failed before, while v2 took others, says nothing about
 		// v2 when it fails again. Many such records must not open the circuit.
-		if e.Tries == 0 || r.RetryAfter > 0 || d.IsOpen() {
-			d.Failure(sent, r.RetryAfter)
+		if e.Tries == 0 || d.IsOpen() {
+			d.Failure(sent, r.hostPause())
 		}
-		d.queue.Later(e, max(retryPause(e.Tries), min(r.RetryAfter, maxRetryAfter)))
+		d.forgo(account, sent)
+		d.queue.Later(e, max(retryPause(e.Tries), min(r.RetryAfter, r.longest())))
 		d.tell(Retried, r)
 	case r.Status < statusRedirect:
-		d.Success()
+		d.Answered(account, sent, r)
 		d.queue.Ack(e)
 		d.tell(Delivered, r)
 	default:
-		d.Success() // it is up
+		d.Answered(account, sent, r)
 		d.bury(e, r, Refused)
+	}
+}
+
+// longest is how long a record waits at most because v2 asked for it.
+func (r Result) longest() time.Duration {
+	if r.Status == statusUnavailable { // that was about the host
+		return maxHostPause
+	}
+	return maxRetry
+}
+
+// limited puts a record back that v2 has answered 429: its account sends too much.
+func (d *Deliverer) limited(e Entry, sent time.Time, r Result) {
+	d.Success() // the host is up
+	account := d.nameOf(e)
+	paused := d.refuse(account, sent, r.RetryAfter)
+	tried := Entry{ID: e.ID, Tries: e.Tries + 1}
+	if !paused || !d.queue.Holds() || !d.park(account, tried) {
+		d.queue.Later(e, max(retryPause(e.Tries), min(r.RetryAfter, maxAccountPause)))
+	}
+}
+
+// admitted reports whether a record's account may send now. If not, the record
+// waits for that, without its data.
+func (d *Deliverer) admitted(account string, e Entry) bool {
+	if !d.some.Load() {
+		return true // nearly always
+	}
+	ok, wait := d.admit(account, e, d.queue.Holds())
+	if ok {
+		return true
+	}
+	select {
+	case <-d.live: // it was to let this record pass
+	default:
+	}
+	if !d.queue.Holds() {
+		d.queue.Later(e, wait+retryPause(e.Tries))
+	}
+	return false
+}
+
+// accountOf names the account that a record is of, as long as any account is
+// paused: otherwise nobody needs to know.
+func (d *Deliverer) accountOf(e Entry) string {
+	if !d.some.Load() {
+		return ""
+	}
+	return d.nameOf(e)
+}
+
+func (d *Deliverer) nameOf(e Entry) string {
+	if d.how.Account == nil {
+		return ""
+	}
+	return d.how.Account(e.Data)
+}
+
+// returnParked puts records back whose account may send again, until ctx ends.
+func (d *Deliverer) returnParked(ctx context.Context) {
+	for ctx.Err() == nil {
+		entries, wait, changed := d.due(int(d.portion.Load()))
+		for _, e := range entries {
+			d.queue.Later(e, 0)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-timer.C:
+		}
+		timer.Stop()
 	}
 }
 

@@ -25,6 +25,9 @@ type Setup struct {
 	// must not wait, and must not use the Keeper.
 	Report func(Event)
 
+	// Account names the account that a kept record is of; nil if none is known.
+	Account func(data []byte) string
+
 	// OnFate is told what became of a record; nil for nobody.
 	OnFate func(queue string, fate Fate, r Result)
 }
@@ -79,10 +82,10 @@ type Keeper struct {
 	blocks   []*Block           // in the order in which they came
 }
 
-// Outbox takes the records for one v2 host. Its Circuit is that of all who send
-// to the host.
+// Outbox takes the records for one v2 host. Its Gate is that of all who send to
+// the host.
 type Outbox struct {
-	Circuit
+	Gate
 	name      string
 	keeper    *Keeper
 	used      bool // it is delivered; keeper.mu
@@ -289,9 +292,10 @@ func (b *Block) senderTo(queue string) Sender {
 
 // deliver begins to deliver a queue. k.mu is held.
 func (k *Keeper) deliver(o *Outbox, log Log, limits Limits) {
-	d := NewDeliverer(log.Queue(o.name), &o.Circuit, Delivery{
-		Send:   o.send,
-		Limits: limits,
+	d := NewDeliverer(log.Queue(o.name), &o.Gate, Delivery{
+		Send:    o.send,
+		Account: k.setup.Account,
+		Limits:  limits,
 		OnFate: func(fate Fate, r Result) {
 			if k.setup.OnFate != nil {
 				k.setup.OnFate(o.name, fate, r)

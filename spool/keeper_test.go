@@ -496,7 +496,9 @@ func TestStatusOfQueues(t *testing.T) {
 		put(t, o, 1)
 		arrived := time.Now()
 		k.log.set(func() { k.log.depth.Oldest = arrived })
-		o.Failure(time.Now().Add(time.Second), time.Hour)
+		for range 5 {
+			o.Failure(time.Now().Add(time.Second), time.Hour)
+		}
 		status := k.Status()
 		want := spool.Status{
 			Spool: "here", Available: true,

@@ -21,6 +21,8 @@ type memory struct {
 	next    int        // the first of them that was never given out
 	later   []spool.ID // not due yet, by when they are
 	due     []spool.ID // by their age
+	back    bool       // what was given out last had been put back
+	sheds   bool       // it does not hold what was given out at no cost
 	arrived chan struct{}
 	takes   int
 	takeErr error
@@ -36,6 +38,9 @@ type kept struct {
 	why    spool.Verdict
 	pauses []time.Duration // with which it was put back
 }
+
+// isNew reports whether a record was never given out, as the newest either.
+func (k *kept) isNew() bool { return k.state == waiting && k.due.IsZero() }
 
 type state int
 
@@ -81,6 +86,18 @@ func (m *memory) TakeUntried(ctx context.Context) ([]spool.Entry, error) {
 	return m.takeOf(ctx, 1, true)
 }
 
+func (m *memory) TakeNewest(ctx context.Context) ([]spool.Entry, error) {
+	m.mu.Lock()
+	if last := len(m.records) - 1; last >= m.next && m.takeErr == nil && m.records[last].isNew() {
+		defer m.mu.Unlock()
+		return []spool.Entry{m.giveOut(m.records[last].ID)}, nil
+	}
+	m.mu.Unlock()
+	return m.takeOf(ctx, 1, true)
+}
+
+func (m *memory) Holds() bool { return !m.sheds }
+
 func (m *memory) takeOf(ctx context.Context, n int, untried bool) ([]spool.Entry, error) {
 	for {
 		entries, wait, err := m.take(n, untried)
@@ -113,15 +130,21 @@ func (m *memory) take(n int, untried bool) (entries []spool.Entry, wait time.Dur
 		m.due = slices.Insert(m.due, at, m.later[0])
 		m.later = m.later[1:]
 	}
-	for !(untried && m.next < len(m.records)) && len(m.due) > 0 && len(entries) < n {
+	for !((untried || m.back) && m.next < len(m.records)) && len(m.due) > 0 && len(entries) < n {
 		entries = append(entries, m.giveOut(m.due[0]))
 		m.due = m.due[1:]
 	}
-	if len(entries) > 0 {
+	m.back = len(entries) > 0
+	if m.back {
 		return entries, 0, nil
 	}
 	for ; m.next < len(m.records) && len(entries) < n; m.next++ {
-		entries = append(entries, m.giveOut(spool.ID(m.next))) //nolint:gosec // G115: not negative
+		if m.records[m.next].isNew() {
+			entries = append(entries, m.giveOut(spool.ID(m.next))) //nolint:gosec // G115: not negative
+		}
+	}
+	if len(entries) == 0 && len(m.due) > 0 {
+		return nil, 0, nil
 	}
 	wait = time.Hour
 	if len(m.later) > 0 {
@@ -158,7 +181,10 @@ func (m *memory) Ack(e spool.Entry) {
 func (m *memory) Later(e spool.Entry, after time.Duration) {
 	m.mu.Lock()
 	r := m.answer(e, waiting)
-	r.Tries++
+	r.Tries = e.Tries
+	if after > 0 {
+		r.Tries++
+	}
 	r.due = time.Now().Add(after)
 	r.pauses = append(r.pauses, after)
 	at, _ := slices.BinarySearchFunc(m.later, r, func(id spool.ID, r *kept) int {

@@ -54,6 +54,14 @@ type Queue interface {
 	// reason of its own.
 	TakeUntried(ctx context.Context) ([]Entry, error)
 
+	// TakeNewest is the same, and if possible it is the record that was appended
+	// last: those that were appended together may all fail for the same reason.
+	TakeNewest(ctx context.Context) ([]Entry, error)
+
+	// Holds reports whether records that were given out may stay so in any number,
+	// at no cost. Later then needs no more than their ID and Tries.
+	Holds() bool
+
 	// Ack says that v2 has taken a record. It does not wait until that is
 	// durable.
 	Ack(Entry)

@@ -62,6 +62,12 @@ func (q *queue) Take(ctx context.Context, n int) ([]spool.Entry, error) {
 // TakeUntried is Take for one record: the servers decide which.
 func (q *queue) TakeUntried(ctx context.Context) ([]spool.Entry, error) { return q.Take(ctx, 1) }
 
+// TakeNewest is the same.
+func (q *queue) TakeNewest(ctx context.Context) ([]spool.Entry, error) { return q.Take(ctx, 1) }
+
+// Holds says that the servers want to hear of a record that was given out.
+func (q *queue) Holds() bool { return false }
+
 // passing says whether an error is usual for a moment: the consumer was just
 // made, or another server begins to lead it.
 func passing(err error) bool {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -302,6 +303,60 @@ func TestLaterComesInDueOrder(t *testing.T) {
 	if e := take(t, d, 1)[0]; e.Tries != 2 {
 		t.Errorf("a record was tried %d times before, want 2", e.Tries)
 	}
+}
+
+// What is new takes turns with what was put back: neither can keep the other
+// waiting.
+func TestNewRecordsTakeTurnsWithOthers(t *testing.T) {
+	t.Parallel()
+	d := open(t, Config{})
+	for i := range 100 {
+		add(t, d, fmt.Sprint(i))
+	}
+	q, newest, back := d.Queue(q1), -1, 0
+	for _, e := range take(t, d, 10) {
+		q.Later(e, 0)
+	}
+	for range 40 {
+		e := take(t, d, 1)[0]
+		if n, _ := strconv.Atoi(string(e.Data)); n >= 10 {
+			newest = n
+		} else {
+			back++
+		}
+		q.Later(e, 0) // there is always one
+	}
+	if newest < 25 || back < 5 {
+		t.Errorf("of 40 records, %d had been put back, and new ones came to number %d", back, newest)
+	}
+}
+
+// The newest record comes first when it is asked for, and once.
+func TestTakeNewest(t *testing.T) {
+	t.Parallel()
+	d := open(t, Config{})
+	newest := func() string {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		entries, err := d.Queue(q1).TakeNewest(ctx)
+		if err != nil || len(entries) != 1 {
+			t.Fatalf("%d records, %v", len(entries), err)
+		}
+		return string(entries[0].Data)
+	}
+	for i := range 10 {
+		add(t, d, fmt.Sprint(i))
+	}
+	expect(t, "the newest", []string{newest(), newest()}, "9", "0") // there is none newer than 9
+	add(t, d, "10")
+	e, err := d.Queue(q1).TakeNewest(t.Context())
+	if err != nil || string(e[0].Data) != "10" {
+		t.Fatalf("got %s, %v", data(e), err)
+	}
+	d.Queue(q1).Ack(e[0])
+	add(t, d, "11")
+	expect(t, "the others", data(takeAll(t, "the others", d)), "1", "2", "3", "4", "5", "6", "7", "8", "11")
 }
 
 func TestTakeEndsWithItsContext(t *testing.T) {

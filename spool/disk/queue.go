@@ -31,6 +31,7 @@ type queue struct {
 	next     spool.ID   // of the next record
 	later    laterHeap
 	due      dueHeap
+	gaveBack bool     // what Take gave out last had been put back: what is new takes turns with it
 	waiting  []*batch // records to be committed
 	orders   []*order // about records that are there
 	closed   bool
@@ -162,6 +163,39 @@ func (q *queue) TakeUntried(ctx context.Context) ([]spool.Entry, error) {
 	return q.takeOf(ctx, 1, true)
 }
 
+// TakeNewest is Take for one record, if possible the last one that was appended.
+func (q *queue) TakeNewest(ctx context.Context) ([]spool.Entry, error) {
+	if e, ok := q.takeAhead(); ok {
+		return []spool.Entry{e}, nil
+	}
+	return q.takeOf(ctx, 1, true)
+}
+
+// takeAhead gives out the newest record, unless it was given out before. Take
+// passes over it when it comes to it.
+func (q *queue) takeAhead() (e spool.Entry, ok bool) {
+	q.mu.Lock()
+	s := q.active
+	if s == nil || !s.loaded || s.damaged || s.last <= s.cursor || s.ahead[s.last] {
+		q.mu.Unlock()
+		return e, false
+	}
+	id := s.last
+	q.mu.Unlock()
+	r, err := s.get(id)
+	if err != nil {
+		return e, false // Take finds out what that means
+	}
+	if s.ahead == nil {
+		s.ahead = map[spool.ID]bool{}
+	}
+	s.ahead[id] = true
+	return spool.Entry{ID: id, Record: r}, true
+}
+
+// Holds says that a record that was given out costs nothing.
+func (q *queue) Holds() bool { return true }
+
 func (q *queue) takeOf(ctx context.Context, n int, untried bool) ([]spool.Entry, error) {
 	for {
 		select {
@@ -200,7 +234,7 @@ func (q *queue) take(n int, untried bool) (entries []spool.Entry, wait time.Dura
 	now := time.Now()
 	q.mu.Lock()
 	var unread *segment
-	if untried {
+	if untried || q.gaveBack {
 		unread, _ = q.unread(now, 0)
 	}
 	for len(q.later.laters) > 0 && !q.later.laters[0].due.After(now) {
@@ -210,6 +244,7 @@ func (q *queue) take(n int, untried bool) (entries []spool.Entry, wait time.Dura
 	for unread == nil && len(q.due.laters) > 0 && len(again) < n {
 		again = append(again, heap.Pop(&q.due).(later)) //nolint:forcetypeassert // it holds nothing else
 	}
+	q.gaveBack = len(again) > 0
 	wait = time.Minute
 	if len(q.later.laters) > 0 {
 		wait = q.later.laters[0].due.Sub(now)
@@ -276,6 +311,9 @@ func (q *queue) read(s *segment, n int) (entries []spool.Entry) {
 			return false
 		}
 		cursor = id
+		if s.ahead[id] {
+			return true
+		}
 		if err != nil || stored != id {
 			damaged = append(damaged, id)
 			return true
@@ -298,6 +336,9 @@ func (q *queue) read(s *segment, n int) (entries []spool.Entry) {
 	}
 	s.cursor, s.read, s.blamed = cursor, final && !more, false
 	q.passRevived(s, entries)
+	if s.read {
+		s.ahead = nil
+	}
 	q.mu.Unlock()
 	q.buryDamaged(s, damaged)
 	return entries

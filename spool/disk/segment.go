@@ -71,11 +71,12 @@ type segment struct {
 	hint    spool.ID          // no record to be delivered has a smaller ID
 
 	// How far Take has come.
-	cursor  spool.ID   // the last ID given out
-	read    bool       // to the end
-	readAt  time.Time  // when to read again what could not be read
-	blamed  bool       // that was reported
-	revived []spool.ID // behind the cursor: maybe they are not seen there
+	cursor  spool.ID          // the last ID given out
+	read    bool              // to the end
+	readAt  time.Time         // when to read again what could not be read
+	blamed  bool              // that was reported
+	revived []spool.ID        // behind the cursor: maybe they are not seen there
+	ahead   map[spool.ID]bool // behind the cursor, and given out all the same; only Take's
 }
 
 func newSegment(path string, first spool.ID, c coder) *segment {
