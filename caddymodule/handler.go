@@ -53,46 +53,51 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return nil
 	}
 	h.warnOfKey(&c)
-	if c.InQuery() {
+	if r.Method == http.MethodGet {
 		linger := skipBody(w, r)
 		defer linger()
 	} else if refused = h.readBody(&c); refused != nil {
 		h.refuse(&c, refused)
 		return nil
 	}
-	if c.InQuery() { // which readBody may have found out
-		return h.serveQuery(&c)
+	if c.Kind == postback.Post { // and readBody has not found out otherwise
+		return h.forward(&c)
 	}
-	return h.forward(&c)
+	return h.serveQuery(&c)
 }
 
-// readBody reads the call's body, which is the record, unless it is empty.
+// readBody reads the call's body, which is the record, unless the query is.
 func (h *Handler) readBody(c *call) (refused *postback.Refusal) {
 	if c.body, refused = h.bodies.read(c.r); refused != nil {
 		return refused
 	}
+	c.out.UseBody(c.body.data, c.body.parts())
 	if len(c.body.data) == 0 {
-		if c.NoBody(h.caller(c.r)); c.InQuery() {
-			h.bodies.release(c.body)
-			return nil
-		}
+		c.NoBody(h.caller(c.r))
+	} else if c.InQuery() {
+		c.HasBody(&c.out)
 	}
-	c.out.Body, c.out.More = c.body.data, c.body.parts()
-	c.out.SetContentType()
+	if c.InQuery() {
+		h.bodies.release(c.body)
+	}
 	return nil
 }
 
-// serveQuery sends the record that the query holds, and answers as the query
-// asks for.
+// serveQuery sends the record that the query holds, or the body beside it, and
+// answers as the query asks for.
 func (h *Handler) serveQuery(c *call) error {
 	from := h.caller(c.r)
-	rec, body, refused := readQuery(h.bodies, c.Query, from)
-	if refused != nil {
-		h.refuse(c, refused)
-		return nil
+	var rec postback.QueryRecord
+	if c.InBody {
+		c.out.Query, rec = postback.CutAnswer(c.Query)
+	} else {
+		var refused *postback.Refusal
+		if rec, c.body, refused = readQuery(h.bodies, c.Query, from); refused != nil {
+			h.refuse(c, refused)
+			return nil
+		}
+		c.out.UseRecord(rec.Body)
 	}
-	c.body = body
-	c.out.UseRecord(rec.Body)
 	c.asked = h.newQueryAnswer(c.w, c.r, rec, from.GlobalID)
 	if c.asked.refused != nil {
 		h.warnOfRedirect(c)

@@ -46,9 +46,9 @@ const (
 // `/postback/v3/event/{database}/{table}` and forwards them to Postback API v2,
 // so that the callers need no change. The write key moves from the URL's
 // `td_write_key` parameter into the `X-TD-Write-Key` header; every other
-// parameter and the body arrive as they were sent. A GET, a pixel, a ping and
-// an empty beacon become a JSON record from their query, since v2 takes
-// nothing else.
+// parameter and the body arrive as they were sent. A GET, and a pixel, a ping
+// or a beacon without a JSON object in its body, become a JSON record from
+// their query, since v2 takes nothing else.
 //
 // What v2 answers goes back to the caller. What the handler itself refuses is
 // answered as JSON, `{"error":"<code>","message":"<what to change>"}`:

@@ -127,10 +127,9 @@ func leaveBody(w http.ResponseWriter, r *http.Request) (linger func()) {
 	}
 }
 
-// skipBody reads and drops the body of a request that has its record in the
-// query. Usually it is the word PING, and there already; a caller that does
-// not send it within a second gets its answer all the same. linger is to be called after the
-// answer.
+// skipBody reads and drops the body of a GET, which means nothing. A caller that
+// does not send it within a second gets its answer all the same. linger is to be
+// called after the answer.
 func skipBody(w http.ResponseWriter, r *http.Request) (linger func()) {
 	if r.ContentLength != 0 && r.Header.Get("Expect") == "" {
 		control := http.NewResponseController(w)

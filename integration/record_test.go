@@ -87,6 +87,24 @@ func TestRecord(t *testing.T) {
 	}
 }
 
+// TestRecordCompressed: a compressed body may be an object, so it is not dropped
+// for the query.
+func TestRecordCompressed(t *testing.T) {
+	u := startRecorder(t, nil)
+	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
+	const compressed = "\x1f\x8b\x08\x00rest"
+	for _, headers := range []string{"Content-Type: text/ping\r\n", asJSON} {
+		answer := raw(t, g.addr, post(target+"&td_format=pixel&a=1", headers+"Content-Encoding: gzip\r\n", compressed))
+		if answer.StatusCode != 200 || answer.Header.Get("Content-Type") != "image/gif" {
+			t.Errorf("got %d %q", answer.StatusCode, answer.Header)
+		}
+		got := u.next(t)
+		if got.line != "POST "+event+"?a=1 HTTP/1.1" || got.body != compressed || !slices.Equal(got.field("Content-Encoding"), []string{"gzip"}) {
+			t.Errorf("v2 saw %q %q and %q", got.line, got.fields, got.body)
+		}
+	}
+}
+
 // TestRecordRefused refuses pixels like other requests, as JSON.
 func TestRecordRefused(t *testing.T) {
 	u := startRecorder(t, nil)
@@ -145,7 +163,7 @@ func TestRecordAnswers(t *testing.T) {
 			said:   "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nETag: \"x\"\r\nlast-modified: x\r\nCache-Control: max-age=9\r\nX-Request-Id: q\r\nContent-Length: 20000\r\n\r\n" + strings.Repeat("x", 20_000),
 			header: map[string]string{"Content-Encoding": "", "Etag": "", "Last-Modified": "", "Cache-Control": "no-store, no-cache", "X-Request-Id": "q"},
 		},
-		{name: "GET, v2 allows caching", said: "HTTP/1.1 200 OK\r\ncache-control: private\r\nContent-Length: 2\r\n\r\n{}", status: 200, body: "{}", header: map[string]string{"Cache-Control": "private"}},
+		{name: "v2 allows caching", said: "HTTP/1.1 200 OK\r\ncache-control: private\r\nContent-Length: 2\r\n\r\n{}", status: 200, body: "{}", header: map[string]string{"Cache-Control": "private"}},
 		{name: "redirect", said: answerOK, query: "&td_redirect=https%3A%2F%2Fshop.example%2Fx%3Fa%3Db", status: 302, location: "https://shop.example/x?a=b", header: map[string]string{"Cache-Control": "no-store, no-cache", "Content-Type": ""}},
 		{name: "redirect of a pixel", said: answerOK, query: "&td_format=pixel&td_redirect=https://shop.example/", status: 302, location: "https://shop.example/"},
 		{name: "redirect with the global id", said: answerOK, query: "&td_redirect=https://shop.example/?id=td_global_id", status: 302, location: "https://shop.example/?id=gid-7"},
@@ -154,41 +172,56 @@ func TestRecordAnswers(t *testing.T) {
 		{name: "no redirect when v2 refuses", said: "HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno", query: "&td_redirect=https://shop.example/", status: 403, body: "no"},
 		{name: "no redirect when v2 breaks off", said: "", query: "&td_redirect=https://shop.example/", status: 502, body: "upstream_unreachable"},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
-			said = tc.said
-			if tc.said == "" {
-				said = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Length: 1\r\n\r\n"
-			}
-			answer := raw(t, g.addr, get(target+"&a=1"+tc.query, "Cookie: _td_global=gid-7\r\n"))
-			if answer.StatusCode != tc.status || answer.Header.Get("Location") != tc.location {
-				t.Errorf("got %d to %q, want %d to %q", answer.StatusCode, answer.Header.Get("Location"), tc.status, tc.location)
-			}
-			if !strings.Contains(answer.body, tc.body) || tc.body == "" && answer.body != "" {
-				t.Errorf("body %q", answer.body)
-			}
-			for name, want := range tc.header {
-				if got := answer.Header.Get(name); got != want {
-					t.Errorf("%s: %q, want %q", name, got, want)
+		for _, form := range recordForms {
+			t.Run(strings.TrimSpace(tc.name+" "+form.name), func(t *testing.T) {
+				said = tc.said
+				if tc.said == "" {
+					said = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Length: 1\r\n\r\n"
 				}
-			}
-			if got := answer.Header["Set-Cookie"]; got != nil {
-				t.Errorf("a cookie is set: %q", got)
-			}
-			if got := u.next(t); got.body != `{"a":"1"}` { // the record is sent whatever the redirect
-				t.Errorf("v2 saw %q", got.body)
-			}
-		})
+				answer := raw(t, g.addr, form.request(target+"&a=1"+tc.query, "Cookie: _td_global=gid-7\r\n"))
+				if answer.StatusCode != tc.status || answer.Header.Get("Location") != tc.location {
+					t.Errorf("got %d to %q, want %d to %q", answer.StatusCode, answer.Header.Get("Location"), tc.status, tc.location)
+				}
+				if !strings.Contains(answer.body, tc.body) || tc.body == "" && answer.body != "" {
+					t.Errorf("body %q", answer.body)
+				}
+				for name, want := range tc.header {
+					if got := answer.Header.Get(name); got != want {
+						t.Errorf("%s: %q, want %q", name, got, want)
+					}
+				}
+				if got := answer.Header["Set-Cookie"]; got != nil {
+					t.Errorf("a cookie is set: %q", got)
+				}
+				// The record is sent whatever the redirect, and nothing that asks for an answer.
+				if got := u.next(t); got.body != form.body || got.line != "POST "+event+form.query+" HTTP/1.1" {
+					t.Errorf("v2 saw %q and %q", got.line, got.body)
+				}
+			})
+		}
 	}
 }
 
-// TestRecordBodyWithheld announces a body and does not send it. The record is
-// in the query: it must arrive, and the caller must be answered.
+// recordForms are the calls whose query says what the answer is to be.
+var recordForms = []struct {
+	name        string
+	request     func(target, headers string) string
+	query, body string // that v2 gets
+}{
+	{"", get, "", `{"a":"1"}`},
+	{"beside an object", func(target, headers string) string {
+		return post(target, "Content-Type: text/ping\r\n"+headers, object)
+	}, "?a=1", object},
+}
+
+// TestRecordBodyWithheld announces a body and does not send it. A body that
+// means nothing is not waited for: the caller must be answered.
 func TestRecordBodyWithheld(t *testing.T) {
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	for name, request := range map[string]string{
 		"GET":             "GET " + target + "&a=1",
-		"pixel":           "POST " + target + "&a=1&td_format=pixel",
+		"pixel":           "GET " + target + "&a=1&td_format=pixel",
 		"OPTIONS":         "OPTIONS " + event,
 		"refused as well": "POST " + event,
 	} {
@@ -215,16 +248,21 @@ func TestRecordBodyWithheld(t *testing.T) {
 			})
 		}
 	}
-	t.Run("a body of 5 MB", func(t *testing.T) {
-		conn := dial(t, g.addr)
-		if _, err := io.WriteString(conn, post(target+"&a=1&td_format=pixel", asJSON, objectOf(5<<20))); err != nil {
-			t.Fatal(err)
-		}
-		if answer := readReply(t, bufio.NewReader(conn), "POST"); answer.StatusCode != 200 || !strings.HasPrefix(answer.body, "GIF") {
-			t.Errorf("got %d %q", answer.StatusCode, answer.body)
-		}
-		u.next(t)
-	})
+	for size, status := range map[int]int{1 << 20 /* below the cap */ : 200, 5 << 20: 413} {
+		t.Run(fmt.Sprintf("a body of %d MB that is no object", size>>20), func(t *testing.T) {
+			conn := dial(t, g.addr)
+			if _, err := io.WriteString(conn, post(target+"&a=1&td_format=pixel", asJSON, strings.Repeat("x", size-10_000))); err != nil {
+				t.Fatal(err)
+			}
+			if answer := readReply(t, bufio.NewReader(conn), "POST"); answer.StatusCode != status {
+				t.Errorf("got %d %q", answer.StatusCode, answer.body)
+			}
+			if status == 200 {
+				u.next(t)
+			}
+			u.none(t)
+		})
+	}
 	t.Run("PING keeps the connection", func(t *testing.T) {
 		conn := dial(t, g.addr)
 		br := bufio.NewReader(conn)

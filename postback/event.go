@@ -71,7 +71,7 @@ func validName(name string) bool {
 }
 
 // isPing reports whether a POST is the ping of a link. Its record is in the
-// query, and its body says nothing.
+// query, and its body, PING, says nothing.
 func isPing(contentType []string) bool {
 	return len(contentType) > 0 && strings.EqualFold(mediaType(contentType[0]), "text/ping")
 }

@@ -66,7 +66,7 @@ func (q *Request) passes(name string, hops Hops) bool {
 
 // drops reports whether this request loses a header that others keep.
 func (q *Request) drops(name string, hops Hops) bool {
-	return q.FromQuery && describesContent(name) || hops.Has(name)
+	return q.FromQuery && describesContent(name) || (q.FromQuery || q.unmarked) && describesBytes(name) || hops.Has(name)
 }
 
 // describesContent reports whether a header belongs to the body that was sent
@@ -80,13 +80,42 @@ func describesContent(name string) bool {
 	return false
 }
 
-// describesBytes reports whether a header that goes to v2 holds only for the
-// very bytes of the body (RFC 9110 section 8.4, RFC 9530), which must then stay
-// as they are.
-func (q *Request) describesBytes() bool {
-	for _, name := range []string{"Content-Encoding", "Content-Digest", "Digest", "Content-Md5"} {
-		if len(q.Header[name]) > 0 && !(q.FromQuery && describesContent(name)) {
-			return true
+// describesBytes reports whether a header holds only for the very bytes of a
+// body (RFC 9530 and what came before it).
+func describesBytes(name string) bool {
+	switch name {
+	case "Content-Digest", "Repr-Digest", "Digest", "Content-Md5":
+		return true
+	}
+	return false
+}
+
+// mustStay reports whether the bytes of the body must stay as they are, since a
+// header that goes to v2 holds for them.
+func (q *Request) mustStay() bool {
+	switch {
+	case q.FromQuery:
+		return false
+	case q.Compressed():
+		return true
+	}
+	return !q.unmarked &&
+		len(q.Header["Content-Digest"])+len(q.Header["Repr-Digest"])+len(q.Header["Digest"])+len(q.Header["Content-Md5"]) > 0
+}
+
+// Compressed reports whether the body is not the JSON itself, by the caller's
+// Content-Encoding. Only the codings that HTTP has count (the IANA's registry, RFC
+// 9110 section 8.4.1): callers also send identity, a charset, or nothing.
+func (q *Request) Compressed() bool {
+	if q.FromQuery {
+		return false
+	}
+	for _, value := range q.Header["Content-Encoding"] {
+		for coding := range strings.SplitSeq(value, ",") {
+			switch strings.ToLower(textproto.TrimString(coding)) {
+			case "gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd", "dcb", "dcz", "aes128gcm", "exi", "pack200-gzip":
+				return true
+			}
 		}
 	}
 	return false

@@ -22,7 +22,7 @@ func AppendKept(dst []byte, q *Request, arrival time.Time) ([]byte, RecordTime) 
 	}
 	later.Body, later.More = body, nil
 	timed := TimeNoObject
-	if !q.describesBytes() && len(body)+maxTimeMember <= MaxBody {
+	if !q.mustStay() && len(body)+maxTimeMember <= MaxBody {
 		var (
 			room   [maxTimeMember]byte
 			member []byte

@@ -162,14 +162,12 @@ func findKey(param urlKey, headers, authorizations []string) (cred Credentials, 
 	case cred.WriteKey == "":
 		cred.WriteKey, cred.Source = param.key, KeyParam
 	}
-	problem := ""
-	switch {
-	case cred.Source == KeyNone:
+	if cred.Source == KeyNone {
 		return cred, MissingKey
-	case cred.Source == KeyParam && param.invalid:
+	}
+	problem := keyProblem(cred.Key())
+	if cred.Source == KeyParam && param.invalid {
 		problem = "the td_write_key parameter has a bad percent-escape"
-	default:
-		problem = keyProblem(cred.Key())
 	}
 	if problem != "" {
 		return Credentials{Source: cred.Source}, invalidKey(problem)

@@ -113,17 +113,10 @@ func (rec *QueryRecord) read(param string, from Caller) (col column, ok bool) {
 	if !strings.HasPrefix(col.name, "td_") {
 		return col, true
 	}
-	switch col.name {
-	case "td_format":
-		if decode(value) == "pixel" {
-			rec.Pixel = true
-			return col, false
-		}
-	case "td_redirect":
-		if rec.Redirect == "" {
-			rec.Redirect = decode(value)
-		}
+	if rec.readAnswer(col.name, value) {
 		return col, false
+	}
+	switch col.name {
 	case "td_ip":
 		if decode(value) == col.name {
 			col.value, col.plain = from.IP, true
@@ -139,6 +132,41 @@ func (rec *QueryRecord) read(param string, from Caller) (col column, ok bool) {
 		}
 	}
 	return col, true
+}
+
+// readAnswer takes a parameter that says what the answer is to be, and reports
+// whether it is one.
+func (rec *QueryRecord) readAnswer(name, value string) bool {
+	switch {
+	case name == "td_format" && decode(value) == "pixel":
+		rec.Pixel = true
+		return true
+	case name == "td_redirect":
+		if rec.Redirect == "" {
+			rec.Redirect = decode(value)
+		}
+		return true
+	}
+	return false
+}
+
+// CutAnswer takes the parameters that say what the answer is to be out of a raw
+// query. The others keep their order and their bytes; without any, rest is
+// empty.
+func CutAnswer(query string) (rest string, asked QueryRecord) {
+	var kept []string
+	any := false
+	for param := range strings.SplitSeq(query, "&") {
+		name, value, _ := strings.Cut(param, "=")
+		if !asked.readAnswer(decode(name), value) {
+			kept = append(kept, param)
+			any = any || param != ""
+		}
+	}
+	if !any {
+		return "", asked
+	}
+	return strings.Join(kept, "&"), asked
 }
 
 // hasColumn reports whether a query, without the write key, has at least one

@@ -354,3 +354,46 @@ func FuzzRecordLimit(f *testing.F) {
 		}
 	})
 }
+
+func TestCutAnswer(t *testing.T) {
+	for _, tc := range []struct {
+		name, query, rest string
+		pixel             bool
+		redirect          string
+	}{
+		{name: "nothing"},
+		{name: "neither", query: "a=1&b=%7e&&td_ip=td_ip", rest: "a=1&b=%7e&&td_ip=td_ip"},
+		{name: "pixel alone", query: "td_format=pixel", pixel: true},
+		{name: "pixel between others", query: "a=1&td_format=pixel&b=2", rest: "a=1&b=2", pixel: true},
+		{name: "encoded", query: "td%5Fformat=%70ixel&td_redirec%74=https%3A%2F%2Fx.example&a=%31", rest: "a=%31", pixel: true, redirect: "https://x.example"},
+		{name: "another format is a column", query: "td_format=gif&td_format=pixel&td_format", rest: "td_format=gif&td_format", pixel: true},
+		{name: "every redirect leaves, the first that says something counts", query: "td_redirect=&td_redirect=b&a=1&td_redirect=c&td_redirect", rest: "a=1", redirect: "b"},
+		{name: "only ampersands left", query: "&td_format=pixel&", pixel: true},
+		{name: "longer names", query: "td_format2=pixel&xtd_redirect=b", rest: "td_format2=pixel&xtd_redirect=b"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			rest, asked := CutAnswer(tc.query)
+			if rest != tc.rest || asked.Pixel != tc.pixel || asked.Redirect != tc.redirect {
+				t.Errorf("got %q, %v, %q", rest, asked.Pixel, asked.Redirect)
+			}
+		})
+	}
+}
+
+// FuzzCutAnswer: what is asked for is what a record from the same query asks
+// for, and the rest asks for nothing and has the same columns.
+func FuzzCutAnswer(f *testing.F) {
+	for _, seed := range []string{"", "a=1&td_format=pixel&td_redirect=x", "td%5Fformat=pixel&&b", "td_format=gif&td_redirect=&td_redirect=%zz"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, query string) {
+		rest, asked := CutAnswer(query)
+		want := ReadQuery(nil, query, Caller{}, MaxBody)
+		if asked.Pixel != want.Pixel || asked.Redirect != want.Redirect {
+			t.Errorf("%q: got %v, %q, want %v, %q", query, asked.Pixel, asked.Redirect, want.Pixel, want.Redirect)
+		}
+		if left := ReadQuery(nil, rest, Caller{}, MaxBody); left.Pixel || left.Redirect != "" || !bytes.Equal(left.Body, want.Body) {
+			t.Errorf("%q: %q is left, which means %s", query, rest, left.Body)
+		}
+	})
+}

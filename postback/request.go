@@ -15,15 +15,16 @@ const MaxBody = 1_048_064
 // contentType returns the Content-Type for v2 and whether it differs from the
 // caller's. v2 takes JSON; callers of the legacy contract send JSON under the
 // types that curl, forms and navigator.sendBeacon add by themselves.
-func contentType(sent []string, body []byte) (value string, changed bool) {
+func contentType(sent []string, object bool) (value string, changed bool) {
 	if len(sent) > 0 {
 		value = sent[0]
 	}
 	switch media := mediaType(value); {
 	case media == "",
 		strings.EqualFold(media, "text/plain"),
+		strings.EqualFold(media, "text/ping"),
 		strings.EqualFold(media, "application/x-www-form-urlencoded"):
-		if startsObject(body) {
+		if object {
 			return "application/json", true
 		}
 	}
@@ -33,25 +34,43 @@ func contentType(sent []string, body []byte) (value string, changed bool) {
 // UseRecord makes a record that comes from the query the body. Nothing of the
 // query stays in the URL.
 func (q *Request) UseRecord(record []byte) {
-	q.FromQuery = true
+	q.FromQuery, q.unmarked = true, false
 	q.Query = ""
 	q.ContentType = "application/json"
-	q.Body = record
+	q.Body, q.More = record, nil
 }
 
-// SetContentType decides the Content-Type, once the body is there.
-func (q *Request) SetContentType() {
-	start := q.Body
-	for i := 0; i < len(q.More) && len(bytes.TrimLeft(start, jsonSpace)) == 0; i++ {
-		start = q.More[i]
+// byteOrderMark is what some editors and runtimes put before a text in UTF-8.
+// It is no part of JSON, and v2 need not know it (RFC 8259 section 8.1).
+const byteOrderMark = "\ufeff"
+
+// UseBody makes what the caller has sent the body: its bytes, but for a
+// byte-order mark before an object. It decides the Content-Type.
+func (q *Request) UseBody(first []byte, more [][]byte) {
+	q.Body, q.More = first, more
+	if bytes.HasPrefix(first, []byte(byteOrderMark)) && !q.Compressed() {
+		q.Body = first[len(byteOrderMark):]
+		if q.unmarked = q.startsObject(); !q.unmarked {
+			q.Body = first
+		}
 	}
 	sent := q.Header["Content-Type"]
 	if HopsOf(q.Header["Connection"]).Has("Content-Type") {
 		sent = nil // it does not go to v2
 	}
-	if value, changed := contentType(sent, start); changed {
+	if value, changed := contentType(sent, q.startsObject()); changed {
 		q.ContentType = value
 	}
+}
+
+// startsObject reports whether the body's first byte that is no white space
+// opens an object. It may be in any of the parts.
+func (q *Request) startsObject() bool {
+	start := q.Body
+	for i := 0; i < len(q.More) && len(bytes.TrimLeft(start, jsonSpace)) == 0; i++ {
+		start = q.More[i]
+	}
+	return startsObject(start)
 }
 
 // Length is the length of the body in bytes.
@@ -99,9 +118,11 @@ type Request struct {
 	Body        []byte   // all of it, or its first part
 	More        [][]byte // the parts behind that
 
-	// fromQuery: the body is a record from the query, so what the caller says
+	// FromQuery: the body is a record from the query, so what the caller says
 	// of a body of its own, or of a representation to GET, does not hold.
 	FromQuery bool
+
+	unmarked bool // the body has lost its byte-order mark: what held for its bytes does not
 }
 
 // AppendHead appends the request's head in HTTP/1.1 form (RFC 9112 section 3)

@@ -2,11 +2,14 @@ package postback
 
 import (
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
 )
 
+// TestContentType takes each body as a whole, and in two parts, as a long one is
+// kept.
 func TestContentType(t *testing.T) {
 	const json = "application/json"
 	for _, tc := range []struct {
@@ -33,16 +36,33 @@ func TestContentType(t *testing.T) {
 		{"absent around nothing stays absent", nil, ``, ""},
 		{"other text stays", []string{"text/html"}, `{}`, "text/html"},
 		{"multipart stays", []string{"multipart/form-data; boundary=x"}, `{}`, "multipart/form-data; boundary=x"},
-		{"byte order mark is no white space", []string{"text/plain"}, "\ufeff{}", "text/plain"},
+		{"link's ping", []string{"Text/Ping"}, `{}`, json},
+		{"ping around PING stays", []string{"text/ping"}, `PING`, "text/ping"},
+		{"byte-order mark", []string{"text/plain"}, "\ufeff {}", json},
+		{"byte-order mark before no object stays", []string{"text/plain"}, "\ufeff[]", "text/plain"},
+		{"two byte-order marks stay", []string{"text/plain"}, "\ufeff\ufeff{}", "text/plain"},
+		{"white space before the byte-order mark stays", []string{"text/plain"}, " \ufeff{}", "text/plain"},
 		{"compressed stays", []string{"text/plain"}, "\x1f\x8b{", "text/plain"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, changed := contentType(tc.sent, []byte(tc.body))
-			if got != tc.want {
-				t.Errorf("got %q, want %q", got, tc.want)
-			}
-			if sent := strings.Join(tc.sent, ""); changed != (got != sent) {
-				t.Errorf("changed is %v, from %q to %q", changed, sent, got)
+			for at := range len(tc.body) + 1 {
+				if at > 0 && at < len("\ufeff") {
+					continue // the first part is never that short
+				}
+				q := Request{Header: http.Header{}}
+				if tc.sent != nil {
+					q.Header["Content-Type"] = tc.sent
+				}
+				if q.UseBody([]byte(tc.body[:at]), [][]byte{nil, []byte(tc.body[at:])}); at == 0 {
+					q.UseBody([]byte(tc.body), nil)
+				}
+				want := tc.want
+				if want == strings.Join(tc.sent, "") {
+					want = "" // it stays
+				}
+				if q.ContentType != want {
+					t.Errorf("cut at %d: got %q, want %q", at, q.ContentType, want)
+				}
 			}
 		})
 	}
@@ -178,7 +198,7 @@ func FuzzHead(f *testing.F) {
 			Host: "v2.example", Destination: Destination{"db", "tbl"}, Query: rest,
 			Header: http.Header{http.CanonicalHeaderKey(name): {value}}, Credentials: cred, Body: []byte(body),
 		}
-		q.SetContentType()
+		q.UseBody([]byte(body), nil)
 		line, fields := headLines(t, q.AppendHead(nil))
 		if strings.Count(line, " ") != 2 || strings.ContainsAny(line, "\r\n\t\x00") {
 			t.Errorf("request line %q", line)
@@ -207,28 +227,124 @@ func FuzzHead(f *testing.F) {
 	})
 }
 
+// TestByteOrderMark: the mark before an object goes, and with it what held for
+// the body's very bytes. Nothing else does.
+func TestByteOrderMark(t *testing.T) {
+	described := func() http.Header {
+		return http.Header{"Content-Md5": {"x"}, "Digest": {"x"}, "Content-Digest": {"x"}, "Repr-Digest": {"x"}, "Content-Language": {"de"}}
+	}
+	const digests = 4
+	for _, tc := range []struct {
+		name, body, encoding string
+		want                 string
+	}{
+		{name: "before an object", body: "\ufeff{}", want: "{}"},
+		{name: "before white space and an object", body: "\ufeff \n{}", want: " \n{}"},
+		{name: "identity", body: "\ufeff{}", encoding: "identity", want: "{}"},
+		{name: "none", body: "{}", want: "{}"},
+		{name: "before an array", body: "\ufeff[]", want: "\ufeff[]"},
+		{name: "alone", body: "\ufeff", want: "\ufeff"},
+		{name: "compressed", body: "\ufeff{}", encoding: "gzip", want: "\ufeff{}"},
+		{name: "of UTF-16", body: "\xff\xfe{\x00}\x00", want: "\xff\xfe{\x00}\x00"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			q := Request{Header: described()}
+			if tc.encoding != "" {
+				q.Header["Content-Encoding"] = []string{tc.encoding}
+			}
+			q.UseBody([]byte(tc.body), nil)
+			if string(q.Body) != tc.want || q.Length() != len(tc.want) {
+				t.Errorf("got %q of %d bytes, want %q", q.Body, q.Length(), tc.want)
+			}
+			r := &http.Request{Header: q.Header.Clone(), URL: new(url.URL)}
+			q.Apply(r)
+			_, fields := headLines(t, q.AppendHead(nil))
+			if !slices.Contains(fields, "Content-Language: de") {
+				t.Errorf("the language has gone: %q", fields)
+			}
+			want := digests
+			if tc.want != tc.body {
+				want = 0
+			}
+			forwarded, handedOn := 0, 0
+			for name := range described() {
+				if slices.Contains(fields, name+": x") {
+					forwarded++
+				}
+				if r.Header.Get(name) == "x" {
+					handedOn++
+				}
+			}
+			if forwarded != want || handedOn != want {
+				t.Errorf("%d digests are forwarded, %d handed on, want %d", forwarded, handedOn, want)
+			}
+		})
+	}
+}
+
+func TestCompressed(t *testing.T) {
+	for _, tc := range []struct {
+		values []string
+		want   bool
+	}{
+		{nil, false},
+		{[]string{""}, false},
+		{[]string{"identity"}, false},
+		{[]string{"UTF-8"}, false},
+		{[]string{"utf-8, identity", "", ","}, false},
+		{[]string{"gzipped"}, false},
+		{[]string{"gzip"}, true},
+		{[]string{"GZip"}, true},
+		{[]string{"x-gzip"}, true},
+		{[]string{"deflate"}, true},
+		{[]string{"br"}, true},
+		{[]string{"zstd"}, true},
+		{[]string{"compress"}, true},
+		{[]string{"identity", "identity , gzip"}, true},
+	} {
+		q := Request{Header: http.Header{"Content-Encoding": tc.values}}
+		if got := q.Compressed(); got != tc.want {
+			t.Errorf("%q: got %v", tc.values, got)
+		}
+	}
+}
+
 // FuzzContentType also takes the body in two parts, as a long one is kept.
 func FuzzContentType(f *testing.F) {
-	f.Add("", " \t\r\n{", uint16(2))
-	f.Add("Text/Plain ;charset=x", "{}", uint16(0))
-	f.Add("application/x-www-form-urlencoded", "a={", uint16(1))
-	f.Add(";", "\ufeff{}", uint16(1))
-	f.Add("application/json;", "{}", uint16(1))
-	f.Fuzz(func(t *testing.T, sent, body string, cut uint16) {
-		want, changed := sent, false
+	f.Add("", " \t\r\n{", "", uint16(2))
+	f.Add("Text/Plain ;charset=x", "{}", "identity", uint16(0))
+	f.Add("application/x-www-form-urlencoded", "a={", "", uint16(1))
+	f.Add(";", "\ufeff{}", "br", uint16(3))
+	f.Add("text/ping", "\ufeff{}", "", uint16(4))
+	f.Add("application/json;", "{}", "", uint16(1))
+	f.Fuzz(func(t *testing.T, sent, body, encoding string, cut uint16) {
+		const mark = "\ufeff"
+		want := body
+		if after, ok := strings.CutPrefix(body, mark); ok && !slices.Contains([]string{"br", "gzip"}, encoding) &&
+			strings.HasPrefix(strings.TrimLeft(after, " \t\r\n"), "{") {
+			want = after
+		}
+		wantType := ""
 		switch strings.Trim(strings.ToLower(strings.SplitN(sent, ";", 2)[0]), " \t") {
-		case "", "text/plain", "application/x-www-form-urlencoded":
-			if strings.HasPrefix(strings.TrimLeft(body, " \t\r\n"), "{") {
-				want, changed = "application/json", true
+		case "", "text/plain", "text/ping", "application/x-www-form-urlencoded":
+			if strings.HasPrefix(strings.TrimLeft(want, " \t\r\n"), "{") {
+				wantType = "application/json"
 			}
 		}
-		if got, replaced := contentType([]string{sent}, []byte(body)); got != want || replaced != changed {
-			t.Errorf("%q around %q: got %q, %v, want %q, %v", sent, body, got, replaced, want, changed)
+		if encoding != "br" && encoding != "gzip" {
+			encoding = "UTF-8" // no coding
 		}
 		at := min(int(cut), len(body))
-		q := Request{Header: http.Header{"Content-Type": {sent}}, Body: []byte(body[:at]), More: [][]byte{nil, []byte(body[at:])}}
-		if q.SetContentType(); (q.ContentType != "") != changed {
-			t.Errorf("%q around %q and %q: got %q", sent, body[:at], body[at:], q.ContentType)
+		if at < len(mark) {
+			at = len(body) // the first part is never that short
+		}
+		q := Request{Header: http.Header{"Content-Type": {sent}, "Content-Encoding": {encoding}}}
+		q.UseBody([]byte(body[:at]), [][]byte{nil, []byte(body[at:])})
+		if got := string(q.Body) + body[at:]; got != want {
+			t.Errorf("%q has become %q, want %q", body, got, want)
+		}
+		if q.ContentType != wantType {
+			t.Errorf("%q around %q and %q: got %q, want %q", sent, body[:at], body[at:], q.ContentType, wantType)
 		}
 	})
 }

@@ -40,6 +40,10 @@ type Call struct {
 
 	// Query is the raw query without the write key.
 	Query string
+
+	// InBody says that the record is the body, although the query asks for the
+	// answer to a record of its own.
+	InBody bool
 }
 
 // ReadCall reads the path and the kind of a request. With a refusal, the call
@@ -74,9 +78,10 @@ func kindOf(method string, u *url.URL, header http.Header) Kind {
 	}
 }
 
-// InQuery reports whether the call's record is in its query. A body is then
-// dropped.
-func (c *Call) InQuery() bool { return c.Kind == Get || c.Kind == Pixel || c.Kind == Beacon }
+// InQuery reports whether the call's record is in its query.
+func (c *Call) InQuery() bool {
+	return (c.Kind == Get || c.Kind == Pixel || c.Kind == Beacon) && !c.InBody
+}
 
 // NoBody tells a call that its body is empty. A POST is then a beacon, if its
 // query has at least one column.
@@ -85,6 +90,11 @@ func (c *Call) NoBody(from Caller) {
 		c.Kind = Beacon
 	}
 }
+
+// HasBody tells a call what its body is. An object is never dropped: it is the
+// record, also of a call that has one in its query. A compressed body may be
+// one.
+func (c *Call) HasBody(q *Request) { c.InBody = q.startsObject() || q.Compressed() }
 
 // ReadKey finds the key that v2 gets, and takes it out of the query. After a
 // refusal the call has no key, but says where it was looked for.
