@@ -18,11 +18,7 @@ import (
 // forward forwards the record, or keeps it, or leaves it to the next handler.
 func (h *Handler) forward(c *call) error {
 	if h.Handoff {
-		defer h.bodies.drop(c.body)
-		c.result = handedOffResult
-		h.closeIfLeaving(c.w, c.r)
-		c.out.Apply(c.r)
-		return c.next.ServeHTTP(c.w, c.r)
+		return h.handOff(c)
 	}
 	defer h.bodies.release(c.body)
 	if h.Spool != nil {

@@ -33,7 +33,9 @@ type call struct {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	read, refused := postback.ReadCall(r)
 	if read.Foreign && h.PassThru {
-		return next.ServeHTTP(w, r)
+		if answered, err := serveNext(next, w, r); answered || err != nil {
+			return err
+		}
 	}
 	c := call{Call: read, w: w, r: r, next: next}
 	if h.Spool != nil {

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -407,6 +408,65 @@ func TestPassThru(t *testing.T) {
 		t.Errorf("got %d", got)
 	}
 	u.next(t)
+}
+
+// TestNothingBehind has pass_thru and handoff with nothing behind them, or with
+// something that does not answer all: never is a caller told 200 for nothing.
+func TestNothingBehind(t *testing.T) {
+	const elsewhere, get = "/js/v3/event", "GET " + target + "&td_format=pixel HTTP/1.1\r\nHost: x\r\n\r\n"
+	upstream := "td_postback us01 {\n "
+	for name, test := range map[string]struct {
+		site, request string
+		status        int
+		code          string
+	}{
+		"pass_thru":                    {upstream + "pass_thru\n}", post(elsewhere, asJSON, object), 404, "not_found"},
+		"pass_thru with a matcher":     {upstream + "pass_thru\n}\nfile_server /files/*", post(elsewhere, asJSON, object), 404, "not_found"},
+		"handoff":                      {upstream + "handoff\n}", post(target, asJSON, object), 502, "upstream_unreachable"},
+		"handoff of a pixel":           {upstream + "handoff\n}", get, 502, "upstream_unreachable"},
+		"handoff, and an empty answer": {"route {\n" + upstream + "handoff\n}\nrespond 200\n}", post(target, asJSON, object), 200, ""},
+		"handoff and encode":           {"route {\n encode gzip\n" + upstream + "handoff\n}\n encode zstd\n}", post(target, asJSON+"Accept-Encoding: gzip, zstd\r\n", object), 502, "upstream_unreachable"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := serve(t, "", "log\n"+test.site)
+			answer := raw(t, g.addr, test.request)
+			var refused struct{ Error string }
+			if err := json.Unmarshal([]byte(answer.body), &refused); answer.StatusCode != test.status || refused.Error != test.code || err != nil && test.code != "" {
+				t.Errorf("got %d %q", answer.StatusCode, answer.body)
+			}
+			g.await(t, `"msg":"handled request"`, 1)
+			if warns := strings.Contains(g.text(), "no handler behind td_postback has answered"); warns != (test.status == 502) {
+				t.Errorf("warns: %v", warns)
+			}
+		})
+	}
+}
+
+// TestUpgradeBehind changes the protocol of a connection behind pass_thru.
+func TestUpgradeBehind(t *testing.T) {
+	behind := listen(t, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { //nolint:gosec // loopback
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nhello")
+		conn.Close()
+	})})
+	g := serve(t, "", "td_postback us01 {\n pass_thru\n}\nreverse_proxy "+behind)
+	conn := dial(t, g.addr)
+	if _, err := io.WriteString(conn, "GET /socket HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	r := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("got %v, %v", resp, err)
+	}
+	greeting := make([]byte, 5)
+	if _, err := io.ReadFull(r, greeting); err != nil || string(greeting) != "hello" {
+		t.Errorf("got %q, %v", greeting, err)
+	}
 }
 
 // TestNotShadowed puts the directive beside handlers that answer what is theirs,

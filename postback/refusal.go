@@ -75,6 +75,10 @@ var (
 		Status: http.StatusBadGateway, Code: "upstream_unreachable",
 		Message: "Postback v2 broke off or gave no valid answer; the record may have arrived all the same",
 	}
+	NothingBehind = &Refusal{
+		Status: http.StatusBadGateway, Code: "upstream_unreachable", BodyLost: true,
+		Message: "the gateway leaves records to a handler behind it, and none has taken this one; tell its operator",
+	}
 	UpstreamTimeout = &Refusal{
 		Status: http.StatusGatewayTimeout, Code: "upstream_timeout",
 		Message: "Postback v2 did not answer in time; the record may have arrived all the same",
