@@ -130,7 +130,12 @@ func commandConfig(listen string, h *Handler, accessLog bool) (*caddy.Config, er
 	if accessLog {
 		server.Logs = &caddyhttp.ServerLogConfig{}
 	}
-	app := caddyhttp.App{Servers: map[string]*caddyhttp.Server{"postback": server}}
+	app := caddyhttp.App{
+		Servers: map[string]*caddyhttp.Server{"postback": server},
+		// Longer than response_timeout. Without it, a caller that reads nothing
+		// would keep the process from its end.
+		GracePeriod: caddy.Duration(40 * time.Second),
+	}
 	persist := false
 	return &caddy.Config{
 		Admin:   &caddy.AdminConfig{Disabled: true, Config: &caddy.ConfigSettings{Persist: &persist}},

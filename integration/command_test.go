@@ -188,6 +188,9 @@ func TestExample(t *testing.T) {
 		if status, body := do("POST", base+target, object); status != 404 || !strings.Contains(body, "not_found") {
 			t.Errorf("another host, %s: got %d %q", base, status, body)
 		}
+		if status, body := do("GET", base+"/healthz", ""); status != 200 || body != "ok" {
+			t.Errorf("a probe by the bare address, %s: got %d %q", base, status, body)
+		}
 	}
 	u.none(t)
 	g.await(t, "handled request", 8) // the catch-all has no log
