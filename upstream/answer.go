@@ -15,9 +15,9 @@ import (
 )
 
 // pass passes the answer on to the caller, when begin, if it is not nil, has
-// added its headers. reusable says whether the connection can carry another
-// request.
-func (x *exchange) pass(br *bufio.Reader, begin func(http.ResponseWriter, *http.Request)) (reusable bool, err error) {
+// added its headers, and notes v2's words. reusable says whether the connection
+// can carry another request.
+func (x *exchange) pass(br *bufio.Reader, begin func(http.ResponseWriter, *http.Request), t *Trip) (reusable bool, err error) {
 	body, length := x.body(br)
 
 	// Most answers are `{}`: read to their end, so that a broken one is still
@@ -26,6 +26,7 @@ func (x *exchange) pass(br *bufio.Reader, begin func(http.ResponseWriter, *http.
 	if err != nil {
 		return false, err
 	}
+	t.Words = x.words(n, complete)
 	if begin != nil {
 		begin(x.w, x.r)
 	}
@@ -38,12 +39,37 @@ func (x *exchange) pass(br *bufio.Reader, begin func(http.ResponseWriter, *http.
 	return x.reusable(br, complete), nil
 }
 
-// skip reads an answer that is for nobody, if it is short. It fails if the
-// answer breaks off.
-func (x *exchange) skip(br *bufio.Reader) (reusable bool, err error) {
+// skip reads an answer that is for nobody, if it is short, and notes v2's words.
+// It fails if the answer breaks off.
+func (x *exchange) skip(br *bufio.Reader, t *Trip) (reusable bool, err error) {
 	body, length := x.body(br)
-	_, complete, err := readAvailable(br, body, x.buf, length)
+	n, complete, err := readAvailable(br, body, x.buf, length)
+	t.Words = x.words(n, complete)
 	return err == nil && x.reusable(br, complete), err
+}
+
+// words is what v2 says in the first n bytes of its answer, if it refuses the
+// record and says it in the clear.
+func (x *exchange) words(n int, complete bool) string {
+	coding := x.answer.ContentEncoding()
+	if x.answer.StatusCode() < http.StatusBadRequest || n == 0 || len(coding) > 0 && !bytes.EqualFold(coding, []byte("identity")) {
+		return ""
+	}
+	return postback.Words(x.buf[:n], complete, x.sentKeys()...)
+}
+
+// sentKeys finds the keys in the head that v2 got.
+func (x *exchange) sentKeys() (keys []string) {
+	for line := range bytes.SplitSeq(x.pieces[0], []byte("\r\n")) {
+		if len(line) == 0 {
+			break
+		}
+		name, value, _ := strings.Cut(string(line), ": ")
+		if name == postback.WriteKeyHeader || name == "Authorization" {
+			keys = append(keys, strings.TrimPrefix(value, "TD1 "))
+		}
+	}
+	return keys
 }
 
 // body returns the answer's body and its length, which is -1 or less if it is

@@ -66,6 +66,7 @@ func answerOf(sent []byte) (got *httptest.ResponseRecorder, left int, reusable b
 	x := exchanges.Get().(*exchange)
 	defer x.put()
 	x.w, x.r, x.conn, x.timeout = got, httptest.NewRequest(http.MethodPost, "/", nil), stubConn{}, time.Second
+	x.pieces = append(x.pieces[:0], nil)
 	br := bufio.NewReaderSize(bytes.NewReader(sent), answerBuffer)
 	defer func() {
 		if p := recover(); p != nil {
@@ -78,7 +79,7 @@ func answerOf(sent []byte) (got *httptest.ResponseRecorder, left int, reusable b
 	if err := x.readHead(br); err != nil {
 		return got, 0, false, err
 	}
-	reusable, err = x.pass(br, nil)
+	reusable, err = x.pass(br, nil, new(Trip))
 	rest, _ := io.Copy(io.Discard, br)
 	return got, int(rest), reusable, err
 }

@@ -173,6 +173,7 @@ type Trip struct {
 	Status     int           // of v2's answer; 0 without one
 	Duration   time.Duration // from sending until the head of the answer was there
 	RetryAfter time.Duration // that v2 asked for, if its answer is not for the caller
+	Words      string        // in which v2 refused the record, as postback.Words makes them: for the operator
 }
 
 // Forward sends a request to v2 and passes the answer on to the caller. If it
@@ -289,13 +290,13 @@ func (c *Client) receive(x *exchange, br *bufio.Reader, t *Trip) (reusable bool,
 	}
 	withheld := x.w != nil && c.Withhold != nil && c.Withhold(t.Status)
 	if x.w != nil && !withheld {
-		return x.pass(br, c.Begin)
+		return x.pass(br, c.Begin, t)
 	}
 	if withheld {
 		x.wait(restTime)
 	}
-	t.RetryAfter = parseRetryAfter(string(x.answer.Peek("Retry-After")), x.started)
-	reusable, err = x.skip(br)
+	t.RetryAfter = parseRetryAfter(x.retryAfter(), x.started)
+	reusable, err = x.skip(br, t)
 	if withheld {
 		err = ErrWithheld
 	}

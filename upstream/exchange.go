@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -114,6 +115,16 @@ func (x *exchange) send() error {
 // extend puts off the deadline while a long answer flows.
 func (x *exchange) extend() {
 	_ = x.conn.SetReadDeadline(time.Now().Add(x.timeout))
+}
+
+// retryAfter is the answer's Retry-After, however it is spelled.
+func (x *exchange) retryAfter() string {
+	for name, value := range x.answer.All() {
+		if strings.EqualFold(string(name), "Retry-After") {
+			return string(value)
+		}
+	}
+	return ""
 }
 
 // wait bounds what is left of the time for the answer.

@@ -19,7 +19,7 @@ import (
 
 const (
 	okAnswer   = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
-	busyAnswer = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nbusy"
+	busyAnswer = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 7\r\nContent-Length: 4\r\n\r\nbusy"
 )
 
 // script is a v2 that does what a test says: for each connection, what it
@@ -141,7 +141,7 @@ func TestForward(t *testing.T) {
 		{name: "an answer that breaks off", conns: [][]string{{"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{" + cut}, {okAnswer}}, send: 1, fails: unclear, trip: Trip{Tries: 1, Dialed: 1, Status: 200}, got: 1},
 		{name: "no HTTP", conns: [][]string{{"SSH-2.0\r\n\r\n"}, {okAnswer}}, send: 1, fails: unclear, trip: Trip{Tries: 1, Dialed: 1}, got: 1},
 		{name: "no answer in time", conns: [][]string{{silent}, {okAnswer}}, send: 1, fails: isTimeout, trip: Trip{Tries: 1, Dialed: 1}, got: 1},
-		{name: "a refusal of v2", conns: [][]string{{busyAnswer}}, send: 1, status: 503, trip: Trip{Tries: 1, Dialed: 1, Status: 503}, got: 1},
+		{name: "a refusal of v2", conns: [][]string{{busyAnswer}}, send: 1, status: 503, trip: Trip{Tries: 1, Dialed: 1, Status: 503, Words: "busy"}, got: 1},
 		{
 			name: "interim answers", conns: [][]string{{strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", maxInterim-1) + okAnswer}},
 			send: 1, status: 200, trip: Trip{Tries: 1, Dialed: 1, Status: 200}, got: 1,
@@ -265,7 +265,7 @@ func TestDeliver(t *testing.T) {
 		client := newScripted(t, s, nil)
 		q := &postback.Request{Host: "v2.test", Destination: postback.Destination{Database: "db", Table: "tbl"}, Body: []byte(`{"time":1}`)}
 		data, _ := postback.AppendKept(nil, q, time.Now())
-		for _, want := range []Trip{{Tries: 1, Dialed: 1, Status: 200}, {Tries: 1, Status: 503, RetryAfter: 7 * time.Second}} {
+		for _, want := range []Trip{{Tries: 1, Dialed: 1, Status: 200}, {Tries: 1, Status: 503, RetryAfter: 7 * time.Second, Words: "busy"}} {
 			var trip Trip
 			if err := client.Deliver(data, &trip); err != nil {
 				t.Error(err)
