@@ -106,9 +106,9 @@ func (h *Handler) keepOrRefuse(c *call) (kept bool) {
 
 // resultOf says how sending a record went that has a spool.
 func resultOf(t *upstream.Trip, err error) spool.Result {
-	r := spool.Result{Status: t.Status, RetryAfter: t.RetryAfter}
+	r := spool.Result{Status: t.Status, RetryAfter: t.RetryAfter, Words: t.Words}
 	if err != nil && !r.NotTaken() {
-		r.Status = 0 // an answer that broke off says nothing
+		r.Status, r.Words = 0, "" // an answer that broke off says nothing
 	}
 	switch r.Status {
 	case 0:

@@ -47,8 +47,8 @@ func (c *call) finish() {
 	}
 }
 
-// outcome is what became of a call, for the access log: with an account number,
-// and no key.
+// outcome is what became of a call, for the access log: with an account number
+// and v2's words, and no key.
 type outcome struct {
 	to      postback.Destination
 	kind    postback.Kind
@@ -73,6 +73,9 @@ func (o *outcome) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	if o.trip.Status > 0 {
 		enc.AddInt("upstream_status", o.trip.Status)
 		enc.AddFloat64("upstream_duration", o.trip.Duration.Seconds())
+	}
+	if o.trip.Words != "" {
+		enc.AddString("upstream_words", o.trip.Words)
 	}
 	if o.trip.Tries > 0 {
 		enc.AddInt("retried", o.trip.Tries-1)

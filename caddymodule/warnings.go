@@ -34,6 +34,10 @@ var (
 	unkeptWarning      = warning{message: "record neither delivered nor kept"}
 )
 
+// refusalWarnings has a kind for each status from 400 on: a key that is refused
+// must not hide a record that is.
+var refusalWarnings [100]warning
+
 // due reports whether the last warning is a minute ago, and notes this one.
 func (w *warning) due() bool {
 	now, last := time.Now().Unix(), w.last.Load()
@@ -91,21 +95,52 @@ func (h *Handler) warn(of *warning, c *call, refused *postback.Refusal, err erro
 	}
 }
 
-// warnOfAnswer tells of an answer by which v2 asks for the record again later.
+// warnOfAnswer tells of an answer by which v2 refuses the record, or asks for it
+// again later.
 func (h *Handler) warnOfAnswer(c *call) {
-	if c.trip.Status < http.StatusInternalServerError && c.trip.Status != http.StatusTooManyRequests {
-		return
+	switch status := c.trip.Status; {
+	case spoolTakes(status):
+		if e := answerWarning.check(h.logger); e != nil {
+			e.Write(zap.Int("status", status), zap.String("upstream", c.to.host), words(c.trip.Words),
+				zap.String("advice", "check v2's status; the callers have got this answer, and must send again what they do not want to lose"))
+		}
+	case status >= http.StatusBadRequest:
+		if refusalWarnings[status-http.StatusBadRequest].due() {
+			h.logger.Warn("Postback v2 refused a record", zap.Int("status", status), zap.String("upstream", c.to.host), words(c.trip.Words),
+				zap.String("account", c.Account()), zap.String("database", c.Database), zap.String("table", c.Table),
+				zap.String("advice", refusalAdvice(status)))
+		}
 	}
-	if e := answerWarning.check(h.logger); e != nil {
-		e.Write(zap.Int("status", c.trip.Status), zap.String("upstream", c.to.host),
-			zap.String("advice", "check v2's status; the callers have got this answer, and must send again what they do not want to lose"))
+}
+
+// words are v2's own about a record that it did not take, if it said any.
+func words(said string) zap.Field {
+	if said == "" {
+		return zap.Skip()
+	}
+	return zap.String("words", said)
+}
+
+// refusalAdvice is what to do about a record that v2 refuses for good.
+func refusalAdvice(status int) string {
+	switch status {
+	case http.StatusBadRequest:
+		return "compare what the caller sends with v2's words: the body must be one JSON object"
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return "compare the caller's key with the one in Treasure Data, and see what its account may write"
+	case http.StatusNotFound:
+		return "check the names of the database and the table, and that upstream is a host of Postback v2"
+	case http.StatusRequestEntityTooLarge:
+		return "the record is larger than v2 takes: the caller must send less"
+	default:
+		return "see v2's words; the caller has got this answer, and sending the same again will not help"
 	}
 }
 
 // warnOfKept tells of a record that v2 did not take and that is in the spool.
 func warnOfKept(logger *zap.Logger, result *spool.Result, host string) {
 	if c := keptWarning.check(logger); c != nil {
-		c.Write(zap.Int("status", result.Status), zap.String("upstream", host), zap.Error(result.Err),
+		c.Write(zap.Int("status", result.Status), zap.String("upstream", host), zap.Error(result.Err), words(result.Words),
 			zap.String("advice", "check v2's status and the way there; the records are delivered when it takes them again"))
 	}
 }
@@ -113,7 +148,7 @@ func warnOfKept(logger *zap.Logger, result *spool.Result, host string) {
 // warnOfDeadLetter tells of a record that nobody tries to deliver any more.
 func warnOfDeadLetter(logger *zap.Logger, reason spool.Fate, result *spool.Result, host string) {
 	if c := deadLetterWarning.check(logger); c != nil {
-		c.Write(zap.String("reason", string(reason)), zap.Int("status", result.Status), zap.String("upstream", host),
+		c.Write(zap.String("reason", string(reason)), zap.Int("status", result.Status), zap.String("upstream", host), words(result.Words),
 			zap.String("advice", "look at it with td-spool list --dead, and replay or drop it; how many there are is in the metrics"))
 	}
 }

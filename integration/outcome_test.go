@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -141,6 +142,7 @@ func TestWarnings(t *testing.T) {
 			post(strings.Replace(target, "tbl", "s503", 1), asJSON, object),
 			post(strings.Replace(target, "tbl", "s429", 1), asJSON, object),
 			post(strings.Replace(target, "tbl", "s403", 1), asJSON, object),
+			post(strings.Replace(target, "tbl", "s400", 1), asJSON, object),
 			post(target, asJSON, object),
 			post(event, asJSON+"Authorization: TD1 1234/abcd\r\n", object),
 		} {
@@ -171,10 +173,60 @@ func TestWarnings(t *testing.T) {
 		"Authorization dropped beside a legacy key": 1,
 		"redirect refused":                          1,
 		"Postback v2 did not take a record":         1,
+		"Postback v2 refused a record":              2, // for 403 and for 400
 		"record not delivered":                      1,
 	}
 	if !maps.Equal(got, want) {
 		t.Errorf("got %v\nwant %v", got, want)
+	}
+}
+
+// TestWordsOfV2 has v2 say why it does not take a record, and quote the key. The
+// operator reads it in the access log, in a warning, and at the dead letter.
+func TestWordsOfV2(t *testing.T) {
+	v2 := startFickle(t)
+	dir := filepath.Join(t.TempDir(), "spool")
+	g := serveSpoolSite(t, dir, "log {\n format filter {\n request>uri td_key\n}\n}\n"+spoolBlock(v2.url(), dir, "", ""))
+	says := func(status string) {
+		body := fmt.Sprintf(`{"error":"no %s for %s and %s"}`, status, spoolKey, strings.Replace(spoolKey, "/", "%2F", 1))
+		v2.goAway(func(conn net.Conn) bool {
+			return send(conn, true, fmt.Sprintf("HTTP/1.1 %s X\r\nContent-Length: %d\r\n\r\n%s", status, len(body), body))
+		})
+	}
+	account, _, _ := strings.Cut(spoolKey, "/")
+	words := func(status string) string {
+		return fmt.Sprintf(`{"error":"no %s for %s/… and %s%%2F…"}`, status, account, account)
+	}
+	logged := func(message, field, status string) {
+		t.Helper()
+		g.await(t, `"msg":"`+message+`"`, 1)
+		line := warningLine(g.text(), message)
+		quoted, _ := json.Marshal(words(status))
+		if !strings.Contains(line, `"`+field+`":`+string(quoted)) {
+			t.Errorf("%s is not in %s", quoted, line)
+		}
+	}
+
+	says("403")
+	if got := raw(t, g.addr, post(spoolTarget, asJSON, object)); got.StatusCode != 403 || !strings.Contains(got.body, spoolKey) {
+		t.Errorf("the caller got %d %q", got.StatusCode, got.body)
+	}
+	logged("handled request", "upstream_words", "403")
+	logged("Postback v2 refused a record", "words", "403")
+	if line := warningLine(g.text(), "Postback v2 refused a record"); !strings.Contains(line, `"account":"`+account+`/…","database":"`) ||
+		!strings.Contains(line, `"advice":"compare the caller's key`) {
+		t.Errorf("the warning is %s", line)
+	}
+
+	says("500")
+	isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, object)))
+	logged("record kept for later", "words", "500")
+	says("400")
+	g.awaitState(t, func(s *spoolState) bool { return s.dead() == 1 })
+	logged("a kept record became a dead letter", "words", "400")
+	var letters []struct{ Words string }
+	if askAdmin(t, http.MethodGet, g.admin, "spool/records?dead=true", &letters); len(letters) != 1 || letters[0].Words != words("400") {
+		t.Errorf("got %+v", letters)
 	}
 }
 
