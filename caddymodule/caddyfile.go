@@ -52,6 +52,7 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //			dead_size  <size>
 //			max_age    <duration>
 //			drain_rate <n>
+//			bytes_rate <size>
 //			key_file   <file>
 //		}
 //	}
@@ -156,6 +157,8 @@ func (s *Spool) unmarshalOption(d *caddyfile.Dispenser, option string) (err erro
 		s.MaxAge, err = durationArg(d)
 	case "drain_rate":
 		s.DrainRate, err = countArg(d, 1)
+	case "bytes_rate":
+		s.BytesRate, err = sizeArg(d)
 	case "key_file":
 		s.KeyFile, err = wordArg(d, "a file")
 	default:

@@ -89,7 +89,7 @@ func spoolStatusCommand(fs caddycmd.Flags) (int, error) {
 	for _, s := range spools {
 		fmt.Printf("%s: %s, %s of %s, dead letters %s of %s\n", s.Spool, s.Health(), //nolint:gosec // G115: sizes
 			humanize.IBytes(uint64(s.Bytes)), humanize.IBytes(uint64(s.MaxBytes)), humanize.IBytes(uint64(s.Dead)), humanize.IBytes(uint64(s.MaxDead)))
-		table := newTable("QUEUE", "RECORDS", "DEAD", "OLDEST", "UPSTREAM")
+		table := newTable("QUEUE", "RECORDS", "DEAD", "OLDEST", "UPSTREAM", "ACCOUNTS PAUSED")
 		for _, q := range s.Queues {
 			oldest, state := "-", "up"
 			if q.Oldest != nil {
@@ -98,7 +98,7 @@ func spoolStatusCommand(fs caddycmd.Flags) (int, error) {
 			if q.Down {
 				state = "down"
 			}
-			table.row(q.Name, strconv.Itoa(q.Records), strconv.Itoa(q.Dead), oldest, state)
+			table.row(q.Name, strconv.Itoa(q.Records), strconv.Itoa(q.Dead), oldest, state, strconv.Itoa(q.Paused))
 		}
 		if err := table.Flush(); err != nil {
 			return caddy.ExitCodeFailedQuit, err

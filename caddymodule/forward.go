@@ -59,21 +59,26 @@ func (h *Handler) refuseUndelivered(c *call, err error) {
 // not be asked, the record is kept at once: no caller waits for a kept record, so
 // those try whether v2 takes them again.
 func (h *Handler) forwardOrKeep(c *call) {
-	account := c.out.Credentials.Payer()
-	if c.to.queue.IsOpen() || h.Spool.Mode == spoolAlways && !c.to.queue.Hesitates() {
-		err := h.keep(c)
-		if err == nil {
+	account, down := c.out.Credentials.Payer(), c.to.queue.IsOpen()
+	unkept := errUnjudged
+	if down || h.Spool.Mode == spoolAlways && !c.to.queue.Hesitates() {
+		if unkept = h.keep(c, !down); unkept == nil {
 			return
 		}
-		if !c.to.queue.Allow(account) {
-			h.refuseUnkept(c, err)
-			return
-		}
-		// A spool that takes nothing must not stop what v2 takes.
-	} else if !c.to.queue.Allow(account) {
-		h.keepOrRefuse(c)
-		return
 	}
+	switch {
+	case c.to.queue.Allow(account): // a spool that takes nothing must not stop what v2 takes
+		h.forwardFirst(c, account)
+	case errors.Is(unkept, errUnjudged):
+		h.keepOrRefuse(c)
+	default:
+		h.refuseUnkept(c, unkept)
+	}
+}
+
+// forwardFirst sends a record to v2, as Allow has allowed, and keeps it if v2 does
+// not take it now.
+func (h *Handler) forwardFirst(c *call, account string) {
 	sent := time.Now()
 	err := c.to.Forward(c.w, c.r, &c.out, &c.trip)
 	result := resultOf(&c.trip, err)
@@ -97,7 +102,7 @@ func (h *Handler) forwardOrKeep(c *call) {
 
 // keepOrRefuse makes a record durable, or tells its caller that it is not.
 func (h *Handler) keepOrRefuse(c *call) (kept bool) {
-	err := h.keep(c)
+	err := h.keep(c, false)
 	if err != nil {
 		h.refuseUnkept(c, err)
 	}
@@ -125,8 +130,9 @@ func resultOf(t *upstream.Trip, err error) spool.Result {
 func spoolTakes(status int) bool { return spool.Result{Status: status}.NotTaken() }
 
 // keep makes a record durable and answers the caller as v2 would. After an
-// error nothing has been answered.
-func (h *Handler) keep(c *call) error {
+// error nothing has been answered. With judge, what v2 would surely refuse is not
+// kept: its caller is to hear v2's verdict.
+func (h *Handler) keep(c *call, judge bool) error {
 	size := keptCopies*int64(c.out.Length()) + keptHead
 	if !h.bodies.reserve(size) {
 		return errNoMemory
@@ -136,6 +142,9 @@ func (h *Handler) keep(c *call) error {
 	defer putKeptBuffer(buf)
 	var timed postback.RecordTime
 	*buf, timed = postback.AppendKept((*buf)[:0], &c.out, c.arrival)
+	if judge && timed == postback.TimeNoObject && c.out.SurelyRefused() {
+		return errUnjudged
+	}
 	err := c.to.queue.Put(spool.Record{Arrival: c.arrival, Data: *buf}, h.Spool.Mode == spoolAlways)
 	if err != nil {
 		return err
@@ -146,6 +155,9 @@ func (h *Handler) keep(c *call) error {
 	h.taken(c)
 	return nil
 }
+
+// errUnjudged says that v2 has to be asked before a record is kept.
+var errUnjudged = errors.New("v2 has not been asked")
 
 // errNoMemory says that a record cannot be kept since max_buffered is used up.
 var errNoMemory = errors.New("max_buffered is used up")

@@ -194,6 +194,8 @@ var (
 		"Age of the oldest record to be delivered; 0 without one.", "spool", "queue")
 	spoolDown = newSpoolGauge("spool_upstream_down",
 		"1 while v2 is taken to be down, and only tried now and then.", "spool", "queue")
+	spoolPaused = newSpoolGauge("spool_accounts_paused",
+		"Accounts that v2 has answered 429 and whose records wait for that; the others go on.", "spool", "queue")
 	spoolAvailable = newSpoolGauge("spool_available",
 		"0 while the disk or the cluster refuses records.", "spool")
 	spoolBytes = newSpoolGauge("spool_bytes",
@@ -212,7 +214,7 @@ func newSpoolGauge(name, help string, labels ...string) *prometheus.Desc {
 
 // Describe sends the gauges' descriptions.
 func (spoolGauges) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{spoolDepth, spoolDead, spoolOldest, spoolDown, spoolAvailable, spoolBytes, spoolLimit, spoolDeadBytes, spoolDeadLimit} {
+	for _, desc := range []*prometheus.Desc{spoolDepth, spoolDead, spoolOldest, spoolDown, spoolPaused, spoolAvailable, spoolBytes, spoolLimit, spoolDeadBytes, spoolDeadLimit} {
 		descs <- desc
 	}
 }
@@ -245,6 +247,7 @@ func (spoolGauges) Collect(metrics chan<- prometheus.Metric) {
 				down = 1
 			}
 			gauge(spoolDown, down, status.Spool, q.Name)
+			gauge(spoolPaused, float64(q.Paused), status.Spool, q.Name)
 		}
 	}
 }

@@ -70,6 +70,10 @@ type Spool struct {
 	// Default: 1000.
 	DrainRate int `json:"drain_rate,omitempty"`
 
+	// How many bytes a second may be delivered, to each v2 host, beyond those that
+	// arrive at the time. It leaves room on a thin uplink. Default: not limited.
+	BytesRate int64 `json:"bytes_rate,omitempty"`
+
 	// A file with a key of 32 bytes as 64 hexadecimal digits. With it, records
 	// are encrypted on disk: they hold write keys.
 	KeyFile string `json:"key_file,omitempty"`
@@ -111,6 +115,9 @@ func (s *Spool) validate() error {
 	}
 	if s.DrainRate < 1 {
 		return fmt.Errorf("spool drain_rate %d: must be at least 1", s.DrainRate)
+	}
+	if s.BytesRate < 0 {
+		return fmt.Errorf("spool bytes_rate %d: must be more than 0 bytes, or be left out for no limit", s.BytesRate)
 	}
 	return nil
 }
@@ -154,7 +161,7 @@ func (s *Spool) key() ([]byte, error) {
 // agrees reports whether two blocks of a configuration can share a spool: they
 // differ only in when a record goes there.
 func (s *Spool) agrees(other *Spool) bool {
-	return s.MaxSize == other.MaxSize && s.DeadSize == other.DeadSize && s.MaxAge == other.MaxAge && s.DrainRate == other.DrainRate &&
+	return s.MaxSize == other.MaxSize && s.DeadSize == other.DeadSize && s.MaxAge == other.MaxAge && s.DrainRate == other.DrainRate && s.BytesRate == other.BytesRate &&
 		s.KeyFile == other.KeyFile && slices.Equal(s.NATS, other.NATS)
 }
 
@@ -200,9 +207,10 @@ func (h *Handler) spoolBlock() *spool.Block {
 		MaxSize:  h.Spool.MaxSize,
 		DeadSize: h.Spool.DeadSize,
 		Limits: spool.Limits{
-			InFlight: min(h.MaxConns, maxDeliveries),
-			Rate:     h.Spool.DrainRate,
-			MaxAge:   time.Duration(h.Spool.MaxAge),
+			InFlight:  min(h.MaxConns, maxDeliveries),
+			Rate:      h.Spool.DrainRate,
+			BytesRate: h.Spool.BytesRate,
+			MaxAge:    time.Duration(h.Spool.MaxAge),
 		},
 		Sender: h.newSender,
 	}

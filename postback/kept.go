@@ -3,6 +3,7 @@ package postback
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"io"
 	"net/http"
 	"slices"
@@ -38,6 +39,19 @@ func AppendKept(dst []byte, q *Request, arrival time.Time) ([]byte, RecordTime) 
 		dst = append(dst, part...)
 	}
 	return dst, timed
+}
+
+// SurelyRefused reports whether v2 would refuse the request for its body: one that
+// is not one JSON object. A compressed one is not judged.
+func (q *Request) SurelyRefused() bool {
+	if q.FromQuery || len(q.Header["Content-Encoding"]) > 0 {
+		return false
+	}
+	body := q.Body
+	if len(q.More) > 0 {
+		body = slices.Concat(append([][]byte{q.Body}, q.More...)...)
+	}
+	return !startsObject(body) || !json.Valid(body)
 }
 
 // KeptPayer is the Payer of a request that AppendKept has written. It reads no more

@@ -76,6 +76,38 @@ func TestAppendKeptRoom(t *testing.T) {
 	}
 }
 
+// TestSurelyRefused judges bodies, in one piece and in parts.
+func TestSurelyRefused(t *testing.T) {
+	for _, tc := range []struct {
+		body    string
+		header  http.Header
+		refused bool
+	}{
+		{body: `{}`},
+		{body: " {\"a\":[1]} \r\n"},
+		{body: `{"a":1`, refused: true},
+		{body: `{"a":1}x`, refused: true},
+		{body: `[{}]`, refused: true},
+		{body: `"a"`, refused: true},
+		{body: `a=1`, refused: true},
+		{body: "\x00", refused: true},
+		{body: "", refused: true},
+		{body: "\x1f\x8b", header: http.Header{"Content-Encoding": {"gzip"}}},
+		{body: `{"a":1}`, header: http.Header{"Content-Md5": {"x"}}},
+		{body: `[]`, header: http.Header{"Content-Md5": {"x"}}, refused: true},
+	} {
+		for cut := range len(tc.body) + 1 {
+			q := Request{Header: tc.header, Body: []byte(tc.body[:cut]), More: [][]byte{[]byte(tc.body[cut:])}}
+			if got := q.SurelyRefused(); got != tc.refused {
+				t.Errorf("%q, cut at %d: surely refused: %t", tc.body, cut, got)
+			}
+		}
+		if q := (Request{Header: tc.header, Body: []byte(tc.body), FromQuery: true}); q.SurelyRefused() {
+			t.Errorf("%q from a query: surely refused", tc.body)
+		}
+	}
+}
+
 // FuzzKept reads back what was kept.
 func FuzzKept(f *testing.F) {
 	f.Add("a=1&b=%2F", "application/json", "1234/abc", "", []byte(`{"a":1}`))

@@ -22,6 +22,12 @@ const (
 	// record lets one pass.
 	maxLive = 10_000
 
+	// maxCredit bounds how many bytes may pass BytesRate at once, for as many that
+	// have arrived. thinBurst is how much of BytesRate that was not used before may
+	// be made up for: no timer is exact.
+	maxCredit = 16 << 20
+	thinBurst = 100 * time.Millisecond
+
 	// The pause until a record is tried again. Each try doubles it, also while v2
 	// is down. So the next tries are with other records: some dozens in a row
 	// that v2 never takes do not keep the circuit open.
@@ -90,6 +96,10 @@ type Limits struct {
 	// arrive: what leaves room for live traffic when v2 is back. At least 1.
 	Rate int
 
+	// BytesRate is the same in bytes; 0 for no limit. A larger record than this
+	// passes all the same, and those behind it wait the longer.
+	BytesRate int64
+
 	// MaxAge is when a record becomes a dead letter: v2 ignores the time of an
 	// old one. More than 0.
 	MaxAge time.Duration
@@ -120,18 +130,22 @@ type Delivery struct {
 type Deliverer struct {
 	*Gate
 
-	queue   Queue
-	how     Delivery
-	limiter *rate.Limiter
-	maxAge  atomic.Int64
-	live    chan struct{} // one element for each record that may pass the limiter
-	room    *semaphore.Weighted
-	cost    atomic.Int64 // of a small record in it
-	taken   []Entry      // by Run, and not sent yet
-	probes  int          // how often a record was taken while v2 was down
-	portion atomic.Int64 // how many records of an account that was paused come back at a time
-	running sync.WaitGroup
-	told    atomic.Int64 // when OnError was, in UNIX nanoseconds
+	queue    Queue
+	how      Delivery
+	limiter  *rate.Limiter
+	maxAge   atomic.Int64
+	live     chan struct{} // one element for each record that may pass the limiter
+	bytes    atomic.Int64  // BytesRate
+	thin     time.Time     // when BytesRate lets the next record go
+	credit   atomic.Int64  // how many bytes may pass it at once
+	credited chan struct{} // there is more
+	room     *semaphore.Weighted
+	cost     atomic.Int64 // of a small record in it
+	taken    []Entry      // by Run, and not sent yet
+	probes   int          // how often a record was taken while v2 was down
+	portion  atomic.Int64 // how many records of an account that was paused come back at a time
+	running  sync.WaitGroup
+	told     atomic.Int64 // when OnError was, in UNIX nanoseconds
 }
 
 // NewDeliverer makes a Deliverer. Run starts it. The gate is that of all who send
@@ -139,9 +153,10 @@ type Deliverer struct {
 func NewDeliverer(queue Queue, gate *Gate, how Delivery) *Deliverer {
 	d := &Deliverer{
 		Gate: gate, queue: queue, how: how,
-		limiter: rate.NewLimiter(0, 0),
-		live:    make(chan struct{}, maxLive),
-		room:    semaphore.NewWeighted(maxHeld),
+		limiter:  rate.NewLimiter(0, 0),
+		live:     make(chan struct{}, maxLive),
+		credited: make(chan struct{}, 1),
+		room:     semaphore.NewWeighted(maxHeld),
 	}
 	d.SetLimits(how.Limits)
 	return d
@@ -153,14 +168,22 @@ func (d *Deliverer) SetLimits(l Limits) {
 	d.limiter.SetLimit(rate.Limit(l.Rate))
 	d.limiter.SetBurst(max(1, l.Rate/10))
 	d.maxAge.Store(int64(l.MaxAge))
+	d.bytes.Store(l.BytesRate)
 	d.portion.Store(int64(max(1, min(l.InFlight, l.Rate/8)))) // so that others wait for them an eighth of a second
 }
 
-// Arrived notes that a record was appended just now. If v2 is up, this is live
-// traffic, and Rate does not limit it.
-func (d *Deliverer) Arrived() {
+// Arrived notes that a record of so many bytes was appended just now. If v2 is up,
+// this is live traffic, and the rates do not limit it.
+func (d *Deliverer) Arrived(size int) {
 	if d.IsOpen() {
 		return
+	}
+	if d.bytes.Load() > 0 && d.credit.Load() < maxCredit {
+		d.credit.Add(int64(size))
+		select {
+		case d.credited <- struct{}{}:
+		default:
+		}
 	}
 	select {
 	case d.live <- struct{}{}:
@@ -250,7 +273,7 @@ func (d *Deliverer) dispatch(ctx context.Context, e Entry) {
 		return
 	}
 	if !old {
-		if d.turn(ctx) != nil {
+		if d.turn(ctx, len(e.Data)) != nil {
 			d.room.Release(cost)
 			d.queue.Later(e, 0)
 			return
@@ -276,10 +299,11 @@ func (d *Deliverer) isOld(e Entry, now time.Time) bool {
 
 // turn waits until a record may be sent to v2. While v2 is down, one record waits
 // here, and the others are put back.
-func (d *Deliverer) turn(ctx context.Context) error {
-	if err := d.pace(ctx); err != nil || !d.IsOpen() {
+func (d *Deliverer) turn(ctx context.Context, size int) error {
+	if err := d.pace(ctx, size); err != nil || !d.IsOpen() {
 		return err
 	}
+	d.credit.Store(0)
 	for len(d.live) > 0 { // those records are a part of the backlog now
 		<-d.live
 	}
@@ -287,28 +311,57 @@ func (d *Deliverer) turn(ctx context.Context) error {
 	return d.Wait(ctx)
 }
 
-// pace waits until Rate lets one more record go, or a live record arrives.
-func (d *Deliverer) pace(ctx context.Context) error {
+// pace waits until Rate and BytesRate let one more record go, or live records have
+// come instead of it.
+func (d *Deliverer) pace(ctx context.Context, size int) error {
 	select {
 	case <-d.live:
-		return nil
+		return d.paceBytes(ctx, size)
 	default:
 	}
-	if d.limiter.Allow() {
-		return nil
-	}
 	reserved := d.limiter.Reserve()
-	timer := time.NewTimer(reserved.Delay())
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-d.live:
-		reserved.Cancel()
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	if wait := reserved.Delay(); wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-d.live:
+			reserved.Cancel()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
+	return d.paceBytes(ctx, size)
+}
+
+// paceBytes waits until BytesRate lets so many bytes go, or as many have arrived.
+func (d *Deliverer) paceBytes(ctx context.Context, size int) error {
+	for limit := d.bytes.Load(); limit > 0; limit = d.bytes.Load() {
+		if credit := d.credit.Load(); credit >= int64(size) {
+			d.credit.Add(-int64(size))
+			return nil
+		}
+		now := time.Now()
+		wait := d.thin.Sub(now)
+		if wait <= 0 {
+			if earliest := now.Add(-thinBurst); d.thin.Before(earliest) {
+				d.thin = earliest
+			}
+			d.thin = d.thin.Add(time.Duration(float64(size) / float64(limit) * float64(time.Second)))
+			return nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-d.credited:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // settle decides by v2's answer what becomes of a record.

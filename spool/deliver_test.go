@@ -152,7 +152,7 @@ func run(t testing.TB, how spool.Delivery) *worker {
 func (w *worker) arrive(records int, over time.Duration) {
 	for i := range records {
 		w.queue.append("live " + strconv.Itoa(i))
-		w.Arrived()
+		w.Arrived(len("live ") + 5)
 		time.Sleep(over / time.Duration(records))
 	}
 }
@@ -516,9 +516,42 @@ func TestDrainRate(t *testing.T) {
 	}
 }
 
+// A drain takes so many bytes a second and no more; what arrives meanwhile does not
+// count, and a record larger than a second's worth passes.
+func TestBytesRate(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		size     int
+		limit    int64
+		arriving int // a second
+	}{{1000, 100_000, 0}, {1000, 100_000, 50}, {300, 1_000_000, 0}, {1 << 20, 100_000, 0}, {1 << 20, 100_000, 50}} {
+		t.Run(fmt.Sprintf("%d bytes at %d, %d live", c.size, c.limit, c.arriving), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				const seconds = 60
+				w := run(t, spool.Delivery{Limits: spool.Limits{BytesRate: c.limit}})
+				data := bytes.Repeat([]byte("x"), c.size)
+				for range int(c.limit)*seconds/c.size + 100 {
+					w.queue.appendData(data)
+				}
+				if c.arriving > 0 {
+					w.arrive(c.arriving*seconds, seconds*time.Second)
+				} else {
+					time.Sleep(seconds * time.Second)
+				}
+				got, _ := w.server.seen()
+				arrived := int64(10 * c.arriving * seconds) // they are behind the backlog still
+				if sent, most := int64(len(got))*int64(c.size), arrived+c.limit*(seconds+1)+int64(c.size); sent > most || sent < c.limit*(seconds-2)-int64(c.size) {
+					t.Errorf("%d bytes in %d seconds, want %d a second", sent, seconds, c.limit)
+				}
+			})
+		})
+	}
+}
+
 func TestLiveTrafficIsNotLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := run(t, spool.Delivery{Limits: spool.Limits{Rate: 1}})
+		w := run(t, spool.Delivery{Limits: spool.Limits{Rate: 1, BytesRate: 10}})
 		w.server.duration = 20 * time.Millisecond
 		for range 100 { // as after a group commit
 			for i := range 50 {
@@ -526,7 +559,7 @@ func TestLiveTrafficIsNotLimited(t *testing.T) {
 				if i%2 == 0 {
 					synctest.Wait() // it is taken before this is told
 				}
-				w.Arrived()
+				w.Arrived(10)
 			}
 			time.Sleep(20 * time.Millisecond)
 			synctest.Wait()
@@ -605,7 +638,7 @@ func TestDownForEightDays(t *testing.T) {
 		w.server.always(nobody)
 		for minute := range 8 * 24 * 60 {
 			w.queue.append(strconv.Itoa(minute))
-			w.Arrived()
+			w.Arrived(10)
 			time.Sleep(time.Minute)
 		}
 		// The first two days' are older than six now.
@@ -721,7 +754,7 @@ func TestDownForEightDaysOnDisk(t *testing.T) {
 					if err := log.Append(queue, spool.Record{Arrival: time.Now(), Data: data}); err != nil {
 						t.Error(err)
 					}
-					d.Arrived()
+					d.Arrived(10)
 				})
 			}
 			callers.Wait()
@@ -1026,7 +1059,7 @@ func TestNothingIsLost(t *testing.T) {
 		}, 7*time.Millisecond)
 		for i := range records {
 			w.queue.append(strconv.Itoa(i))
-			w.Arrived()
+			w.Arrived(10)
 			if i%100 == 0 {
 				w.queue.fail(errBroken, errBroken)
 			}

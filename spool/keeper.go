@@ -334,7 +334,7 @@ func (o *Outbox) Put(r Record, live bool) error {
 	err := log.Append(o.name, r)
 	note(&k.full, errors.Is(err, ErrFull))
 	if d := o.deliverer.Load(); live && err == nil && d != nil {
-		d.Arrived()
+		d.Arrived(len(r.Data))
 	}
 	return err
 }

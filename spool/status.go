@@ -27,6 +27,7 @@ type QueueStatus struct {
 	Dead    int        `json:"dead"`
 	Oldest  *time.Time `json:"oldest,omitempty"` // arrival of the oldest record to be delivered
 	Down    bool       `json:"upstream_down"`
+	Paused  int        `json:"accounts_paused"` // how many accounts v2 has answered 429 and that wait for it
 }
 
 // Health sums up how a spool is.
@@ -66,6 +67,10 @@ func (k *Keeper) Status() Status {
 		if down[name] && !slices.ContainsFunc(status.Queues, func(q QueueStatus) bool { return q.Name == name }) {
 			status.Queues = append(status.Queues, QueueStatus{Name: name, Down: true})
 		}
+	}
+	paused := k.paused()
+	for i := range status.Queues {
+		status.Queues[i].Paused = paused[status.Queues[i].Name]
 	}
 	slices.SortFunc(status.Queues, func(a, b QueueStatus) int { return cmp.Compare(a.Name, b.Name) })
 	return status
@@ -117,4 +122,15 @@ func (k *Keeper) down() map[string]bool {
 		down[name] = o.IsOpen()
 	}
 	return down
+}
+
+// paused says of each queue how many accounts wait for v2.
+func (k *Keeper) paused() map[string]int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	paused := make(map[string]int, len(k.outboxes))
+	for name, o := range k.outboxes {
+		paused[name] = o.Paused()
+	}
+	return paused
 }
