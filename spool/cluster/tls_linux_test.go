@@ -105,7 +105,9 @@ func TestTLS(t *testing.T) {
 		user    string
 		refused string
 	}{
-		"user and password":    {server: func(t *testing.T) string { return right(t) + "\nauthorization { user: spool, password: " + secret + " }" }, user: "tls://spool:" + secret + "@"},
+		"user and password": {server: func(t *testing.T) string {
+			return right(t) + "\nauthorization { user: spool, password: " + secret + " }"
+		}, user: "tls://spool:" + secret + "@"},
 		"token":                {server: func(t *testing.T) string { return right(t) + "\nauthorization { token: " + secret + " }" }, user: "tls://" + secret + "@"},
 		"the server's wish":    {server: right, user: "nats://"},
 		"another name":         {func(t *testing.T) string { return ours.secured(t, "nats.example", soon) }, "tls://spool:" + secret + "@", "doesn't contain any IP SANs"},

@@ -1,0 +1,142 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+const ownMounts = "TEST_CLUSTER_MOUNTS"
+
+// withMounts runs a test again in a process that has mounts of its own, which
+// are gone when it ends, and reports whether this is that process.
+func withMounts(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(ownMounts) != "" {
+		return true
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, "-test.run=^"+t.Name()+"$", "-test.v", "-test.count=1")
+	cmd.Env = append(os.Environ(), ownMounts+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	if os.Getuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
+	}
+	out, err := cmd.CombinedOutput()
+	if errors.Is(err, syscall.EPERM) {
+		t.Fatal("this test mounts a small disk: it needs root, or a kernel that gives users namespaces of their own")
+	}
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Logf("%s", out)
+	return false
+}
+
+// smallDisk makes a disk of so many bytes.
+func smallDisk(t *testing.T, dir string, bytes int) {
+	t.Helper()
+	// Without this, mounts would be seen outside.
+	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", bytes)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+}
+
+// A server whose disk is full is as good as dead until it is restarted with room
+// (nats-server #7654). One of three costs nothing. With all three, callers are
+// refused, soon at once, and nothing that was acknowledged is lost.
+func TestServersDiskFull(t *testing.T) {
+	if !withMounts(t) {
+		return
+	}
+	for name, full := range map[string]int{"one": 1, "all": 3} {
+		t.Run(name, func(t *testing.T) { testServersDiskFull(t, full) })
+	}
+}
+
+func testServersDiskFull(t *testing.T, full int) {
+	const size, filler, record = 64 << 20, 48 << 20, 100_000
+	dir := t.TempDir()
+	fillers := make([]string, full)
+	for i := range full {
+		disk := filepath.Join(dir, fmt.Sprintf("n%d", i+1)) // where natstest has the server's store
+		smallDisk(t, disk, size)
+		fillers[i] = filepath.Join(disk, "filler")
+		if err := os.WriteFile(fillers[i], make([]byte, filler), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	servers := nodes(t, dir, 3, "max_payload: 4MB")
+	for _, n := range servers {
+		t.Cleanup(n.Kill)
+		n.Start(t)
+	}
+	l := open(t, servers, func(c *Config) {
+		c.MaxSize = 1 << 30
+		if full == len(servers) {
+			c.Timeout = 3 * time.Second
+		}
+	})
+	kept := map[string]bool{}
+	keep := func() error {
+		id := fmt.Sprintf("%09d", len(kept))
+		err := l.Append(testQueue, spool.Record{Arrival: arrival, Data: append(make([]byte, record), id...)})
+		if err == nil {
+			kept[id] = true
+		}
+		return err
+	}
+	for len(kept) < 3*(size-filler)/record {
+		err := keep()
+		if err == nil {
+			continue
+		}
+		if full < len(servers) || !errors.Is(err, spool.ErrUnavailable) {
+			t.Fatalf("after %d records: %v", len(kept), err)
+		}
+		break
+	}
+	if full == len(servers) {
+		began := time.Now()
+		if err := keep(); !errors.Is(err, spool.ErrUnavailable) || time.Since(began) > atOnce {
+			t.Errorf("with disks that are full: %v after %s", err, time.Since(began))
+		}
+		for i, n := range servers {
+			if err := os.Remove(fillers[i]); err != nil {
+				t.Fatal(err)
+			}
+			n.Kill()
+			n.Start(t)
+		}
+		until(t, "a record is kept again", func() bool { return keep() == nil })
+	}
+	q := l.Queue(testQueue)
+	for missing := len(kept); missing > 0; {
+		for _, e := range take(t, q, 1) {
+			if id := string(e.Data[record:]); kept[id] {
+				kept[id] = false
+				missing--
+			}
+			q.Ack(e)
+		}
+	}
+}
