@@ -51,9 +51,13 @@ type Config struct {
 	// and "-". Default: td_postback.
 	Name string
 
-	// MaxSize is how many bytes the records may take, and DeadSize the dead
-	// letters; each server needs room for both. Default: spool.DefaultMaxSize, and
-	// a quarter of MaxSize.
+	// MaxSize is how many bytes the records may take. Default:
+	// spool.DefaultMaxSize.
+	//
+	// DeadSize is how many the dead letters may take that v2 has refused. What v2
+	// has not refused is kept beyond it, until dead letters have the larger one of
+	// the two: each server needs room for MaxSize and as much again. Default: a
+	// quarter of MaxSize.
 	MaxSize, DeadSize int64
 
 	// MaxAge is when the gateway buries a record. The servers know nothing of
@@ -119,9 +123,10 @@ type Log struct {
 	trouble   error // why it is not ready
 	consumers map[string]jetstream.Consumer
 	held      map[uint64]holding // given out and not answered for
-	seen      census             // what the servers hold
-	counted   time.Time          // when that was asked for
-	counting  chan struct{}      // closed when it has been; nil if it is not
+	deadSize  int64
+	seen      census        // what the servers hold
+	counted   time.Time     // when that was asked for
+	counting  chan struct{} // closed when it has been; nil if it is not
 }
 
 var _ spool.Log = (*Log)(nil)
@@ -139,7 +144,8 @@ func Open(ctx context.Context, config Config) (*Log, error) {
 		ready:     make(chan struct{}),
 		consumers: map[string]jetstream.Consumer{},
 		held:      map[uint64]holding{},
-		seen:      census{limit: config.MaxSize, deadLimit: config.DeadSize},
+		seen:      census{limit: config.MaxSize},
+		deadSize:  config.DeadSize,
 		trouble:   errors.New("NATS has not answered yet"),
 	}
 	var err error
@@ -262,7 +268,7 @@ func (l *Log) prepareOnce() error {
 		Subjects:    []string{l.letterSubject("*")},
 		Retention:   jetstream.LimitsPolicy,
 		Duplicates:  buried,
-		MaxBytes:    l.config.DeadSize,
+		MaxBytes:    max(l.config.MaxSize, l.config.DeadSize), // for those that are always kept
 	})
 	return err
 }

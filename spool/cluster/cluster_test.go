@@ -261,6 +261,71 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// Dead letters that v2 has refused have DeadSize. Others are kept beyond it, and
+// none keeps a record out.
+func TestDeadSize(t *testing.T) {
+	const size = 10_000
+	l := open(t, cluster(t), func(c *Config) { c.MaxSize, c.DeadSize = 10*size, 5*size/2 })
+	q := l.Queue(testQueue)
+	bury := func(status int) (spool.Entry, error) {
+		t.Helper()
+		if err := l.Append(testQueue, spool.Record{Arrival: arrival, Data: make([]byte, size)}); err != nil {
+			t.Fatalf("dead letters keep a record out: %v", err)
+		}
+		e := take(t, q, 1)[0]
+		return e, q.Bury(e, spool.Verdict{Status: status, Reason: "a reason"})
+	}
+	for range 2 {
+		if _, err := bury(400); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused, err := bury(400)
+	if !errors.Is(err, spool.ErrFull) {
+		t.Errorf("what v2 refused, beyond dead_size: %v", err)
+	}
+	q.Ack(refused)
+	for range 5 {
+		if _, err := bury(0); err != nil {
+			t.Errorf("what v2 has not refused, beyond dead_size: %v", err)
+		}
+	}
+	depth(t, l, testQueue, 0, 7)
+	if used, limit := l.DeadSize(); limit != 5*size/2 || used < 7*size {
+		t.Errorf("dead letters: %d bytes of %d", used, limit)
+	}
+	for range 3 { // until not even max_size has room
+		if refused, err = bury(0); err != nil {
+			break
+		}
+	}
+	if err == nil || errors.Is(err, spool.ErrFull) {
+		t.Errorf("what v2 has not refused, without room: %v", err)
+	}
+	letters, err := l.Letters(testQueue, 0, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, letter := range letters[1:] {
+		if n, err := l.Drop(testQueue, letter.ID); n != 1 || err != nil {
+			t.Fatalf("dropped %d, %v", n, err)
+		}
+	}
+	if err := q.Bury(refused, spool.Verdict{Reason: "again"}); err != nil {
+		t.Errorf("with room again: %v", err)
+	}
+	depth(t, l, testQueue, 0, 2)
+	if _, err := bury(400); !errors.Is(err, spool.ErrFull) {
+		t.Errorf("what v2 refused, beside two: %v", err)
+	}
+	if err := l.SetLimits(10*size, 4*size); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bury(400); err != nil {
+		t.Errorf("after dead_size has grown: %v", err)
+	}
+}
+
 // The longest record, with the longest head.
 func TestLongRecord(t *testing.T) {
 	l := open(t, cluster(t), func(c *Config) { c.Key = bytes.Repeat([]byte{1}, 32) })

@@ -26,10 +26,10 @@ const censusAge = 250 * time.Millisecond
 
 // census is what the servers hold, as far as it is known.
 type census struct {
-	depths          map[string]spool.Depth // by queue
-	used, limit     int64                  // bytes of records, and how many they may have
-	dead, deadLimit int64                  // the same of dead letters
-	err             error                  // why it is what was known before
+	depths      map[string]spool.Depth // by queue
+	used, limit int64                  // bytes of records, and how many they may have
+	dead        int64                  // bytes of dead letters
+	err         error                  // why it is what was known before
 }
 
 // ask gives a function the time that the cluster has for one question. Where
@@ -140,8 +140,6 @@ func (l *Log) count(ctx context.Context) (census, error) {
 		used:   int64(records.State.Bytes), //nolint:gosec // G115: it is at most MaxBytes
 		limit:  records.Config.MaxBytes,
 		dead:   int64(letters.State.Bytes), //nolint:gosec // G115: the same
-
-		deadLimit: letters.Config.MaxBytes,
 	}
 	for queue, depth := range depths {
 		now.depths[queue] = *depth
@@ -196,13 +194,18 @@ func (l *Log) Size() (used, limit int64) {
 // DeadSize is the same of dead letters, which have a stream of their own.
 func (l *Log) DeadSize() (used, limit int64) {
 	now := l.census()
-	return now.dead, now.deadLimit
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return now.dead, l.deadSize
 }
 
 // SetLimits changes how many bytes the records may take, and the dead letters.
 func (l *Log) SetLimits(records, dead int64) error {
+	l.mu.Lock()
+	l.deadSize = dead
+	l.mu.Unlock()
 	return l.ask(func(ctx context.Context) error {
-		for stream, bytes := range map[jetstream.Stream]int64{l.records: records, l.letters: dead} {
+		for stream, bytes := range map[jetstream.Stream]int64{l.records: records, l.letters: max(records, dead)} {
 			info, err := stream.Info(ctx)
 			if err != nil {
 				return err
@@ -217,6 +220,14 @@ func (l *Log) SetLimits(records, dead int64) error {
 		l.mu.Unlock()
 		return nil
 	})
+}
+
+// addDead adds a dead letter to what is known of them, which is asked for now and
+// then only.
+func (l *Log) addDead(bytes int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seen.dead += int64(bytes)
 }
 
 // messages calls yield for up to limit messages of a subject, behind an ID. Each

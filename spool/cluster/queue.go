@@ -284,7 +284,7 @@ func (q *queue) Bury(e spool.Entry, why spool.Verdict) error {
 	if err != nil {
 		return err
 	}
-	if err := q.publish(q.letter(token, msg, uint64(e.ID), why)); err != nil {
+	if err := q.publishLetter(q.letter(token, msg, uint64(e.ID), why), why.Status != 0); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(q.ctx, q.config.Timeout)
@@ -297,4 +297,21 @@ func (q *queue) Bury(e spool.Entry, why spool.Verdict) error {
 	}
 	q.release(e)
 	return nil
+}
+
+// publishLetter publishes a dead letter. One that v2 has refused has room in
+// DeadSize only.
+func (l *Log) publishLetter(m *nats.Msg, refused bool) error {
+	size := len(m.Data)
+	if used, limit := l.DeadSize(); refused && used+int64(size) > limit {
+		return spool.ErrFull
+	}
+	err := l.publish(m)
+	switch {
+	case err == nil:
+		l.addDead(size)
+	case !refused && errors.Is(err, spool.ErrFull):
+		return unavailable(fmt.Errorf("a dead letter that must be kept has no room: %v", err)) //nolint:errorlint // it is not ErrFull for who called: the record stays
+	}
+	return err
 }
