@@ -159,12 +159,17 @@ func parseTime(h nats.Header, name string, otherwise time.Time) time.Time {
 	return otherwise
 }
 
-// unseal is what a message holds, in clear.
+// unseal is what a message holds, in clear. With a key, one that is not encrypted
+// is none: whoever can write to the servers may have made it.
 func (l *Log) unseal(queue string, h nats.Header, data []byte) ([]byte, error) {
-	if h.Get(headerSealed) == "" {
-		return data, nil
+	sealed := h.Get(headerSealed) != ""
+	switch {
+	case sealed:
+		return l.sealer.open(queue, data)
+	case l.sealer != nil:
+		return nil, errPlain
 	}
-	return l.sealer.open(queue, data)
+	return data, nil
 }
 
 // letter makes a dead letter of a message, which stays encrypted if it is.

@@ -71,7 +71,8 @@ type Config struct {
 	Replicas int
 
 	// Key encrypts what the servers store with AES-256. 32 bytes; default: not
-	// encrypted. Records that were kept without a key stay readable with one.
+	// encrypted. With a key, records that were kept without one can be seen, and
+	// are not delivered: anybody who can write to the servers could make them.
 	Key []byte
 
 	// Timeout is how long Append waits for the cluster. Default: 10 s, which is

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/td-postback/gateway/spool"
@@ -393,9 +394,11 @@ func TestEncryption(t *testing.T) {
 		t.Errorf("without the key: %+v, %v", records, err)
 	}
 	// Who cannot read it does not take it.
-	if got := texts(take(t, plain.Queue(testQueue), 1)); got != "in clear" {
+	held := take(t, plain.Queue(testQueue), 1)
+	if got := texts(held); got != "in clear" {
 		t.Errorf("without the key took %s", got)
 	}
+	plain.Queue(testQueue).Later(held[0], 0)
 	for _, wrong := range []func(*Config){
 		func(c *Config) { c.Key = key[:31] },
 		func(c *Config) { c.Key = append(slices.Clone(key), 1) },
@@ -405,6 +408,56 @@ func TestEncryption(t *testing.T) {
 		if _, err := Open(t.Context(), config); err == nil {
 			t.Error("a key of a wrong length was taken")
 		}
+	}
+}
+
+// With a key, a record that is not encrypted may be anybody's: it is told, and
+// not given out. Nor is one that was put into the queue of another host, or
+// replayed.
+func TestForged(t *testing.T) {
+	var said events
+	l := open(t, cluster(t), func(c *Config) { c.Key, c.OnEvent, c.ackWait = bytes.Repeat([]byte{1}, 32), said.add, time.Second })
+	plain := open(t, cluster(t), nil)
+	const evil = "https://evil.example"
+	q := plain.Queue(testQueue)
+	add(t, plain, testQueue, "a letter in clear")
+	if err := q.Bury(take(t, q, 1)[0], spool.Verdict{Status: 400, Reason: "refused"}); err != nil {
+		t.Fatal(err)
+	}
+	add(t, plain, testQueue, "in clear")
+	add(t, l, testQueue, "a secret")
+	stored, err := plain.records.GetLastMsgForSubject(t.Context(), plain.recordSubject(tokenOf(testQueue)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored.Header.Del(jetstream.MsgIDHeader)
+	js, err := jetstream.New(direct(t, cluster(t)[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: l.recordSubject(tokenOf(evil)), Header: stored.Header, Data: stored.Data}); err != nil {
+		t.Fatal(err)
+	}
+
+	if got := texts(take(t, l.Queue(testQueue), 1)); got != "a secret" {
+		t.Errorf("took %s", got)
+	}
+	for queue, want := range map[string]string{testQueue: "kept without a key", evil: "for another host"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		if entries, err := l.Queue(queue).Take(ctx, 1); len(entries) != 0 || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: took %q, %v", queue, texts(entries), err)
+		}
+		cancel()
+		if !strings.Contains(said.String(), want) {
+			t.Errorf("nobody was told %q:\n%s", want, said.String())
+		}
+	}
+	letters, err := l.Letters(testQueue, 0, 1)
+	if err != nil || len(letters) != 1 || string(letters[0].Data) != "a letter in clear" {
+		t.Fatalf("letters: %+v, %v", letters, err)
+	}
+	if n, err := l.Replay(testQueue, letters[0].ID); n != 0 || err == nil || !strings.Contains(err.Error(), "kept without a key") {
+		t.Errorf("replayed %d, %v", n, err)
 	}
 }
 

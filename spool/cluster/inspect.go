@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -279,10 +280,14 @@ func (l *Log) Letters(queue string, after spool.ID, limit int) ([]spool.Letter, 
 	return letters, err
 }
 
-// record is what a message holds.
+// record is what a message holds. An operator may see too what is not delivered
+// since it is not encrypted.
 func (l *Log) record(queue string, m *jetstream.RawStreamMsg) spool.Record {
 	data, err := l.unseal(queue, m.Header, m.Data)
-	if err != nil {
+	switch {
+	case errors.Is(err, errPlain):
+		data = m.Data
+	case err != nil:
 		data = nil
 	}
 	return spool.Record{Arrival: parseTime(m.Header, headerArrival, m.Time), Data: data}
@@ -293,6 +298,9 @@ func (l *Log) record(queue string, m *jetstream.RawStreamMsg) spool.Record {
 // record.
 func (l *Log) Replay(queue string, ids ...spool.ID) (int, error) {
 	return l.each(queue, ids, func(letter *jetstream.RawStreamMsg) error {
+		if _, err := l.unseal(queue, letter.Header, letter.Data); err != nil {
+			return fmt.Errorf("dead letter %d: %w", letter.Sequence, err) // nobody would deliver it
+		}
 		m := &nats.Msg{
 			Subject: l.recordSubject(tokenOf(queue)),
 			Data:    letter.Data,

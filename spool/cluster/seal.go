@@ -14,7 +14,10 @@ type sealer struct{ key []byte }
 
 const saltSize = 16
 
-var errSealed = errors.New("the record is encrypted with another key, or damaged")
+var (
+	errSealed = errors.New("the record is encrypted with another key or for another host, or damaged")
+	errPlain  = errors.New("the record was kept without a key, so that anybody may have made it: a gateway without key_file delivers it")
+)
 
 // newSealer returns nil without a key.
 func newSealer(key []byte) (*sealer, error) {
