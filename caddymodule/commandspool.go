@@ -89,6 +89,9 @@ func spoolStatusCommand(fs caddycmd.Flags) (int, error) {
 	for _, s := range spools {
 		fmt.Printf("%s: %s, %s of %s, dead letters %s of %s\n", s.Spool, s.Health(), //nolint:gosec // G115: sizes
 			humanize.IBytes(uint64(s.Bytes)), humanize.IBytes(uint64(s.MaxBytes)), humanize.IBytes(uint64(s.Dead)), humanize.IBytes(uint64(s.MaxDead)))
+		if s.Stale {
+			fmt.Println("It does not answer. What it holds is as it was before:")
+		}
 		table := newTable("QUEUE", "RECORDS", "DEAD", "OLDEST", "UPSTREAM", "ACCOUNTS PAUSED")
 		for _, q := range s.Queues {
 			oldest, state := "-", "up"

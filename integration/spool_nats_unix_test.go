@@ -82,6 +82,10 @@ func testNATSSilent(t *testing.T, silent int) {
 		}
 	}
 
+	if silent == len(nodes) {
+		spoolPrints(t, g.admin, []string{"status"}, ": degraded, ", "It does not answer.")
+	}
+
 	v2.goAway(closes)
 	for range 20 {
 		answer := send()
@@ -89,6 +93,9 @@ func testNATSSilent(t *testing.T, silent int) {
 		if answer.took > time.Second {
 			t.Errorf("a caller was refused after %s", answer.took)
 		}
+	}
+	if silent == len(nodes) {
+		spoolPrints(t, g.admin, []string{"status"}, ": refusing, ")
 	}
 	v2.comeBack()
 	before := spooled()

@@ -10,9 +10,10 @@ import (
 
 // Status is how a spool is.
 type Status struct {
-	Spool     string        `json:"spool"`     // its place
-	Available bool          `json:"available"` // false while the disk or the cluster refuses records
-	Full      bool          `json:"full"`      // there was no room for a record, and not much has gone since
+	Spool     string        `json:"spool"`           // its place
+	Available bool          `json:"available"`       // false while the disk or the cluster refuses records
+	Stale     bool          `json:"stale,omitempty"` // the cluster does not answer: figures are as they were before, or 0
+	Full      bool          `json:"full"`            // there was no room for a record, and not much has gone since
 	Bytes     int64         `json:"bytes"`
 	MaxBytes  int64         `json:"max_bytes"`
 	Dead      int64         `json:"dead_bytes"` // of dead letters, which are not in Bytes
@@ -95,6 +96,7 @@ func (s *Status) look(log Log, full bool, down map[string]bool) {
 		}
 		depth, takes, err := depthOf(log, name)
 		s.Available = s.Available && takes
+		s.Stale = s.Stale || err != nil
 		if i >= listed && err != nil {
 			continue // it may have records all the same
 		}

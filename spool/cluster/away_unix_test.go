@@ -48,6 +48,9 @@ func TestSilentCluster(t *testing.T) {
 		}
 	}
 	until(t, "that is told", func() bool { return strings.Contains(said.String(), "NATS acknowledges no records") })
+	if d, _ := l.Depth(testQueue); !d.Refusing {
+		t.Error("the queue does not say that it refuses records")
+	}
 
 	n.Resume(t)
 	began = time.Now()

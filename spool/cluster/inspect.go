@@ -181,7 +181,9 @@ func (l *Log) Queues() []string { return slices.Sorted(maps.Keys(l.census().dept
 // was known before, and an error.
 func (l *Log) Depth(queue string) (spool.Depth, error) {
 	now := l.census()
-	return now.depths[queue], now.err
+	d := now.depths[queue]
+	d.Refusing = l.away()
+	return d, now.err
 }
 
 // Size is how many bytes the records take in the stream, counted once for all
