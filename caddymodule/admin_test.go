@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -180,6 +181,53 @@ func TestAdminRecords(t *testing.T) {
 		}
 	}
 	eventually(t, "v2 gets what was replayed", func() bool { return v2.taken.Load() == 2 })
+}
+
+// TestAdminShowsBodies shows bodies byte for byte, UTF-8 or not, and no key of
+// the head, wherever it stands.
+func TestAdminShowsBodies(t *testing.T) {
+	v2 := newFakeV2(t, http.StatusServiceUnavailable)
+	g := newSpooling(t)
+	g.load(t, g.handler(v2.URL))
+	key := "1234/" + testSecret
+	bodies := []string{"[\"<&>\\u2028\u2028é\\ud800\"]\n", "\x1f\x8b\x00\xff not UTF-8", "[\"" + strings.Repeat("x", 100_000) + "\"]"}
+	for _, body := range bodies {
+		target := "http://gateway" + testEvent + "?a=b;td_write_key=" + key + "&amp;td_write_key=" + key + "&c=d"
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, target, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = http.Header{
+			"X-Td-Write-Key": {key}, "Td-Write-Key": {key}, "X-Forwarded-Authorization": {"TD1 " + key},
+			"Referer": {"http://x.example/#td_write_key=" + key}, "X-Own": {"kept", "by TD1 " + key},
+		}
+		resp, err := g.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			t.Fatalf("got %d", resp.StatusCode)
+		}
+	}
+	var list []keptRecord
+	if status, _ := admin(t, http.MethodGet, "spool/records", &list); status != http.StatusOK || len(list) != len(bodies) {
+		t.Fatalf("got %d %+v", status, list)
+	}
+	for n, body := range bodies {
+		if list[n].Bytes != len(body) || list[n].Body != "" || list[n].BodyBase64 != nil {
+			t.Errorf("listed: %+v", list[n])
+		}
+		var whole keptRecord
+		admin(t, http.MethodGet, fmt.Sprintf("spool/record?id=%d", list[n].ID), &whole)
+		if got := whole.Body + string(whole.BodyBase64); got != body || whole.Bytes != len(body) || (whole.BodyBase64 == nil) != utf8.ValidString(body) {
+			t.Errorf("%.50q is shown as %.50q", body, got)
+		}
+		if whole.Query != "a=b;td_write_key=…&amp;td_write_key=…&c=d" || whole.Header.Get("X-Own") != "kept" ||
+			whole.Header.Get("Referer") != "http://x.example/?REDACTED" {
+			t.Errorf("the head is shown as %q %q", whole.Query, whole.Header)
+		}
+	}
 }
 
 // TestAdminRefuses asks for what is not there, or in the wrong way.

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -51,8 +52,9 @@ func serveSpools(w http.ResponseWriter, _ *http.Request) error {
 	return writeJSON(w, http.StatusOK, spoolStatuses())
 }
 
-// keptRecord is a record as the admin API shows it: without its body and with
-// no more of the key than the account, unless it is asked for by its ID.
+// keptRecord is a record as the admin API shows it, with no more of the key than
+// the account. Its head and its body are there only if it is asked for by its ID.
+// The body is exactly what v2 gets, a key in it too: it is the caller's data.
 type keptRecord struct {
 	Spool   string     `json:"spool"`
 	Queue   string     `json:"queue"`
@@ -68,7 +70,9 @@ type keptRecord struct {
 
 	Header http.Header `json:"header,omitempty"`
 	Query  string      `json:"query,omitempty"`
-	Body   string      `json:"body,omitempty"`
+	Body   string      `json:"body,omitempty"` // if it is UTF-8
+
+	BodyBase64 []byte `json:"body_base64,omitempty"` // if it is not
 }
 
 // maxListed is how many records are listed at a time.
@@ -194,14 +198,18 @@ func (s *selected) list() ([]keptRecord, error) {
 	return list, err
 }
 
-// show makes a record ready to be seen: no key is in it.
+// show makes a record ready to be seen: no key is in its head.
 func (s *selected) show(id spool.ID, record spool.Record) keptRecord {
 	shown := keptRecord{Spool: s.place, Queue: s.queue, ID: id, Arrival: record.Arrival}
 	kept, err := postback.ReadKept(record.Data) // what can be read of a damaged one
-	shown.Path, shown.Query, shown.Header = kept.Path, kept.Query, withoutKeys(kept.Header)
+	shown.Path, shown.Query, shown.Header = postback.MaskKeys(kept.Path), postback.MaskKeys(kept.Query), withoutKeys(kept.Header)
 	shown.Account = kept.Credentials.Account()
-	if err == nil {
+	switch {
+	case err != nil:
+	case utf8.Valid(kept.Body):
 		shown.Body, shown.Bytes = string(kept.Body), len(kept.Body)
+	default:
+		shown.BodyBase64, shown.Bytes = kept.Body, len(kept.Body)
 	}
 	return shown
 }
@@ -216,7 +224,7 @@ func serveRecords(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	for i := range list {
-		list[i].Header, list[i].Query, list[i].Body = nil, "", ""
+		list[i].Header, list[i].Query, list[i].Body, list[i].BodyBase64 = nil, "", "", nil
 	}
 	return writeJSON(w, http.StatusOK, list)
 }

@@ -26,11 +26,13 @@ func init() {
 		Short: "Shows what the spool keeps, and replays or drops dead letters",
 		Long: `
 Asks a running gateway, over Caddy's admin API, for the records that Postback v2
-has not taken. Of a write key, only the account number is shown.
+has not taken. Of a write key, only the account number is shown. A body is shown
+as it is.
 
 	$ caddy td-spool status
 	$ caddy td-spool list --dead
 	$ caddy td-spool show --dead 1763930000000123
+	$ caddy td-spool show --dead --raw 1763930000000123 >body
 	$ caddy td-spool replay --all
 	$ caddy td-spool drop 1763930000000123
 `,
@@ -49,8 +51,9 @@ has not taken. Of a write key, only the account number is shown.
 			list.Flags().Bool("dead", false, "List dead letters instead")
 			list.Flags().Uint64("after", 0, "Begin behind this ID")
 			list.Flags().Int("limit", 100, "List at most so many, up to "+strconv.Itoa(maxListed))
-			show := add("show <id>", "Shows a whole record, but for its key", cobra.ExactArgs(1), spoolShowCommand)
+			show := add("show <id>", "Shows a whole record, but for the key in its head", cobra.ExactArgs(1), spoolShowCommand)
 			show.Flags().Bool("dead", false, "Show a dead letter")
+			show.Flags().Bool("raw", false, "Write only the body, byte for byte")
 			replay := add("replay [<id>...]", "Delivers dead letters after all", cobra.ArbitraryArgs, spoolReplayCommand)
 			replay.Flags().Bool("all", false, "All dead letters of the queue")
 			drop := add("drop [<id>...]", "Deletes dead letters for good", cobra.ArbitraryArgs, spoolDropCommand)
@@ -136,6 +139,13 @@ func spoolShowCommand(fs caddycmd.Flags) (int, error) {
 	}, &record)
 	if err != nil {
 		return caddy.ExitCodeFailedQuit, err
+	}
+	if fs.Bool("raw") {
+		if record.Bytes == 0 {
+			return caddy.ExitCodeFailedQuit, fmt.Errorf("id %d: there is no body that can be read", record.ID)
+		}
+		_, err = os.Stdout.Write(append(record.BodyBase64, record.Body...))
+		return caddy.ExitCodeSuccess, err
 	}
 	encoder := json.NewEncoder(os.Stdout)
 	encoder.SetIndent("", "  ")

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"net/http"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -20,15 +21,27 @@ func init() {
 }
 
 // LogFilter is a filter for Caddy's `filter` log encoder that keeps write keys
-// out of a field of a request: a URI, or all headers. A URI, and the value of
-// each header, ends where a query may begin: at the first `?` or percent-escape,
-// or at the name td_write_key. Proxies and browsers copy URLs into headers of
-// many names. The header with the key goes, however it is spelled. It takes no
-// options.
+// out of a field of a request: a URI, all headers, or any other text. A URI, and
+// the value of each header, ends where a query or a fragment may begin: at the
+// first `?`, `#` or percent-escape, or at the name td_write_key. Proxies and
+// browsers copy URLs into headers of many names. A header whose name says that it
+// is a write key or an API key goes, however it is spelled. What is left is
+// masked by shape too: `1234/…`. One request adds few KiB to a log, whatever it
+// sends: what is longer ends in `…`. The filter takes no options.
 type LogFilter struct{}
 
+// What one request may add to a log, in bytes.
+const (
+	maxLoggedText   = 2 << 10 // of a URI, or a header's name and value
+	maxLoggedHeader = 8 << 10 // of all headers, some more for the last one
+	maxLoggedValues = 16      // of a header, in number
+)
+
+// cutMark stands where something is left out.
+const cutMark = "…"
+
 // queryStart is where a query may begin.
-var queryStart = regexp.MustCompile(`(?is)([?%]|` + postback.WriteKeyParam + `).*`)
+var queryStart = regexp.MustCompile(`(?is)([?#%]|` + postback.WriteKeyParam + `).*`)
 
 // CaddyModule returns the Caddy module information.
 func (LogFilter) CaddyModule() caddy.ModuleInfo {
@@ -50,45 +63,101 @@ func (*LogFilter) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 func (LogFilter) Filter(in zapcore.Field) zapcore.Field {
 	switch value := in.Interface.(type) {
 	case caddyhttp.LoggableHTTPHeader:
-		value.Header = withoutKeys(value.Header)
+		value.Header = loggedHeader(value.Header)
 		return zap.Object(in.Key, value)
 	case caddyhttp.LoggableStringArray:
-		return zap.Array(in.Key, caddyhttp.LoggableStringArray(withoutQueries(value)))
+		return zap.Array(in.Key, caddyhttp.LoggableStringArray(loggedValues("", value)))
 	}
 	if in.Type != zapcore.StringType {
 		return zap.Skip()
 	}
-	in.String = withoutQuery(in.String)
+	in.String = loggedText(in.String)
 	return in
 }
 
-// withoutKeys copies a header for the log.
-func withoutKeys(header http.Header) http.Header {
-	kept := make(http.Header, len(header))
+// loggedHeader copies a header for the log, as much as there is room for.
+func loggedHeader(header http.Header) http.Header {
+	kept, room, seen := make(http.Header), maxLoggedHeader, 0
 	for name, values := range header {
-		if !isKeyHeader(name) {
-			kept[name] = withoutQueries(values)
+		if room <= 0 {
+			kept[cutMark] = []string{strconv.Itoa(len(header)-seen) + " more"}
+			break
+		}
+		seen++
+		if isKeyHeader(name) {
+			continue
+		}
+		values = loggedValues(name, values)
+		name = loggedText(name)
+		kept[name] = append(kept[name], values...)
+		for _, value := range values {
+			room -= len(name) + len(value)
 		}
 	}
 	return kept
 }
 
-func withoutQueries(values []string) []string {
-	kept := make([]string, len(values))
-	for i, value := range values {
-		kept[i] = withoutQuery(value)
+func loggedValues(name string, values []string) []string {
+	if len(values) <= maxLoggedValues {
+		return cleanValues(name, values, loggedText)
+	}
+	return append(cleanValues(name, values[:maxLoggedValues], loggedText), cutMark)
+}
+
+// loggedText is a text for the log. It looks some way beyond the bound, so that
+// a key that begins before it is recognised.
+func loggedText(text string) string {
+	long := len(text) > 2*maxLoggedText
+	if long {
+		text = text[:2*maxLoggedText]
+	}
+	text = withoutQuery(text)
+	if long || len(text) > maxLoggedText {
+		text = text[:min(len(text), maxLoggedText)] + cutMark
+	}
+	return text
+}
+
+// withoutKeys copies a header, all of it, without what may be a key.
+func withoutKeys(header http.Header) http.Header {
+	kept := make(http.Header, len(header))
+	for name, values := range header {
+		if !isKeyHeader(name) {
+			kept[postback.MaskKeys(name)] = cleanValues(name, values, withoutQuery)
+		}
 	}
 	return kept
 }
 
-func withoutQuery(value string) string {
-	return queryStart.ReplaceAllLiteralString(value, "?REDACTED")
+func cleanValues(name string, values []string, clean func(string) string) []string {
+	if isSecretHeader(name) {
+		return []string{"REDACTED"}
+	}
+	cleaned := make([]string, len(values))
+	for i, value := range values {
+		cleaned[i] = clean(value)
+	}
+	return cleaned
 }
 
-// isKeyHeader reports whether a header is X-TD-Write-Key, or would be with
-// other separators: Caddy's log has also the headers that it then drops.
+// withoutQuery ends a text where a query may begin, and masks keys before it.
+func withoutQuery(text string) string {
+	return postback.MaskKeys(queryStart.ReplaceAllLiteralString(text, "?REDACTED"))
+}
+
+// isKeyHeader reports whether a header is named like X-TD-Write-Key or an API
+// key: in Caddy's log are also names with other separators, which Caddy then
+// drops, and those in which proxies pass a key on.
 func isKeyHeader(name string) bool {
-	return strings.EqualFold(strings.NewReplacer("_", "-", ".", "-").Replace(name), postback.WriteKeyHeader)
+	plain := strings.ToLower(strings.NewReplacer("_", "", "-", "", ".", "").Replace(name))
+	return strings.Contains(plain, "writekey") || strings.Contains(plain, "apikey")
+}
+
+// isSecretHeader reports whether a header is a relative of those that Caddy
+// masks, Authorization and Cookie: X-Forwarded-Authorization, say.
+func isSecretHeader(name string) bool {
+	plain := strings.ToLower(name)
+	return strings.Contains(plain, "authorization") || strings.Contains(plain, "cookie")
 }
 
 // Interface guards
