@@ -152,10 +152,11 @@ func commandConfig(listen string, h *Handler, accessLog bool) (*caddy.Config, er
 const keyFilter = `{
 	"format": "filter",
 	"fields": {
-		"request>uri": {"filter": "td_key"},
-		"request>headers": {"filter": "td_key"},
+		"request": {"filter": "td_key"},
 		"resp_headers": {"filter": "td_key"},
 		"uri": {"filter": "td_key"},
-		"headers": {"filter": "td_key"}
+		"method": {"filter": "td_key"},
+		"headers": {"filter": "td_key"},
+		"error": {"filter": "td_key"}
 	}
 }`

@@ -21,7 +21,7 @@ func init() {
 }
 
 // LogFilter is a filter for Caddy's `filter` log encoder that keeps write keys
-// out of a field of a request: a URI, all headers, or any other text. A URI, and
+// out of a field: a whole request, a URI, all headers, or any other text. A URI, and
 // the value of each header, ends where a query or a fragment may begin: at the
 // first `?`, `#` or percent-escape, or at the name td_write_key. Proxies and
 // browsers copy URLs into headers of many names. A header whose name says that it
@@ -62,6 +62,9 @@ func (*LogFilter) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 // goes.
 func (LogFilter) Filter(in zapcore.Field) zapcore.Field {
 	switch value := in.Interface.(type) {
+	case caddyhttp.LoggableHTTPRequest:
+		value.Request = loggedRequest(value.Request)
+		return zap.Object(in.Key, value)
 	case caddyhttp.LoggableHTTPHeader:
 		value.Header = loggedHeader(value.Header)
 		return zap.Object(in.Key, value)
@@ -71,8 +74,25 @@ func (LogFilter) Filter(in zapcore.Field) zapcore.Field {
 	if in.Type != zapcore.StringType {
 		return zap.Skip()
 	}
+	if in.Key == "error" { // which is no URL, but may quote one
+		in.String = cutText(postback.MaskKeys(in.String), false)
+		return in
+	}
 	in.String = loggedText(in.String)
 	return in
+}
+
+// loggedRequest copies of a request what Caddy logs of it.
+func loggedRequest(r *http.Request) *http.Request {
+	logged := r.WithContext(r.Context())
+	logged.Method, logged.Host, logged.RequestURI = loggedText(r.Method), loggedText(r.Host), loggedText(r.RequestURI)
+	logged.Header = loggedHeader(r.Header)
+	if r.TLS != nil {
+		state := *r.TLS
+		state.ServerName = loggedText(state.ServerName)
+		logged.TLS = &state
+	}
+	return logged
 }
 
 // loggedHeader copies a header for the log, as much as there is room for.
@@ -111,9 +131,13 @@ func loggedText(text string) string {
 	if long {
 		text = text[:2*maxLoggedText]
 	}
-	text = withoutQuery(text)
-	if long || len(text) > maxLoggedText {
-		text = text[:min(len(text), maxLoggedText)] + cutMark
+	return cutText(withoutQuery(text), long)
+}
+
+// cutText bounds a text. A mark says that something is left out, here or before.
+func cutText(text string, cut bool) string {
+	if cut || len(text) > maxLoggedText {
+		return text[:min(len(text), maxLoggedText)] + cutMark
 	}
 	return text
 }
@@ -138,6 +162,12 @@ func cleanValues(name string, values []string, clean func(string) string) []stri
 		cleaned[i] = clean(value)
 	}
 	return cleaned
+}
+
+// loggedTable is a call's table for the log. A caller that puts its key into the
+// path has an account number for a database, and the secret for a table.
+func loggedTable(to postback.Destination) string {
+	return strings.TrimPrefix(postback.MaskKeys(to.Database+"/"+to.Table), to.Database+"/")
 }
 
 // withoutQuery ends a text where a query may begin, and masks keys before it.

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"net/http"
 	"slices"
@@ -45,6 +46,11 @@ func TestLogFilter(t *testing.T) {
 		{"key in a path", zap.String("f", "/postback/v3/event/"+real+"/x"), `"/postback/v3/event/1234/…/x"`},
 		{"key in a text", zap.String("f", "dial "+real+": refused"), `"dial 1234/…: refused"`},
 		{"credentials that Caddy is told to log", zap.Object("f", caddyhttp.LoggableHTTPHeader{ShouldLogCredentials: true, Header: http.Header{"Authorization": {"TD1 " + key}}}), `{"Authorization":["REDACTED"]}`},
+		{"a whole request", zap.Object("f", caddyhttp.LoggableHTTPRequest{Request: &http.Request{
+			Method: "TD1%20" + key, Host: "1234%2F0123456789abcdef", RequestURI: "/a?td_write_key=" + key, Proto: "HTTP/1.1", RemoteAddr: "192.0.2.1:7",
+			Header: http.Header{"Td-Write-Key": {key}, "X-A": {real}}, TLS: &tls.ConnectionState{ServerName: "td_write_key=" + key},
+		}}), `{"headers":{"X-A":["1234/…"]},"host":"1234?REDACTED","method":"TD1?REDACTED","proto":"HTTP/1.1","remote_ip":"192.0.2.1","remote_port":"7",` +
+			`"tls":{"cipher_suite":0,"ech":false,"proto":"","resumed":false,"server_name":"?REDACTED","version":0},"uri":"/a?REDACTED"}`},
 		{"another kind of field", zap.Any("f", map[string]string{"a": key}), ``},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -58,6 +64,17 @@ func TestLogFilter(t *testing.T) {
 	}
 }
 
+// TestLogFilterOfErrors leaves an error readable, which is no URL.
+func TestLogFilterOfErrors(t *testing.T) {
+	field := LogFilter{}.Filter(zap.String("error", `parse "/a?td_write_key=1234/ab%zz": 100% wrong #1, for 1234/0123456789abcdef`))
+	if want := `parse "/a?td_write_key=…": 100% wrong #1, for 1234/…`; field.String != want {
+		t.Errorf("got %s, want %s", field.String, want)
+	}
+	if field = (LogFilter{}).Filter(zap.String("error", strings.Repeat("x", 1<<20))); len(field.String) > 4<<10 {
+		t.Errorf("%d bytes", len(field.String))
+	}
+}
+
 // TestLogFilterBounds sends what would fill a disk through its log.
 func TestLogFilterBounds(t *testing.T) {
 	const real = "1234/0123456789abcdef0123456789abcdef01234567"
@@ -67,6 +84,9 @@ func TestLogFilterBounds(t *testing.T) {
 	}
 	repeated := http.Header{"X-A": slices.Repeat([]string{"value"}, 10_000)}
 	for name, field := range map[string]zapcore.Field{
+		"a long request": zap.Object("f", caddyhttp.LoggableHTTPRequest{Request: &http.Request{
+			Method: strings.Repeat("x", 1<<20), Host: strings.Repeat("x", 1<<20), RequestURI: strings.Repeat("x", 1<<20), Header: many,
+		}}),
 		"a long URI":            zap.String("f", "/"+strings.Repeat("x", 1<<20)),
 		"a long header":         zap.Object("f", caddyhttp.LoggableHTTPHeader{Header: http.Header{"X-A": {strings.Repeat("x", 1<<20)}}}),
 		"a long name":           zap.Object("f", caddyhttp.LoggableHTTPHeader{Header: http.Header{strings.Repeat("x", 1<<20): {"a"}}}),
@@ -78,7 +98,7 @@ func TestLogFilterBounds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			text := filtered(t, field)
-			if len(text) > 16<<10 || !strings.Contains(text, "…") {
+			if len(text) > 24<<10 || !strings.Contains(text, "…") {
 				t.Errorf("%d bytes, and begins with %.100s", len(text), text)
 			}
 			if strings.Contains(text, "0123") {

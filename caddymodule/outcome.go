@@ -62,7 +62,7 @@ type outcome struct {
 func (o *outcome) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	if o.to.Table != "" {
 		enc.AddString("database", o.to.Database)
-		enc.AddString("table", o.to.Table)
+		enc.AddString("table", loggedTable(o.to))
 	}
 	enc.AddString("surface", o.kind.String())
 	enc.AddString("key", o.key.String())

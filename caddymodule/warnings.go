@@ -57,13 +57,13 @@ func (w *warning) check(logger *zap.Logger) *zapcore.CheckedEntry {
 func (h *Handler) warnOfKey(c *call) {
 	if !postback.UsualKey(c.Key()) {
 		if e := unusualKeyWarning.check(h.logger); e != nil {
-			e.Write(zap.String("account", c.Account()), zap.String("database", c.Database), zap.String("table", c.Table),
+			e.Write(zap.String("account", c.Account()), zap.String("database", c.Database), zap.String("table", loggedTable(c.Destination)),
 				zap.String("advice", "compare the caller's key with the one in Treasure Data, 1234/ and hexadecimal digits: v2 answers 200 to a wrong key and loses the record"))
 		}
 	}
 	if len(c.r.Header["Authorization"]) > 0 && c.Authorization == "" {
 		if e := droppedAuthWarning.check(h.logger); e != nil {
-			e.Write(zap.String("database", c.Database), zap.String("table", c.Table),
+			e.Write(zap.String("database", c.Database), zap.String("table", loggedTable(c.Destination)),
 				zap.String("advice", "nothing, if the caller sends it for something else; if it is meant for v2, send Authorization: TD1 without td_write_key in the URL"))
 		}
 	}
@@ -73,7 +73,7 @@ func (h *Handler) warnOfKey(c *call) {
 // sent all the same.
 func (h *Handler) warnOfRedirect(c *call) {
 	if e := redirectWarning.check(h.logger); e != nil {
-		e.Write(zap.String("database", c.Database), zap.String("table", c.Table),
+		e.Write(zap.String("database", c.Database), zap.String("table", loggedTable(c.Destination)),
 			zap.String("advice", "if the target of td_redirect is yours, add its host to redirect_hosts"))
 	}
 }

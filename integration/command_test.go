@@ -237,7 +237,7 @@ func TestValidateAndReload(t *testing.T) {
 // TestNoKeyInLogs runs with every log on, through every kind of outcome, and
 // looks for the key in all that the process wrote.
 func TestNoKeyInLogs(t *testing.T) {
-	const secret = "5ec2e7c0ffee"
+	const secret = "5ec2e7c0ffee5ec2e7c0ffee" // of a key's shape: digits, a slash, and hexadecimal digits
 	u := startRecorder(t, nil)
 	down := freeAddr(t)
 	pair := newCertificate(t, "localhost")
@@ -311,8 +311,11 @@ func TestNoKeyInLogs(t *testing.T) {
 			{"", "Authorization: TD1 1234/" + secret + "\r\n"},
 			{"?td_write_key=1/a&td_redirect=https://shop.example/?td_write_key=" + secret, "Referer: http://x.example/?td_write_key=" + secret + "\r\nPing-To: http://x.example/?td_write_key=" + secret + "\r\n"},
 			{"?td_write_key=1234/" + secret, "Cookie: a=" + secret + "\r\nAuthorization: Basic " + secret + "\r\n"},
+			{"", "X-Forwarded-Authorization: TD1 " + secret + "\r\nTd-Write-Key: " + secret + "\r\nX-Api-Key: " + secret + "\r\nX-Original-Cookie: k=" + secret + "\r\n"},
+			{"", "Referer: http://x.example/#" + secret + "\r\nX-Note: TD1 " + secret + "\r\nX-1234%2F" + secret + ": a\r\nUser-Agent: a 1234/" + secret + "\r\n"},
+			{"?a=b&amp;td_write_key=1234/" + secret, "Upgrade: 1234/" + secret + "\r\nTrailer: 1234/" + secret + "\r\nContent-Type: a;k=1234/" + secret + "\r\n"},
 		} {
-			for _, path := range []string{event, event + "/too/deep", "/elsewhere", event + "&td_write_key=" + secret} {
+			for _, path := range []string{event, event + "/too/deep", "/elsewhere", event + "&td_write_key=" + secret, "/postback/v3/event/1234/" + secret, "/1234/" + secret + "/x"} {
 				request := post(prefix+path+carrier.query, asJSON+carrier.headers, `{"key":"`+secret+`"}`)
 				if answer := raw(t, g.addr, request); strings.Contains(answer.body, secret) {
 					t.Errorf("the answer holds the key: %s", answer.body)
@@ -325,7 +328,7 @@ func TestNoKeyInLogs(t *testing.T) {
 					t.Fatal(err)
 				}
 				for header := range strings.SplitSeq(strings.TrimSuffix(carrier.headers, "\r\n"), "\r\n") {
-					if name, value, ok := strings.Cut(header, ": "); ok {
+					if name, value, ok := strings.Cut(header, ": "); ok && name != "Upgrade" && name != "Trailer" {
 						req.Header.Set(name, value)
 					}
 				}
@@ -345,8 +348,20 @@ func TestNoKeyInLogs(t *testing.T) {
 	_ = conn.(*net.TCPConn).CloseWrite()
 	readReply(t, bufio.NewReader(conn), "POST")
 	raw(t, g.addr, "POST "+event+"?td_write_key=1234/"+secret+" HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n")
+	// A key where nobody would put it.
+	for _, request := range []string{
+		"POST /next" + event + " HTTP/1.1\r\nHost: 1234%2F" + secret + "\r\n\r\n",
+		"TD1%20" + secret + " /down" + event + " HTTP/1.1\r\nHost: x\r\n\r\n",
+		"POST http://1234%2F" + secret + "/handoff-down" + event + " HTTP/1.1\r\nHost: x\r\n\r\n",
+		"POST /handoff-down" + event + "?a=%zz&td_write_key=1234/" + secret + " HTTP/1.1\r\nHost: x\r\nX-TD-Write-Key: 1234/" + secret + "\r\nContent-Length: 0\r\n\r\n",
+		"POST /down/%2e%2e/" + secret + "/1234/" + secret + " HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+	} {
+		conn := dial(t, g.addr)
+		_, _ = io.WriteString(conn, request)
+		_, _ = io.CopyN(io.Discard, conn, 12) // the status line
+	}
 
-	g.await(t, `"msg":"handled request"`, sent+2)
+	g.await(t, `"msg":"handled request"`, sent+6) // one Host is none
 	g.stop()
 	text := g.text()
 	for _, want := range []string{"record not delivered", `"logger":"http.log.error`, "upstream roundtrip"} {
