@@ -37,6 +37,9 @@ Try it without an account; the sandbox prints what v2 would receive:
 	$ curl 'http://localhost:8080/postback/v3/event/mydb/mytable?td_write_key=1234/abcd' -d '{"user":"alice"}'
 	$ curl 'http://localhost:8080/postback/v3/event/mydb/views?td_write_key=1234/abcd&td_format=pixel&page=home' -o pixel.gif
 
+The sandbox refuses what is for the tables answer_400, answer_403, answer_429,
+answer_503 and answer_never, to try what then happens.
+
 Forward for real:
 
 	$ caddy td-postback --listen :80 --region us01
@@ -48,7 +51,7 @@ in a Caddyfile.
 			cmd.Flags().StringP("listen", "l", ":8080", "Address on which to receive requests")
 			cmd.Flags().StringP("region", "r", "", "Region to forward to: "+postback.RegionNames()+", or auto, by the legacy host that the caller used")
 			cmd.Flags().StringP("upstream", "u", "", "URL to forward to, instead of the region's v2 host")
-			cmd.Flags().BoolP("sandbox", "s", false, "Forward to a stand-in for v2 in this process, and print every record that it receives")
+			cmd.Flags().BoolP("sandbox", "s", false, "Forward to a stand-in for v2 in this process, and print every record that it receives, and why others are refused")
 			cmd.Flags().BoolP("access-log", "", false, "Enable the access log")
 			cmd.Flags().StringP("max-body", "", "", "Largest body to take (default 1048064 bytes)")
 			cmd.Flags().StringSliceP("redirect-hosts", "", nil, "Hosts to which td_redirect may lead, separated by commas")
@@ -97,13 +100,28 @@ func handlerFromFlags(fs caddycmd.Flags) (*Handler, error) {
 	return h, err
 }
 
-// startSandbox serves the stand-in on a free loopback port, and prints records
-// to the standard output. It returns its URL.
+// tellRefusal is told of every request that the gateway refuses itself; nil for
+// nobody. Only td-postback --sandbox sets it, before anything is served.
+var tellRefusal func(*call, *postback.Refusal)
+
+// printRefusal writes why the gateway refuses a request: v2, and so the sandbox,
+// does not see it.
+func printRefusal(c *call, f *postback.Refusal) {
+	line := "refused"
+	if c.Table != "" {
+		line += " " + c.Database + "." + loggedTable(c.Destination)
+	}
+	fmt.Printf("%s  by the gateway  %d %s: %s\n", line, f.Status, f.Code, f.Message)
+}
+
+// startSandbox serves the stand-in on a free loopback port, and prints records,
+// and why others are refused, to the standard output. It returns its URL.
 func startSandbox() (string, error) {
 	listener, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}
+	tellRefusal = printRefusal
 	server := &http.Server{Handler: &sandbox.Sandbox{Out: os.Stdout}} //nolint:gosec // loopback, and the gateway is its only client
 	go func() { _ = server.Serve(listener) }()
 	return "http://" + listener.Addr().String(), nil

@@ -38,6 +38,9 @@ func (h *Handler) closeIfLeaving(w http.ResponseWriter, r *http.Request) {
 // for an image.
 func (h *Handler) refuse(c *call, f *postback.Refusal) {
 	c.result = f.Code
+	if tellRefusal != nil {
+		tellRefusal(c, f)
+	}
 	if c.asked != nil {
 		c.asked.plain = true
 	}

@@ -61,6 +61,17 @@ func TestSandboxCommand(t *testing.T) {
 		t.Errorf("got %d %q %q", resp.StatusCode, body, resp.Header.Get("Content-Type"))
 	}
 	g.await(t, `record mydb.mytable  key 1234/… via X-TD-Write-Key  {"user":"alice"}`, 1)
+	for table, status := range map[string]int{"answer_400": 400, "answer_403": 403, "answer_429": 429, "answer_503": 503} {
+		answer := raw(t, g.addr, post("/postback/v3/event/mydb/"+table+"?td_write_key=1234/abcdef", asJSON, object))
+		if answer.StatusCode != status || (answer.Header.Get("Retry-After") != "") != (status == 429) {
+			t.Errorf("%s: got %d %v", table, answer.StatusCode, answer.Header)
+		}
+		g.await(t, fmt.Sprintf("refused mydb.%s  key 1234/… via X-TD-Write-Key  %d ", table, status), 1)
+	}
+	raw(t, g.addr, post("/postback/v3/event/mydb/mytable?td_write_key=1234/abcdef", asJSON, `[1]`))
+	g.await(t, "refused mydb.mytable  key 1234/… via X-TD-Write-Key  400 the body must be one JSON object", 1)
+	raw(t, g.addr, post("/postback/v3/event/mydb/mytable", asJSON, object))
+	g.await(t, "refused mydb.mytable  by the gateway  403 missing_write_key: send the write key", 1)
 	if answer := raw(t, g.addr, post("/elsewhere", asJSON, object)); answer.StatusCode != 404 || answer.code() != "not_found" {
 		t.Errorf("elsewhere: got %d %q", answer.StatusCode, answer.body)
 	}
@@ -73,7 +84,7 @@ func TestSandboxCommand(t *testing.T) {
 	} else if answer.StatusCode == 431 && !strings.Contains(g.text(), "record mydb.long") {
 		t.Error("a URL of 900 kB was refused by the gateway")
 	}
-	g.await(t, "handled request", 4)
+	g.await(t, "handled request", 10)
 	if text := g.text(); strings.Contains(text, "abcdef") {
 		t.Errorf("the output holds the key:\n%s", text)
 	}

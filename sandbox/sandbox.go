@@ -1,7 +1,8 @@
 // Package sandbox is a strict stand-in for Postback API v2: it takes what v2's
 // published contract takes, refuses the rest, and prints every record as v2
-// would receive it. Like v2, it does not know whether a write key is right and
-// answers 200 to any.
+// would receive it, or why it is refused. Like v2, it does not know whether a
+// write key is right and answers 200 to any. Records for some tables it refuses
+// on purpose: answer_400, answer_403, answer_429, answer_503 and answer_never.
 package sandbox
 
 import (
@@ -13,6 +14,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"time"
 )
 
 // MaxBody is the largest body that v2 takes, in bytes.
@@ -43,6 +45,24 @@ func (r Record) String() string {
 	return fmt.Sprintf("record %s.%s  key %s via %s  %s", r.Database, r.Table, maskKey(r.Key), r.Via, body)
 }
 
+// refusal says on one line why v2 would not take the record.
+func (r Record) refusal(status int, message string) string {
+	line := "refused"
+	if r.Table != "" {
+		line += " " + r.Database + "." + r.Table
+	}
+	switch {
+	case r.Key != "":
+		line += "  key " + maskKey(r.Key) + " via " + r.Via
+	case status == http.StatusForbidden:
+		line += "  no key"
+	}
+	if status == 0 {
+		return line + "  " + message
+	}
+	return fmt.Sprintf("%s  %d %s", line, status, message)
+}
+
 // maskKey keeps a write key's account number and nothing else: `1234/…`. The
 // gateway has the same rule: the stand-in shares no code with what it checks.
 func maskKey(key string) string {
@@ -55,7 +75,7 @@ func maskKey(key string) string {
 
 // Sandbox is the stand-in, as an http.Handler. Its zero value works.
 type Sandbox struct {
-	// Out gets one line for every record, if it is not nil.
+	// Out gets one line for every request, if it is not nil.
 	Out io.Writer
 
 	// Received is called with every record before it is answered, if it is
@@ -77,19 +97,62 @@ func (s *Sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	record, status, message := receive(r)
+	if refusal, ok := refusals[record.Table]; ok && status == http.StatusOK {
+		status, message = refusal.status, refusal.message
+	}
 	if status != http.StatusOK {
-		answer(w, status, message)
+		s.refuse(w, r, record, status, message)
 		return
 	}
 	if s.Received != nil {
 		s.Received(record)
 	}
-	if s.Out != nil {
-		s.mu.Lock()
-		fmt.Fprintln(s.Out, record)
-		s.mu.Unlock()
-	}
+	s.print(record.String())
 	answer(w, http.StatusOK, "")
+}
+
+// refusals are the tables whose records are refused on purpose, to try what
+// becomes of them. The status 0 is no answer at all.
+var refusals = map[string]struct {
+	status  int
+	message string
+}{
+	"answer_400":   {http.StatusBadRequest, "this table takes no record: it is for trying a 400"},
+	"answer_403":   {http.StatusForbidden, "this table takes no key: it is for trying a 403"},
+	"answer_429":   {http.StatusTooManyRequests, "this table is always over its limit: it is for trying a 429"},
+	"answer_503":   {http.StatusServiceUnavailable, "this table is always down: it is for trying a 503"},
+	"answer_never": {0, "no answer"},
+}
+
+// maxSilence is how long a client is left without an answer, if it waits.
+const maxSilence = 5 * time.Minute
+
+// retryAfter is what a 429 says, in seconds.
+const retryAfter = "30"
+
+// refuse answers a request that v2 would not take.
+func (s *Sandbox) refuse(w http.ResponseWriter, r *http.Request, record Record, status int, message string) {
+	s.print(record.refusal(status, message))
+	if status == 0 {
+		select {
+		case <-r.Context().Done(): // the client has given up
+		case <-time.After(maxSilence):
+		}
+		panic(http.ErrAbortHandler) // which closes the connection
+	}
+	if status == http.StatusTooManyRequests {
+		w.Header().Set("Retry-After", retryAfter)
+	}
+	answer(w, status, message)
+}
+
+func (s *Sandbox) print(line string) {
+	if s.Out == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fmt.Fprintln(s.Out, line)
 }
 
 // receive checks a request against the contract.
@@ -98,10 +161,10 @@ func receive(r *http.Request) (record Record, status int, message string) {
 	if path == nil {
 		return record, http.StatusNotFound, "the path must be /postback/v3/event/{database}/{table}"
 	}
+	record = Record{Database: path[1], Table: path[2], Header: r.Header, Query: r.URL.RawQuery}
 	if r.Method != http.MethodPost {
 		return record, http.StatusMethodNotAllowed, "only POST is taken"
 	}
-	record = Record{Database: path[1], Table: path[2], Header: r.Header, Query: r.URL.RawQuery}
 	if record.Via, record.Key = authentication(r.Header); record.Key == "" {
 		return record, http.StatusForbidden, "the write key must be in X-TD-Write-Key or Authorization: TD1"
 	}
