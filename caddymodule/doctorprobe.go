@@ -116,11 +116,12 @@ func probeSpool(b *foundBlock) []finding {
 		}}
 	}
 	room, known := freeSpace(there)
-	if held := sizeOf(options.Dir); known && room+held < options.MaxSize {
+	room += sizeOf(options.Dir) // which the spool has taken already
+	if need := options.MaxSize + options.DeadSize; known && room < need {
 		return []finding{{
 			bites,
-			fmt.Sprintf("The spool %s may take %s (`max_size`), but its disk has room for %s. When it is full, callers get 503.",
-				options.Dir, humanize.IBytes(uint64(options.MaxSize)), humanize.IBytes(uint64(room+held))), //nolint:gosec // G115: sizes
+			fmt.Sprintf("The spool %s may take %s (`max_size` and `dead_size`), but its disk has room for %s. When it is full, callers get 503.",
+				options.Dir, humanize.IBytes(uint64(need)), humanize.IBytes(uint64(room))), //nolint:gosec // G115: sizes
 			"Lower `max_size` in `spool`, or give it a larger disk.",
 		}}
 	}
