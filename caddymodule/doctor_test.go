@@ -39,11 +39,12 @@ const healthy = `{
 	}
 	log default {
 		format filter {
-			request>uri td_key
-			request>headers td_key
+			request td_key
 			resp_headers td_key
 			uri td_key
+			method td_key
 			headers td_key
+			error td_key
 		}
 	}
 }
@@ -51,11 +52,12 @@ const healthy = `{
 http://a.example, https://a.example {
 	log {
 		format filter {
-			request>uri td_key
-			request>headers td_key
+			request td_key
 			resp_headers td_key
 			uri td_key
+			method td_key
 			headers td_key
+			error td_key
 		}
 	}
 	handle /healthz {
@@ -140,8 +142,8 @@ func TestDoctorFindsEachFault(t *testing.T) {
 		"no grace_period":                  {[]string{"\tgrace_period 40s\n", ""}, bites, []string{"no end", "grace_period 40s"}},
 		"a short grace_period":             {[]string{"grace_period 40s", "grace_period 5s"}, bites, []string{"shorter than response_timeout (30s)", "grace_period 40s"}},
 		"no read_body":                     {[]string{"\t\ttimeouts {\n\t\t\tread_body 60s\n\t\t}\n", ""}, bites, []string{"read_body 60s"}},
-		"no filter at all":                 {[]string{"\tlog {\n\t\tformat filter {\n\t\t\trequest>uri td_key\n\t\t\trequest>headers td_key\n\t\t\tresp_headers td_key\n\t\t\turi td_key\n\t\t\theaders td_key\n\t\t}\n\t}\n", "\tlog\n", "log default {\n\t\tformat filter {\n\t\t\trequest>uri td_key\n\t\t\trequest>headers td_key\n\t\t\tresp_headers td_key\n\t\t\turi td_key\n\t\t\theaders td_key\n\t\t}\n\t}", "log default {\n\t\toutput stdout\n\t}"}, showsKeys, []string{`"default" (headers, request>headers, request>uri, resp_headers, uri)`}},
-		"an access log without a filter":   {[]string{"\tlog {\n\t\tformat filter {\n\t\t\trequest>uri td_key\n\t\t\trequest>headers td_key\n\t\t\tresp_headers td_key\n\t\t\turi td_key\n\t\t\theaders td_key\n\t\t}\n\t}\n", "\tlog {\n\t\tformat json\n\t}\n"}, showsKeys, []string{`"log0"`, "format filter"}},
+		"no filter at all":                 {[]string{"\tlog {\n\t\tformat filter {\n\t\t\trequest td_key\n\t\t\tresp_headers td_key\n\t\t\turi td_key\n\t\t\tmethod td_key\n\t\t\theaders td_key\n\t\t\terror td_key\n\t\t}\n\t}\n", "\tlog\n", "log default {\n\t\tformat filter {\n\t\t\trequest td_key\n\t\t\tresp_headers td_key\n\t\t\turi td_key\n\t\t\tmethod td_key\n\t\t\theaders td_key\n\t\t\terror td_key\n\t\t}\n\t}", "log default {\n\t\toutput stdout\n\t}"}, showsKeys, []string{`"default" (error, headers, method, request, resp_headers, uri)`}},
+		"an access log without a filter":   {[]string{"\tlog {\n\t\tformat filter {\n\t\t\trequest td_key\n\t\t\tresp_headers td_key\n\t\t\turi td_key\n\t\t\tmethod td_key\n\t\t\theaders td_key\n\t\t\terror td_key\n\t\t}\n\t}\n", "\tlog {\n\t\tformat json\n\t}\n"}, showsKeys, []string{`"log0"`, "format filter"}},
 		"one more log":                     {[]string{"\tlog default {", "\tlog errors {\n\t\toutput stdout\n\t\tinclude http.log.error\n\t}\n\tlog default {"}, showsKeys, []string{`"errors"`}},
 		"a field without a filter":         {[]string{"resp_headers td_key", "resp_headers rename x"}, showsKeys, []string{`"default" (resp_headers); "log0" (resp_headers)`}},
 		"credentials in logs":              {[]string{"\t\tmax_header_size", "\t\tlog_credentials\n\t\tmax_header_size"}, showsKeys, []string{"`log_credentials`"}},
@@ -181,7 +183,7 @@ func TestDoctorRaisesNoFalseAlarm(t *testing.T) {
 		"a named route":                  {"http://a.example", "&(gateway) {\n\ttd_postback us01\n}\n\nhttp://a.example", block, "\thandle {\n\t\tinvoke gateway\n\t}\n"},
 		"a log that goes nowhere":        {"\tlog default {", "\tlog none {\n\t\toutput discard\n\t}\n\tlog default {"},
 		"a log of other things":          {"\tlog default {", "\tlog certificates {\n\t\tinclude tls\n\t}\n\tlog default {"},
-		"the request left out of a log":  {"request>uri td_key", "request delete"},
+		"the request left out of a log":  {"request td_key", "request delete"},
 		"https for other names":          {"http://, https:// {", "https://b.example {\n\trespond \"b\"\n}\n\nhttp://, https:// {"},
 		"plain http alone":               {"http://a.example, https://a.example", "http://a.example"},
 		"a spool shared":                 {"\t\ttd_postback us01\n", "\t\ttd_postback us01 {\n\t\t\tspool {\n\t\t\t\tdir /s\n\t\t\t}\n\t\t}\n"},
