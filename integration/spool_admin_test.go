@@ -192,15 +192,16 @@ func TestSpoolMetrics(t *testing.T) {
 	for _, request := range []string{
 		post(spoolTarget, asJSON, withID("0")),
 		post(spoolTarget, asJSON, withID("1")),
-		post(spoolTarget, asJSON, `{"id":"2","time":1}`),
+		post(spoolTarget, asJSON, `{"id":"2","time":`+minuteAgo+`}`),
+		post(spoolTarget, asJSON, `{"id":"4","time":1}`),
 		post(spoolTarget, asJSON, `["id"]`),
 		get(spoolTarget+"&id=3", ""),
 	} {
 		isTaken(t, raw(t, g.addr, request))
 	}
 	want := map[string]float64{
-		`records_total{time="added"}`: 3, `records_total{time="own"}`: 1, `records_total{time="no_object"}`: 1,
-		"records{}": 5, "upstream_down{}": 1, "available{}": 1,
+		`records_total{time="added"}`: 3, `records_total{time="own"}`: 1, `records_total{time="no_object"}`: 1, `records_total{time="unusable"}`: 1,
+		"records{}": 6, "upstream_down{}": 1, "available{}": 1,
 	}
 	g.awaitMetrics(t, want)
 	_, sizes := g.spoolMetrics(t)

@@ -451,7 +451,8 @@ func unavailable(t *testing.T, g *spooling, v2 *fickle, mend func()) {
 // keptCase is a request that goes to the spool.
 type keptCase struct {
 	name, request string
-	own           bool // its body stays as it is
+	own           bool   // its body stays as it is
+	was           string // the member whose place the time takes, if there was one
 	answer        string
 }
 
@@ -483,6 +484,9 @@ func compressed(body string) string {
 	return b.String()
 }
 
+// minuteAgo is a time that v2 can use.
+var minuteAgo = strconv.FormatInt(time.Now().Unix()-60, 10)
+
 var keptCases = []keptCase{
 	{name: "key in the URL", request: post(spoolTarget, asJSON, object)},
 	{name: "encoded slash, odd query", request: post(event+"?z=%7e&td_write_key=1234%2F"+spoolSecret+"&a=b+c;d&%zz", asJSON, object)},
@@ -503,8 +507,12 @@ var keptCases = []keptCase{
 	{name: "100 kB", request: post(spoolTarget, asJSON, objectOf(100_000))},
 	{name: "as large as can be with a time", request: post(spoolTarget, asJSON, objectOf(v2Cap-38))},
 
-	{name: "its own td_record_time", request: post(spoolTarget, asJSON, `{"td_record_time":1700000000,"a":1}`), own: true},
-	{name: "its own time", request: post(spoolTarget, asJSON, `{"a":1,"t\u0069me":1700000000}`), own: true},
+	{name: "its own td_record_time", request: post(spoolTarget, asJSON, `{"td_record_time":`+minuteAgo+`,"a":1}`), own: true},
+	{name: "its own time", request: post(spoolTarget, asJSON, `{"a":1,"t\u0069me":`+minuteAgo+`}`), own: true},
+	{name: "a td_record_time that v2 cannot use", request: post(spoolTarget, asJSON, `{"td_record_time":null,"a":1}`), own: true},
+	{name: "a time that v2 cannot use", request: post(spoolTarget, asJSON, `{"a":1,"time":"%%TIMESTAMP%%"}`), own: true},
+	{name: "a byte-order mark", request: post(spoolTarget, "Content-MD5: x\r\n", "\ufeff"+object)},
+	{name: "a coding that is none", request: post(spoolTarget, asJSON+"Content-Encoding: UTF-8\r\n", object)},
 	{name: "too large for a time", request: post(spoolTarget, asJSON, objectOf(v2Cap-27)), own: true},
 	{name: "the largest", request: post(spoolTarget, asJSON, objectOf(v2Cap)), own: true},
 	{name: "compressed", request: post(spoolTarget, asJSON+"Content-Encoding: gzip\r\n", compressed(object)), own: true},
@@ -516,7 +524,11 @@ var keptCases = []keptCase{
 
 	{name: "GET", request: get(spoolTarget+"&b=2&a=%E6%97%A5", "User-Agent: device/1\r\n")},
 	{name: "GET without columns", request: get(spoolTarget, "")},
-	{name: "GET with its own time", request: get(spoolTarget+"&td_record_time=1700000000", ""), own: true},
+	{name: "GET with its own time", request: get(spoolTarget+"&td_record_time="+minuteAgo, ""), own: true},
+	{name: "GET with a placeholder for a time", request: get(spoolTarget+"&a=1&td_record_time=%25%25TIMESTAMP%25%25", ""), was: `,"td_record_time":"%%TIMESTAMP%%"`},
+	{name: "GET with milliseconds for a time", request: get(spoolTarget+"&td_record_time="+minuteAgo+"000", ""), was: `"td_record_time":` + minuteAgo + `000`},
+	{name: "GET with a time of last year", request: get(spoolTarget+"&td_record_time=1700000000", ""), was: `"td_record_time":1700000000`},
+	{name: "pixel beside an object", request: post(spoolTarget+"&td_format=pixel&a=1", asJSON, object), answer: asPixel},
 	{name: "pixel", request: get(spoolTarget+"&td_format=pixel&td_ip=td_ip&td_ua=td_ua", "User-Agent: device/1\r\n"), answer: asPixel},
 	{name: "redirect", request: get(spoolTarget+"&a=1&td_redirect=https://shop.example/x", ""), answer: asRedirect},
 	{name: "ping", request: post(spoolTarget+"&a=1", "Content-Type: text/ping\r\nPing-From: https://x.example/\r\n", "PING")},
@@ -567,7 +579,7 @@ func (tc *keptCase) checkLate(t *testing.T, first, late seen, from, to time.Time
 	if at == nil {
 		t.Fatalf("no time: %.100q", late.body)
 	}
-	if added := late.body[:at[0]] + late.body[at[3]:]; added != first.body {
+	if added := late.body[:at[0]] + tc.was + late.body[at[3]:]; added != first.body {
 		t.Errorf("beside the time, v2 got %.100q, at first %.100q", added, first.body)
 	}
 	if second, _ := strconv.ParseInt(late.body[at[2]:at[3]], 10, 64); second < from.Unix() || second > to.Unix() {

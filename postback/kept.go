@@ -13,7 +13,7 @@ import (
 // AppendKept appends a request to dst in the form in which it is kept: as it
 // goes over the connection later. A record that does not say its time gets the
 // arrival, unless that would make it too large, or something describes its
-// bytes.
+// bytes, or the clock is wrong.
 func AppendKept(dst []byte, q *Request, arrival time.Time) ([]byte, RecordTime) {
 	later := *q
 	later.Forwarded.EarlyData = false // by the time of delivery, the handshake is long complete
@@ -24,13 +24,10 @@ func AppendKept(dst []byte, q *Request, arrival time.Time) ([]byte, RecordTime) 
 	later.Body, later.More = body, nil
 	timed := TimeNoObject
 	if !q.mustStay() && len(body)+maxTimeMember <= MaxBody {
-		var (
-			room   [maxTimeMember]byte
-			member []byte
-			end    int
-		)
-		if member, end, timed = timeMember(room[:0], body, arrival.Unix()); timed == TimeAdded {
-			later.Body, later.More = body[:end], [][]byte{member, body[end:]}
+		var room [maxTimeMember]byte
+		change := timeChangeOf(room[:0], body, arrival, q.FromQuery)
+		if timed = change.timed; timed == TimeAdded {
+			later.Body, later.More = body[:change.from], [][]byte{change.text, body[change.to:]}
 		}
 	}
 	dst = later.AppendHead(dst)

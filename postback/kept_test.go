@@ -11,7 +11,7 @@ import (
 // TestAppendKept checks a kept request as a whole: what stands before it stays,
 // its length counts the time, and what describes its bytes keeps them.
 func TestAppendKept(t *testing.T) {
-	arrival := time.Unix(1_700_000_000, 0)
+	arrival := time.Unix(testArrival, 0)
 	const head = "POST /postback/v3/event/db/tbl HTTP/1.1\r\nHost: v2\r\n"
 	large := `{"a":"` + strings.Repeat("x", MaxBody-len(`{"a":""}`)) + `"}`
 	for _, tc := range []struct {
@@ -21,24 +21,43 @@ func TestAppendKept(t *testing.T) {
 		body   string
 		timed  RecordTime
 	}{
-		{"without a time", func(q *Request) { q.Body = []byte(`{"a":1}`) }, "Content-Length: 35\r\n", `{"a":1,"td_record_time":1700000000}`, TimeAdded},
+		{"without a time", func(q *Request) { q.Body = []byte(`{"a":1}`) }, "Content-Length: 35\r\n", `{"a":1,"td_record_time":1800000000}`, TimeAdded},
 		{
 			"in parts",
 			func(q *Request) { q.Body, q.More = []byte(`{"a"`), [][]byte{[]byte(":1"), []byte("}")} },
-			"Content-Length: 35\r\n", `{"a":1,"td_record_time":1700000000}`, TimeAdded,
+			"Content-Length: 35\r\n", `{"a":1,"td_record_time":1800000000}`, TimeAdded,
 		},
-		{"with a time", func(q *Request) { q.Body = []byte(`{"time":1}`) }, "Content-Length: 10\r\n", `{"time":1}`, TimeOwn},
+		{"with a time", func(q *Request) { q.Body = []byte(`{"time":1800000000}`) }, "Content-Length: 19\r\n", `{"time":1800000000}`, TimeOwn},
 		{"no object", func(q *Request) { q.Body = []byte(`[1]`) }, "Content-Length: 3\r\n", `[1]`, TimeNoObject},
 		{
 			"described bytes",
 			func(q *Request) { q.Body, q.Header = []byte(`{"a":1}`), http.Header{"Content-Md5": {"x"}} },
 			"Content-Md5: x\r\nContent-Length: 7\r\n", `{"a":1}`, TimeNoObject,
 		},
+		{"with a time that v2 cannot use", func(q *Request) { q.Body = []byte(`{"time":null}`) }, "Content-Length: 13\r\n", `{"time":null}`, TimeUnusable},
+		{
+			"digests",
+			func(q *Request) { q.Body, q.Header = []byte(`{"a":1}`), http.Header{"Repr-Digest": {"x"}} },
+			"Repr-Digest: x\r\nContent-Length: 7\r\n", `{"a":1}`, TimeNoObject,
+		},
+		{
+			"a coding that is none",
+			func(q *Request) { q.Body, q.Header = []byte(`{"a":1}`), http.Header{"Content-Encoding": {"UTF-8"}} },
+			"Content-Encoding: UTF-8\r\nContent-Length: 35\r\n", `{"a":1,"td_record_time":1800000000}`, TimeAdded,
+		},
+		{
+			"without its byte-order mark and what described it",
+			func(q *Request) {
+				q.Header = http.Header{"Content-Md5": {"x"}, "Content-Type": {"application/json"}}
+				q.UseBody([]byte("\ufeff{}"), nil)
+			},
+			"Content-Type: application/json\r\nContent-Length: 29\r\n", `{"td_record_time":1800000000}`, TimeAdded,
+		},
 		{"no room for a time", func(q *Request) { q.Body = []byte(large) }, "Content-Length: 1048064\r\n", large, TimeNoObject},
 		{
 			"early data is over by then",
-			func(q *Request) { q.Body, q.Forwarded.EarlyData = []byte(`{"time":1}`), true },
-			"Content-Length: 10\r\n", `{"time":1}`, TimeOwn,
+			func(q *Request) { q.Body, q.Forwarded.EarlyData = []byte(`{"time":1800000000}`), true },
+			"Content-Length: 19\r\n", `{"time":1800000000}`, TimeOwn,
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -59,14 +78,14 @@ func TestAppendKept(t *testing.T) {
 // byte, and left when it has not.
 func TestAppendKeptRoom(t *testing.T) {
 	q := Request{Host: "v2", Destination: Destination{"db", "tbl"}, Body: []byte(`{"a":1}`)}
-	want, _ := AppendKept([]byte("x"), &q, time.Unix(-1, 0))
-	if !bytes.HasSuffix(want, []byte(`{"a":1,"td_record_time":-1}`)) {
+	want, _ := AppendKept([]byte("x"), &q, time.Unix(testArrival, 0))
+	if !bytes.HasSuffix(want, []byte(`{"a":1,"td_record_time":1800000000}`)) {
 		t.Fatalf("got %q", want)
 	}
 	for room := range 2 * len(want) {
 		dst := make([]byte, 1, max(room, 1))
 		dst[0] = 'x'
-		got, _ := AppendKept(dst, &q, time.Unix(-1, 0))
+		got, _ := AppendKept(dst, &q, time.Unix(testArrival, 0))
 		if !bytes.Equal(got, want) {
 			t.Errorf("room for %d: got %q", room, got)
 		}
@@ -126,7 +145,7 @@ func FuzzKept(f *testing.F) {
 			Host: "v2", Destination: Destination{"db", "tbl"}, Query: query, ContentType: contentType, Body: body,
 			Credentials: Credentials{WriteKey: key, Authorization: authorization},
 		}
-		data, timed := AppendKept(nil, &q, time.Unix(1_700_000_000, 0))
+		data, timed := AppendKept(nil, &q, time.Unix(testArrival, 0))
 		if payer := KeptPayer(data); payer != q.Credentials.Payer() {
 			t.Errorf("the payer of %q is %q, want %q", data, payer, q.Credentials.Payer())
 		}
@@ -143,7 +162,7 @@ func FuzzKept(f *testing.F) {
 		if got.Header.Get(WriteKeyHeader) != "" || got.Header.Get("Authorization") != "" {
 			t.Errorf("a key is in the header: %q", got.Header)
 		}
-		if want, result := appendRecordTime(nil, body, 1_700_000_000); !bytes.Equal(got.Body, want) || timed != result {
+		if want, result := appendRecordTime(nil, body, testArrival); !bytes.Equal(got.Body, want) || timed != result {
 			t.Errorf("%q, %v has become %q, %v", body, result, got.Body, timed)
 		}
 		if _, err := ReadKept(data[:len(data)-1]); err == nil {

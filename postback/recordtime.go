@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"strconv"
+	"time"
 )
 
 // This file gives a record that v2 gets later the time at which it came to the
@@ -14,62 +15,146 @@ type RecordTime uint8
 
 // The sources of a time.
 const (
-	TimeAdded    RecordTime = iota // the gateway has added the arrival
-	TimeOwn                        // the caller has sent one
-	TimeNoObject                   // none was added: the body is not one JSON object, or must stay as it is
+	TimeAdded    RecordTime = iota // the gateway has written the arrival
+	TimeOwn                        // the caller has sent one that v2 can use
+	TimeNoObject                   // none was written: the body is not one JSON object, or must stay as it is
+	TimeUnusable                   // none was written: the body has one that v2 cannot use, or the gateway's clock is wrong
 )
 
 // RecordTimeNames has the names in metrics and logs.
-var RecordTimeNames = [...]string{"added", "own", "no_object"}
+var RecordTimeNames = [...]string{"added", "own", "no_object", "unusable"}
 
 // String is the name in metrics and logs.
 func (t RecordTime) String() string { return RecordTimeNames[t] }
 
-// maxTimeMember is the most bytes that timeMember returns.
+// v2 ignores a time that is older than maxAge or more than maxAhead in the
+// future, by its clock.
+const (
+	maxAge   = 7 * 24 * time.Hour
+	maxAhead = 3 * 24 * time.Hour
+)
+
+// firstTime is before this source was written.
+var firstTime = time.Date(2026, time.January, 1, 0, 0, 0, 0, time.UTC)
+
+// PlausibleTime reports whether a clock that says this time can be right: a
+// machine without a clock of its own begins at 1970, or at its last shutdown.
+func PlausibleTime(t time.Time) bool { return !t.Before(firstTime) }
+
+// maxTimeMember is the most bytes that a body grows by.
 const maxTimeMember = len(`,"td_record_time":`) + len("-9223372036854775808")
 
-// timeMember appends to dst the member that gives a body its time:
-// td_record_time, the arrival in UNIX seconds. The member goes into the body at
-// end, behind all others. A body that is not one JSON object, or that has a
-// member td_record_time or time, gets none.
-func timeMember(dst, body []byte, arrival int64) (member []byte, end int, timed RecordTime) {
-	switch {
-	case !startsObject(body), !json.Valid(body):
-		return dst, 0, TimeNoObject
-	case hasTime(body):
-		return dst, 0, TimeOwn
+// timeChange is how a body gets its time, if timed is TimeAdded: text goes in
+// the place of body[from:to].
+type timeChange struct {
+	text     []byte
+	from, to int
+	timed    RecordTime
+}
+
+// timeChangeOf finds out whose time a body has, and appends to dst what gives it
+// the arrival in UNIX seconds: a member td_record_time behind all others. v2
+// prefers td_record_time to time, so that one counts if both are there. What the
+// caller has written stays. Only in a record that the gateway has made of a query
+// does the arrival take the place of a td_record_time that v2 cannot use, and is
+// time, which is a string there, a column like others.
+func timeChangeOf(dst, body []byte, arrival time.Time, fromQuery bool) timeChange {
+	if !startsObject(body) || !json.Valid(body) {
+		return timeChange{timed: TimeNoObject}
 	}
-	end = len(bytes.TrimRight(body, jsonSpace)) - len("}")
+	own, plain := findTimes(body)
+	if !own.found && !fromQuery {
+		own = plain
+	}
+	switch {
+	case own.found && usableTime(body[own.from:own.to], arrival):
+		return timeChange{timed: TimeOwn}
+	case own.found && !fromQuery, !PlausibleTime(arrival):
+		return timeChange{timed: TimeUnusable}
+	case own.found:
+		return timeChange{strconv.AppendInt(dst, arrival.Unix(), 10), own.from, own.to, TimeAdded}
+	}
+	end := len(bytes.TrimRight(body, jsonSpace)) - len("}")
 	if members := body[bytes.IndexByte(body, '{')+1 : end]; len(bytes.TrimLeft(members, jsonSpace)) > 0 {
 		dst = append(dst, ',')
 	}
 	dst = append(dst, `"td_record_time":`...)
-	return strconv.AppendInt(dst, arrival, 10), end, TimeAdded
+	return timeChange{strconv.AppendInt(dst, arrival.Unix(), 10), end, end, TimeAdded}
 }
 
-// hasTime reports whether a body, which is one valid JSON object, has a member
-// td_record_time or time. Those of objects inside do not count.
-func hasTime(body []byte) bool {
-	depth, name := 0, false // name: the next string is a member's name
+// usableTime reports whether v2 can use the value of a member as the time of a
+// record that comes now: a whole number of UNIX seconds within its window. What
+// is not known to be taken, as digits in a string or a fraction, does not count.
+// With a clock that is wrong there is no window, and any time since firstTime
+// counts.
+func usableTime(value []byte, now time.Time) bool {
+	value = bytes.Trim(value, jsonSpace)
+	if len(value) > len("9999999999") {
+		return false // or it is milliseconds
+	}
+	seconds, err := strconv.ParseInt(string(value), 10, 64)
+	if err != nil {
+		return false
+	}
+	at := time.Unix(seconds, 0)
+	if !PlausibleTime(now) {
+		return PlausibleTime(at)
+	}
+	now = now.Truncate(time.Second)
+	return !at.Before(now.Add(-maxAge)) && !at.After(now.Add(maxAhead))
+}
+
+// memberValue is where the value of a member is in a body.
+type memberValue struct {
+	from, to int
+	found    bool
+}
+
+// findTimes finds the members td_record_time and time of a body, which is one
+// valid JSON object. Those of objects inside do not count. Of a name that comes
+// twice, the last one counts.
+func findTimes(body []byte) (recordTime, plain memberValue) {
+	var (
+		depth = 0
+		name  = false      // the next string is a member's name
+		at    *memberValue // the member whose value is being read, if it is a time
+	)
 	for i := 0; i < len(body); i++ {
-		switch body[i] {
+		switch c := body[i]; c {
 		case '{', '[':
 			depth++
 			name = depth == 1
-		case '}', ']':
-			depth--
-		case ',':
-			name = depth == 1
+		case '}', ']', ',':
+			if c != ',' {
+				depth--
+			}
+			if end := depth == 0 || depth == 1 && c == ','; end && at != nil {
+				at.to, at = i, nil
+			}
+			name = depth == 1 && c == ','
+		case ':':
+			if depth == 1 && at != nil {
+				at.from = i + 1
+			}
 		case '"':
 			text := stringInside(body[i+1:])
-			if name && (spells(text, "td_record_time") || spells(text, "time")) {
-				return true
+			i += len(text) + 1
+			if !name {
+				continue
 			}
 			name = false
-			i += len(text) + 1
+			switch {
+			case spells(text, "td_record_time"):
+				at = &recordTime
+			case spells(text, "time"):
+				at = &plain
+			default:
+				continue
+			}
+			at.found = true
 		}
 	}
-	return false
+	return recordTime, plain
 }
 
 // stringInside cuts text before the quote that ends a JSON string.
