@@ -49,6 +49,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	if refused == nil {
 		refused = h.prepare(&c)
+	} else {
+		_ = c.ReadKey(r.URL.RawQuery, r.Header) // whose call it is, for the log
 	}
 	if refused != nil {
 		h.refuse(&c, refused)

@@ -60,8 +60,10 @@ type outcome struct {
 
 // MarshalLogObject writes the outcome for the access log.
 func (o *outcome) MarshalLogObject(enc zapcore.ObjectEncoder) error {
-	if o.to.Table != "" {
+	if o.to.Database != "" {
 		enc.AddString("database", o.to.Database)
+	}
+	if o.to.Table != "" {
 		enc.AddString("table", loggedTable(o.to))
 	}
 	enc.AddString("surface", o.kind.String())

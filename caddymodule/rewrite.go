@@ -19,11 +19,12 @@ import (
 // prepare finds out where a call goes and with which key, and begins its v2
 // request.
 func (h *Handler) prepare(c *call) (refused *postback.Refusal) {
+	badKey := c.ReadKey(c.r.URL.RawQuery, c.r.Header) // first, so that the log says whose call it is
 	if c.to, refused = h.routeFor(c.r.Host); refused != nil {
 		return refused
 	}
-	if refused = c.ReadKey(c.r.URL.RawQuery, c.r.Header); refused != nil {
-		return refused
+	if badKey != nil {
+		return badKey
 	}
 	c.out = postback.Request{
 		Host:        c.to.host,

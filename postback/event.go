@@ -17,7 +17,8 @@ type Destination struct {
 // parsePath reads the destination out of a percent-decoded path. Runs of `/`
 // count as one and the table may have one trailing slash: legacy callers send
 // both. A path outside /postback/ is NotFound; inside, a path that is no
-// event path or has a bad name is invalid_path with the part that is wrong.
+// event path or has a bad name is invalid_path with the part that is wrong, and
+// with the names that are good, for the log.
 func parsePath(path string) (Destination, *Refusal) {
 	if strings.Contains(path, "//") {
 		path = squeezeSlashes(path)
@@ -30,20 +31,28 @@ func parsePath(path string) (Destination, *Refusal) {
 		return Destination{}, invalidPath("the path must start with " + eventPrefix)
 	}
 	database, table, ok := strings.Cut(names, "/")
-	if !validName(database) {
-		return Destination{}, invalidPath("the database name must be letters, digits and _")
-	}
-	if !ok || table == "" {
-		return Destination{}, invalidPath("the table name is missing")
-	}
 	table = strings.TrimSuffix(table, "/")
-	if strings.Contains(table, "/") {
-		return Destination{}, invalidPath("nothing may follow the table name")
+	first, _, more := strings.Cut(table, "/")
+	to := Destination{goodName(database), goodName(first)}
+	switch {
+	case to.Database == "":
+		return to, invalidPath("the database name must be letters, digits and _")
+	case !ok || table == "":
+		return to, invalidPath("the table name is missing")
+	case more:
+		return to, invalidPath("nothing may follow the table name")
+	case to.Table == "":
+		return to, invalidPath("the table name must be letters, digits and _")
 	}
-	if !validName(table) {
-		return Destination{}, invalidPath("the table name must be letters, digits and _")
+	return to, nil
+}
+
+// goodName returns a valid name, and nothing for any other.
+func goodName(name string) string {
+	if !validName(name) {
+		return ""
 	}
-	return Destination{database, table}, nil
+	return name
 }
 
 func squeezeSlashes(path string) string {

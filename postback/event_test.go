@@ -33,20 +33,24 @@ func TestParsePath(t *testing.T) {
 		{name: "other version", path: "/postback/v4/event/db/tbl", code: "invalid_path", says: "start with /postback/v3/event/"},
 		{name: "no event", path: "/postback/v3/db/tbl", code: "invalid_path", says: "start with /postback/v3/event/"},
 		{name: "neither name", path: "/postback/v3/event/", code: "invalid_path", says: "database name"},
-		{name: "no table", path: "/postback/v3/event/db", code: "invalid_path", says: "table name is missing"},
-		{name: "no table, slash", path: "/postback/v3/event/db/", code: "invalid_path", says: "table name is missing"},
-		{name: "one part too many", path: "/postback/v3/event/db/tbl/x", code: "invalid_path", says: "nothing may follow"},
-		{name: "hyphen in database", path: "/postback/v3/event/my-db/tbl", code: "invalid_path", says: "database name " + wrongName},
-		{name: "dot in table", path: "/postback/v3/event/db/t.b", code: "invalid_path", says: "table name " + wrongName},
-		{name: "dot segments", path: "/postback/v3/event/../tbl", code: "invalid_path", says: "database name"},
-		{name: "space in table", path: "/postback/v3/event/db/t b", code: "invalid_path", says: "table name"},
-		{name: "not ASCII", path: "/postback/v3/event/db/täbel", code: "invalid_path", says: "table name"},
-		{name: "line break", path: "/postback/v3/event/db/t\r\nX: y", code: "invalid_path", says: "table name"},
-		{name: "query behind an ampersand", path: "/postback/v3/event/db/tbl&td_write_key=1", code: "invalid_path", says: "table name"},
+		{name: "no table", path: "/postback/v3/event/db", want: Destination{Database: "db"}, code: "invalid_path", says: "table name is missing"},
+		{name: "no table, slash", path: "/postback/v3/event/db/", want: Destination{Database: "db"}, code: "invalid_path", says: "table name is missing"},
+		{name: "one part too many", path: "/postback/v3/event/db/tbl/x", want: Destination{"db", "tbl"}, code: "invalid_path", says: "nothing may follow"},
+		{name: "one part too many, bad table", path: "/postback/v3/event/db/t-1/x", want: Destination{Database: "db"}, code: "invalid_path", says: "nothing may follow"},
+		{name: "hyphen in database", path: "/postback/v3/event/my-db/tbl", want: Destination{Table: "tbl"}, code: "invalid_path", says: "database name " + wrongName},
+		{name: "dot in table", path: "/postback/v3/event/db/t.b", want: Destination{Database: "db"}, code: "invalid_path", says: "table name " + wrongName},
+		{name: "dot segments", path: "/postback/v3/event/../tbl", want: Destination{Table: "tbl"}, code: "invalid_path", says: "database name"},
+		{name: "space in table", path: "/postback/v3/event/db/t b", want: Destination{Database: "db"}, code: "invalid_path", says: "table name"},
+		{name: "not ASCII", path: "/postback/v3/event/db/täbel", want: Destination{Database: "db"}, code: "invalid_path", says: "table name"},
+		{name: "line break", path: "/postback/v3/event/db/t\r\nX: y", want: Destination{Database: "db"}, code: "invalid_path", says: "table name"},
+		{name: "query behind an ampersand", path: "/postback/v3/event/db/tbl&td_write_key=1", want: Destination{Database: "db"}, code: "invalid_path", says: "table name"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, refused := parsePath(tc.path)
 			if tc.code != "" {
+				if got != tc.want {
+					t.Errorf("got %v, want %v", got, tc.want)
+				}
 				if refused == nil || refused.Code != tc.code || !strings.Contains(refused.Message, tc.says) {
 					t.Fatalf("got %v, want %s with %q", refused, tc.code, tc.says)
 				}
@@ -84,8 +88,8 @@ func FuzzPath(f *testing.F) {
 			t.Errorf("%q: taken as %+v", path, got)
 		case refused.Code != "invalid_path" && inside.MatchString(path), refused.Code != "not_found" && !inside.MatchString(path):
 			t.Errorf("%q: refused with %s", path, refused.Code)
-		case got != (Destination{}):
-			t.Errorf("%q: refused, but it leads to %+v", path, got)
+		case got.Database != "" && !validName(got.Database), got.Table != "" && !validName(got.Table), got != (Destination{}) && !inside.MatchString(path):
+			t.Errorf("%q: refused, and read as %+v", path, got)
 		}
 	})
 }
