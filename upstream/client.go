@@ -56,8 +56,9 @@ const (
 	// than the copy.
 	shortBody = 4 << 10
 
-	// shortRequest is the longest request that is surely in the socket's buffer
-	// at once, so that sending it waits for nobody.
+	// shortRequest is the longest request that goes into an empty socket's buffer
+	// at once, so that sending it waits for nobody. By default, Linux takes 16 KiB
+	// and other systems more, whatever v2 reads.
 	shortRequest = 8 << 10
 )
 
