@@ -103,10 +103,10 @@ func TestSpoolAccounts(t *testing.T) {
 				if health, status := g.health(t); health != "ok" || status != 200 {
 					t.Errorf("health: %s %d", health, status)
 				}
-				counts, sizes := g.spoolMetrics(t)
-				if sizes["spool_accounts_paused"] != 1 {
-					t.Errorf("metrics: %v %v", counts, sizes)
+				if counts, _ := g.spoolMetrics(t); counts["accounts_paused{}"] != 1 {
+					t.Errorf("metrics: %v", counts)
 				}
+				spoolPrints(t, g.admin, []string{"status"}, "ACCOUNTS PAUSED")
 				if pause == "20" {
 					v2.pause.Store(nil)
 					v2.await(t, "noisy0", "noisy5")

@@ -26,7 +26,7 @@ const (
 	// those of some records. For a while, so many times as many are needed then.
 	falseAlarm   = 4
 	maxOpenAfter = 80
-	forgetAlarms = time.Minute
+	forgetAlarms = 10 * time.Minute
 
 	// probeLease is how long a try may take. Then another one may be made.
 	probeLease = time.Minute
@@ -138,8 +138,8 @@ func (c *Circuit) Success() {
 }
 
 // Failure notes that v2 has not taken a request. sent is when the request was
-// allowed, or later. retryAfter is how long v2 wants to be left alone, or 0: it
-// counts once the circuit is open, as one answer alone stops nobody else.
+// allowed, or later. retryAfter is how long v2 wants to be left alone, or 0:
+// then one failure is enough, unless v2 took the next record after it said so last.
 func (c *Circuit) Failure(sent time.Time, retryAfter time.Duration) {
 	retryAfter = min(retryAfter, maxHostPause)
 	c.mu.Lock()
@@ -161,7 +161,7 @@ func (c *Circuit) Failure(sent time.Time, retryAfter time.Duration) {
 		}
 		c.failures++
 		c.failing.Store(true)
-		if c.failures < c.needed {
+		if c.failures < c.needed && (retryAfter <= 0 || c.needed > openAfter) {
 			return
 		}
 		c.open.Store(true)
