@@ -212,7 +212,7 @@ func TestJSON(t *testing.T) {
 		config := `{"apps":{"http":{"servers":{"s":{"listen":["127.0.0.1:0"],"routes":[{"handle":[` + handler + `]}]}}}}}`
 		return run(t, "validate", "--config", write(t, "caddy.json", config))
 	}
-	if output, code := load(`{"handler":"td_postback","region":"us01","max_body":1000,"redirect_hosts":["x.example"],"global_id":"g","dial_timeout":"1s","response_timeout":"2s","max_conns":1,"max_buffered":1048576,"retries":0,"pass_thru":true,"spool":{"mode":"always","dir":"` + t.TempDir() + `","max_size":1048576,"max_age":"1h","drain_rate":1}}`); code != 0 {
+	if output, code := load(`{"handler":"td_postback","region":"us01","max_body":1000,"redirect_hosts":["x.example"],"global_id":"g","dial_timeout":"1s","response_timeout":"2s","max_conns":1,"max_buffered":1048576,"retries":0,"pass_thru":true,"spool":{"mode":"always","dir":"` + t.TempDir() + `","max_size":1048576,"max_age":"1h","drain_rate":1,"bytes_rate":1}}`); code != 0 {
 		t.Errorf("exit %d: %s", code, output)
 	}
 	for handler, text := range map[string]string{
@@ -233,6 +233,7 @@ func TestJSON(t *testing.T) {
 		`{"handler":"td_postback","region":"us01","spool":{"max_age":"169h"}}`:         "spool max_age 169h0m0s",
 		`{"handler":"td_postback","region":"us01","spool":{"max_size":-1}}`:            "spool max_size -1",
 		`{"handler":"td_postback","region":"us01","spool":{"drain_rate":-1}}`:          "spool drain_rate -1",
+		`{"handler":"td_postback","region":"us01","spool":{"bytes_rate":-1}}`:          "spool bytes_rate -1",
 		`{"handler":"td_postback","region":"us01","spool":{"unknown":1}}`:              "unknown",
 		`{"handler":"td_postback","region":"us01","spool":{"nats":["x"]}}`:             `spool nats "x"`,
 		`{"handler":"td_postback","region":"us01","handoff":true,"spool":{}}`:          "spool",

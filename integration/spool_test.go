@@ -292,6 +292,47 @@ func TestSpoolAlways(t *testing.T) {
 	}
 }
 
+// TestSpoolAlwaysAsksFirst has mode always hear v2's verdict on a body that is not one
+// JSON object, and keep it only without one.
+func TestSpoolAlwaysAsksFirst(t *testing.T) {
+	t.Parallel()
+	v2 := startFickle(t)
+	g := serveSpool(t, v2.url(), "", "mode always")
+	noObjects := []string{`["id"]`, `{"id":"x"`, `id=1`, "\x00\x01"}
+	v2.goAway(answers("400", "X-Own: 1\r\n"))
+	for _, body := range noObjects {
+		answer := raw(t, g.addr, post(spoolTarget, asJSON, body))
+		if answer.StatusCode != 400 || answer.body != `{"error":"x"}` || answer.Header.Get("X-Own") != "1" {
+			t.Errorf("%q: got %d %q, want v2's verdict", body, answer.StatusCode, answer.body)
+		}
+	}
+	if s := g.state(t); s.records()+s.dead() != 0 {
+		t.Errorf("kept: %+v", s)
+	}
+
+	// What cannot be judged is kept: a compressed body, a record from a query.
+	for n, request := range []string{
+		post(spoolTarget, asJSON+"Content-Encoding: gzip\r\n", compressed("[]")),
+		get(spoolTarget+"&id=1", ""),
+		post(spoolTarget, asJSON, withID("object")),
+	} {
+		isTaken(t, raw(t, g.addr, request))
+		g.awaitState(t, func(s *spoolState) bool { return s.dead() == n+1 })
+	}
+
+	for _, status := range []string{"408", "429", "500", "503"} {
+		v2.goAway(answers(status, ""))
+		isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, `["`+status+`"]`)))
+	}
+	v2.goAway(closes)
+	isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, `["closed"]`)))
+	if s := g.state(t); s.records() != 5 {
+		t.Errorf("%d records are kept, want 5 on which v2 has not said a word", s.records())
+	}
+	v2.comeBack()
+	g.awaitEmpty(t)
+}
+
 // TestSpoolCircuit counts how often a v2 that is down is tried, and how long
 // callers wait meanwhile.
 func TestSpoolCircuit(t *testing.T) {
