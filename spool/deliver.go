@@ -293,7 +293,17 @@ func (d *Deliverer) dispatch(ctx context.Context, e Entry) {
 	})
 }
 
+// firstTime is from when on a clock can be right: no version of this package is
+// older. A machine without a battery begins in 1970 or 2000.
+var firstTime = time.Date(2026, time.January, 1, 0, 0, 0, 0, time.UTC)
+
+// isOld reports whether a record is too old. While the clock cannot be right, none
+// is; one that came while it could not be has no age, and neither has one that was
+// replayed.
 func (d *Deliverer) isOld(e Entry, now time.Time) bool {
+	if e.Replayed || now.Before(firstTime) || e.Arrival.Before(firstTime) {
+		return false
+	}
 	return now.Sub(e.Arrival) > time.Duration(d.maxAge.Load())
 }
 

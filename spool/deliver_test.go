@@ -25,6 +25,10 @@ const (
 	unlimited = 1_000_000_000 // records a second
 )
 
+// today is later than the clock of a synctest bubble, which begins in 2000: such a
+// clock cannot be right.
+var today = time.Date(2026, time.June, 1, 0, 0, 0, 0, time.UTC)
+
 var (
 	taken     = spool.Result{Status: http.StatusOK}
 	failing   = spool.Result{Status: http.StatusServiceUnavailable}
@@ -105,6 +109,7 @@ type worker struct {
 // Records go to the server within a millisecond, then.
 func run(t testing.TB, how spool.Delivery) *worker {
 	t.Helper()
+	time.Sleep(time.Until(today))
 	w := &worker{queue: newMemory(), server: &server{}, fates: map[spool.Fate]int{}}
 	if how.InFlight == 0 {
 		how.InFlight = 1000
@@ -718,6 +723,7 @@ func TestDownForEightDaysOnDisk(t *testing.T) {
 	t.Parallel()
 	const queue, records = "https://us01.records.in.treasuredata.com", 8 * 12 * 16
 	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(time.Until(today))
 		log, err := disk.Open(disk.Config{
 			Dir: t.TempDir(), MaxSize: 8 << 20,
 			OnEvent: func(e spool.Event) { t.Errorf("%s: %v", e.Kind, e.Err) },
@@ -849,6 +855,50 @@ func TestTooOldWhenItsTurnComes(t *testing.T) {
 		if len(w.server.tries("second")) != 0 {
 			t.Error("a record was sent that was too old by then")
 		}
+	})
+}
+
+// A clock that cannot be right ages nothing, and gives no record an age. What was
+// replayed has none either.
+func TestWrongClock(t *testing.T) {
+	for name, c := range map[string]struct {
+		arrival  time.Time
+		replayed bool
+		dies     bool
+	}{
+		"old":                              {arrival: today.Add(-7 * day), dies: true},
+		"old and replayed":                 {arrival: today.Add(-7 * day), replayed: true},
+		"came in 1970":                     {arrival: time.Unix(100, 0)},
+		"came in 2000":                     {arrival: time.Date(2000, 1, 1, 0, 5, 0, 0, time.UTC)},
+		"came when the clock was ahead":    {arrival: today.Add(10_000 * day)},
+		"came before records had a time":   {},
+		"came when the clock was all bits": {arrival: time.UnixMilli(-1 << 60)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := run(t, spool.Delivery{})
+				w.queue.appendRecord(spool.Record{Arrival: c.arrival, Data: []byte("a record"), Replayed: c.replayed})
+				if c.dies {
+					w.expect(t, map[state]int{dead: 1})
+				} else {
+					w.expect(t, map[state]int{acked: 1})
+				}
+			})
+		})
+	}
+	t.Run("now", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) { // in 2000
+			queue, v2 := newMemory(), &server{}
+			queue.appendRecord(spool.Record{Arrival: today.Add(-20 * 365 * day), Data: []byte("a record")})
+			queue.appendRecord(spool.Record{Arrival: today, Data: []byte("another")})
+			d := spool.NewDeliverer(queue, &spool.Gate{}, spool.Delivery{Send: v2.send, Limits: spool.Limits{InFlight: 1, Rate: 100, MaxAge: day}})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			d.Run(ctx)
+			if n := queue.count(acked); n != 2 {
+				t.Errorf("%d of 2 records were delivered", n)
+			}
+		})
 	})
 }
 

@@ -62,10 +62,12 @@ func (m *memory) append(data ...string) {
 }
 
 func (m *memory) appendData(data []byte) {
+	m.appendRecord(spool.Record{Arrival: time.Now(), Data: data})
+}
+
+func (m *memory) appendRecord(r spool.Record) {
 	m.mu.Lock()
-	m.records = append(m.records, kept{
-		Entry: spool.Entry{ID: spool.ID(len(m.records)), Record: spool.Record{Arrival: time.Now(), Data: data}}, state: waiting,
-	})
+	m.records = append(m.records, kept{Entry: spool.Entry{ID: spool.ID(len(m.records)), Record: r}, state: waiting})
 	m.counts[waiting]++
 	m.mu.Unlock()
 	m.notify()

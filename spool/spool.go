@@ -29,6 +29,10 @@ const (
 type Record struct {
 	Arrival time.Time // of the caller's request
 	Data    []byte    // the request to v2, as it goes over the connection
+
+	// Replayed means that it was a dead letter which somebody wants delivered after
+	// all, however old it is.
+	Replayed bool
 }
 
 // ID names a record within a queue. IDs grow in the order of Append.

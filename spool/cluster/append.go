@@ -21,7 +21,9 @@ const (
 	headerStatus  = "Td-Status" // these three are a dead letter's
 	headerReason  = "Td-Reason"
 	headerWords   = "Td-Words"
-	headerDied    = "Td-Died"
+
+	headerReplayed = "Td-Replayed" // of a record that was a dead letter
+	headerDied     = "Td-Died"
 )
 
 // The servers' error codes that mean that a record has no room: in the stream,

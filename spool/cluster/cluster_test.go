@@ -182,7 +182,7 @@ func TestDeadLetters(t *testing.T) {
 			}
 			depth(t, l, testQueue, 1, 1)
 			again := take(t, q, 1)[0]
-			if string(again.Data) != "b" || !again.Arrival.Equal(arrival) || again.Tries != 0 {
+			if string(again.Data) != "b" || !again.Arrival.Equal(arrival) || again.Tries != 0 || !again.Replayed {
 				t.Errorf("replayed %+v", again)
 			}
 			q.Ack(again)

@@ -292,7 +292,7 @@ func (l *Log) record(queue string, m *jetstream.RawStreamMsg) spool.Record {
 	case err != nil:
 		data = nil
 	}
-	return spool.Record{Arrival: parseTime(m.Header, headerArrival, m.Time), Data: data}
+	return spool.Record{Arrival: parseTime(m.Header, headerArrival, m.Time), Data: data, Replayed: m.Header.Get(headerReplayed) != ""}
 }
 
 // Replay makes dead letters records again. If it fails between the two steps of
@@ -308,6 +308,7 @@ func (l *Log) Replay(queue string, ids ...spool.ID) (int, error) {
 			Data:    letter.Data,
 			Header: nats.Header{
 				headerArrival:         {letter.Header.Get(headerArrival)},
+				headerReplayed:        {"1"},
 				jetstream.MsgIDHeader: {"replay-" + strconv.FormatUint(letter.Sequence, 10)},
 			},
 		}

@@ -183,9 +183,11 @@ func (q *queue) entry(msg jetstream.Msg) (e spool.Entry, ok bool) {
 		return e, false
 	}
 	return spool.Entry{
-		ID:     spool.ID(meta.Sequence.Stream),
-		Record: spool.Record{Arrival: parseTime(msg.Headers(), headerArrival, meta.Timestamp), Data: data},
-		Tries:  int(min(meta.NumDelivered-1, 1<<31-1)),
+		ID: spool.ID(meta.Sequence.Stream),
+		Record: spool.Record{
+			Arrival: parseTime(msg.Headers(), headerArrival, meta.Timestamp), Data: data, Replayed: msg.Headers().Get(headerReplayed) != "",
+		},
+		Tries: int(min(meta.NumDelivered-1, 1<<31-1)),
 	}, true
 }
 

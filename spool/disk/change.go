@@ -62,7 +62,7 @@ func (st state) usage(size int64) usage {
 	return u
 }
 
-func (c *change) apply(tx *bolt.Tx, st *state) error {
+func (c *change) apply(tx *bolt.Tx, st *state, coder coder) error {
 	records, dead := tx.Bucket(recordsBucket), tx.Bucket(deadBucket)
 	records.FillPercent = 1 // IDs only grow
 	for i, value := range c.puts {
@@ -97,21 +97,27 @@ func (c *change) apply(tx *bolt.Tx, st *state) error {
 			return err
 		}
 	}
-	return c.applyLetters(records, dead, st)
+	return c.applyLetters(records, dead, st, coder)
 }
 
-func (c *change) applyLetters(records, dead *bolt.Bucket, st *state) error {
+func (c *change) applyLetters(records, dead *bolt.Bucket, st *state, coder coder) error {
 	for _, id := range c.revive {
 		key := keyOf(id)
 		if dead.Get(key) == nil {
 			continue
 		}
 		c.revived = append(c.revived, id)
+		value := records.Get(key)
 		st.dead--
-		st.deadBytes -= int64(len(records.Get(key)))
+		st.deadBytes -= int64(len(value))
 		st.live++
 		if err := dead.Delete(key); err != nil {
 			return err
+		}
+		if marked := coder.asReplayed(value); marked != nil {
+			if err := records.Put(key, marked); err != nil { // of the same length
+				return err
+			}
 		}
 	}
 	for _, id := range c.drop {

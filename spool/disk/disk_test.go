@@ -422,6 +422,40 @@ func TestDeadLetters(t *testing.T) {
 }
 
 // A record that was replayed comes once, whether Take is before or behind it.
+// A record that was replayed says so, after a restart too, with a key and without.
+func TestReplayedIsKnown(t *testing.T) {
+	t.Parallel()
+	for name, key := range map[string][]byte{"plain": nil, "sealed": bytes.Repeat([]byte{7}, spool.KeySize)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			d := open(t, Config{Dir: dir, Key: key})
+			add(t, d, "a letter")
+			add(t, d, "no letter")
+			e := take(t, d, 2)
+			for range 2 { // it may die and be replayed again
+				if err := d.Queue(q1).Bury(e[0], spool.Verdict{Reason: "too_old"}); err != nil {
+					t.Fatal(err)
+				}
+				if n, err := d.Replay(q1, e[0].ID); n != 1 || err != nil {
+					t.Fatalf("%d were replayed, %v", n, err)
+				}
+				again := take(t, d, 1)[0]
+				if !again.Replayed || string(again.Data) != "a letter" || !again.Arrival.Equal(arrivalTime) {
+					t.Errorf("got %+v", again.Record)
+				}
+			}
+			shut(t, d)
+			d = open(t, Config{Dir: dir, Key: key})
+			e = take(t, d, 2)
+			if !e[0].Replayed || string(e[0].Data) != "a letter" || e[1].Replayed || string(e[1].Data) != "no letter" {
+				t.Errorf("after a restart: %+v", e)
+			}
+			shut(t, d)
+		})
+	}
+}
+
 func TestReplayWhileTaking(t *testing.T) {
 	t.Parallel()
 	d := open(t, Config{Dir: t.TempDir()})

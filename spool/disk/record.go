@@ -19,7 +19,7 @@ import (
 //	length   4 bytes   of all that follows
 //	id       8 bytes
 //	arrival  8 bytes   UNIX milliseconds
-//	form     1 byte    plain or sealed
+//	form     1 byte    plain or sealed, and maybe replayed
 //	data               with sealed: a nonce, and the data in AES-256-GCM
 //
 // bbolt checks no data, so each record has a checksum; and with its ID and its
@@ -32,6 +32,9 @@ const (
 
 	plain  byte = 0
 	sealed byte = 1
+
+	// replayed is added to the form of a record that was a dead letter.
+	replayed byte = 0x80
 )
 
 var (
@@ -64,10 +67,17 @@ func (c coder) encode(dst []byte, id spool.ID, r spool.Record) []byte {
 	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(id))
 	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Arrival.UnixMilli()))
+	form := plain
+	if c.aead != nil {
+		form = sealed
+	}
+	if r.Replayed {
+		form |= replayed
+	}
+	dst = append(dst, form)
 	if c.aead == nil {
-		dst = append(append(dst, plain), r.Data...)
+		dst = append(dst, r.Data...)
 	} else {
-		dst = append(dst, sealed)
 		dst = c.aead.Seal(dst, nil, r.Data, dst[at+headerEnd:at+dataStart]) //nolint:gosec // G407: it makes a random nonce itself
 	}
 	binary.BigEndian.PutUint32(dst[at+8:], uint32(len(dst)-at-headerEnd)) //nolint:gosec // G115: Append refuses such lengths
@@ -83,8 +93,9 @@ func (c coder) decode(value []byte) (id spool.ID, r spool.Record, err error) {
 	}
 	id = idIn(value)
 	r.Arrival = arrival(value)
-	data := value[dataStart:]
-	if value[dataStart-1] == plain {
+	form, data := value[dataStart-1], value[dataStart:]
+	r.Replayed = form&replayed != 0
+	if form&^replayed == plain {
 		r.Data = bytes.Clone(data)
 		return id, r, nil
 	}
@@ -96,6 +107,17 @@ func (c coder) decode(value []byte) (id spool.ID, r spool.Record, err error) {
 		return id, r, errKey // its checksum is right
 	}
 	return id, r, nil
+}
+
+// asReplayed makes the value of the same record as one that was replayed. For one
+// that is that already, or cannot be read, there is none.
+func (c coder) asReplayed(value []byte) []byte {
+	id, r, err := c.decode(value)
+	if err != nil || r.Replayed {
+		return nil
+	}
+	r.Replayed = true
+	return c.encode(nil, id, r)
 }
 
 // idIn reads only the ID of an intact record.

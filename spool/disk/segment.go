@@ -208,7 +208,7 @@ func (s *segment) commit(changes ...*change) (st state, size int64, err error) {
 				return err
 			}
 			for _, c := range changes {
-				if err := c.apply(tx, &st); err != nil {
+				if err := c.apply(tx, &st, s.coder); err != nil {
 					return err
 				}
 			}
