@@ -126,3 +126,21 @@ func TestBlockedWrites(t *testing.T) {
 		t.Errorf("callers waited for %s", took)
 	}
 }
+
+// Limits that a silent cluster does not take hold nobody up, and are set when it
+// is back.
+func TestSilentLimits(t *testing.T) {
+	n := single(t, "max_payload: 4MB")
+	l := open(t, []*node{n}, func(c *Config) { c.Replicas, c.ackWait = 1, time.Second })
+	n.Pause(t)
+	t.Cleanup(func() { n.Resume(t) })
+	began := time.Now()
+	if err := l.SetLimits(2<<20, 1<<20); !errors.Is(err, spool.ErrUnavailable) || time.Since(began) > time.Second+atOnce {
+		t.Errorf("%v after %s", err, time.Since(began))
+	}
+	n.Resume(t)
+	until(t, "the limit is set", func() bool { _, limit := l.Size(); return limit == 2<<20 })
+	if _, limit := l.DeadSize(); limit != 1<<20 {
+		t.Errorf("the limit of dead letters is %d", limit)
+	}
+}

@@ -125,6 +125,7 @@ type Log struct {
 	consumers map[string]jetstream.Consumer
 	held      map[uint64]holding // given out and not answered for
 	deadSize  int64
+	wanted    int64         // how many bytes the records shall be allowed; 0 if that is so
 	seen      census        // what the servers hold
 	counted   time.Time     // when that was asked for
 	counting  chan struct{} // closed when it has been; nil if it is not

@@ -202,12 +202,25 @@ func (l *Log) DeadSize() (used, limit int64) {
 	return now.dead, l.deadSize
 }
 
-// SetLimits changes how many bytes the records may take, and the dead letters.
+// SetLimits changes how many bytes the records may take, and the dead letters. It
+// waits for a second at most: who calls it may hold others up. If the cluster has
+// not taken the limits by then, they are set as soon as it does.
 func (l *Log) SetLimits(records, dead int64) error {
 	l.mu.Lock()
-	l.deadSize = dead
+	l.deadSize, l.wanted = dead, records
 	l.mu.Unlock()
-	return l.ask(func(ctx context.Context) error {
+	return l.setLimits()
+}
+
+// setLimits sets limits that are wanted and not set.
+func (l *Log) setLimits() error {
+	l.mu.Lock()
+	records, dead := l.wanted, l.deadSize
+	l.mu.Unlock()
+	if records == 0 {
+		return nil
+	}
+	return l.askWithin(answer, func(ctx context.Context) error {
 		for stream, bytes := range map[jetstream.Stream]int64{l.records: records, l.letters: max(records, dead)} {
 			info, err := stream.Info(ctx)
 			if err != nil {
@@ -219,8 +232,11 @@ func (l *Log) SetLimits(records, dead int64) error {
 			}
 		}
 		l.mu.Lock()
+		defer l.mu.Unlock()
 		l.counted = time.Time{}
-		l.mu.Unlock()
+		if l.wanted == records && l.deadSize == dead {
+			l.wanted = 0
+		}
 		return nil
 	})
 }

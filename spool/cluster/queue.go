@@ -220,7 +220,7 @@ func (l *Log) release(e spool.Entry) jetstream.Msg {
 }
 
 // keep tells the servers, until the Log is closed, of what is still being worked
-// on.
+// on, and sets limits that could not be set.
 func (l *Log) keep() {
 	every := l.config.ackWait / 3
 	tick := time.NewTicker(every)
@@ -234,6 +234,7 @@ func (l *Log) keep() {
 		for _, msg := range l.heldFor(every) {
 			_ = msg.InProgress() // one that is acked meanwhile says so
 		}
+		_ = l.setLimits() // the next time, then
 	}
 }
 
