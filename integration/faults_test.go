@@ -321,23 +321,18 @@ func TestFaultsAtRandom(t *testing.T) {
 	}
 }
 
-// TestFaultsDocument keeps docs/faults.md true: every row names a test, every
-// test that it names exists, and so does the case behind the slash. Each fault
-// in this file has a row.
-func TestFaultsDocument(t *testing.T) {
-	text, err := os.ReadFile("../docs/faults.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+// testSources is, for each test, the source that it is in.
+func testSources(t *testing.T) map[string]string {
+	t.Helper()
 	var files []string
-	for _, pattern := range []string{"*_test.go", "../*/*_test.go"} {
+	for _, pattern := range []string{"*_test.go", "../*/*_test.go", "../*/*/*_test.go"} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
 		}
 		files = append(files, found...)
 	}
-	source := make(map[string]string) // of the file that has the test
+	source := make(map[string]string)
 	definition := regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\) {$`)
 	for _, file := range files {
 		content, err := os.ReadFile(file) //nolint:gosec // G304: this repository's own
@@ -348,22 +343,56 @@ func TestFaultsDocument(t *testing.T) {
 			source[test[1]] = string(content)
 		}
 	}
-	named := regexp.MustCompile("`(Test\\w+)(?:/([^`]+))?`")
+	return source
+}
+
+var namedTest = regexp.MustCompile("`(Test\\w+)(?:/([^`]+))?`")
+
+// namesTests checks that the tests which a line names exist, and counts them.
+func namesTests(t *testing.T, line string, source map[string]string) int {
+	t.Helper()
+	tests := namedTest.FindAllStringSubmatch(line, -1)
+	for _, test := range tests {
+		content, exists := source[test[1]]
+		if !exists {
+			t.Errorf("there is no test %s", test[1])
+		} else if test[2] != "" && !strings.Contains(content, strconv.Quote(test[2])) {
+			t.Errorf("%s has no case %q", test[1], test[2])
+		}
+	}
+	return len(tests)
+}
+
+// TestSpoolDocuments keeps the documents of the spool true in the same way.
+func TestSpoolDocuments(t *testing.T) {
+	source := testSources(t)
+	for _, document := range []string{"../docs/spool.md", "../docs/spool-nats.md"} {
+		text, err := os.ReadFile(document) //nolint:gosec // G304: this repository's own
+		if err != nil {
+			t.Fatal(err)
+		}
+		if namesTests(t, string(text), source) == 0 {
+			t.Errorf("%s names no test", document)
+		}
+	}
+}
+
+// TestFaultsDocument keeps docs/faults.md true: every row names a test, every
+// test that it names exists, and so does the case behind the slash. Each fault
+// in this file has a row.
+func TestFaultsDocument(t *testing.T) {
+	text, err := os.ReadFile("../docs/faults.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := testSources(t)
 	rows := 0
 	for line := range strings.Lines(string(text)) {
-		tests := named.FindAllStringSubmatch(line, -1)
+		named := namesTests(t, line, source)
 		if row := strings.HasPrefix(line, "| ") && !strings.HasPrefix(line, "| fault"); row {
 			rows++
-			if len(tests) == 0 {
+			if named == 0 {
 				t.Errorf("no test: %s", line)
-			}
-		}
-		for _, test := range tests {
-			content, exists := source[test[1]]
-			if !exists {
-				t.Errorf("there is no test %s", test[1])
-			} else if test[2] != "" && !strings.Contains(content, strconv.Quote(test[2])) {
-				t.Errorf("%s has no case %q", test[1], test[2])
 			}
 		}
 	}
