@@ -88,7 +88,7 @@ func (a *authority) secured(t *testing.T, name string, until time.Time) string {
 // A server is used over TLS, and with credentials, if its certificate is right.
 // Nothing goes to one whose certificate is not, or to one without TLS that should
 // have it.
-func TestTLS(t *testing.T) {
+func TestServerOverTLS(t *testing.T) {
 	const secret = "hunter2"
 	ours, err := trusted()
 	if err != nil {
