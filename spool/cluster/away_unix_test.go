@@ -12,18 +12,15 @@ import (
 	"github.com/td-postback/gateway/spool"
 )
 
-// atOnce is how long what does not wait for the cluster may take, on a machine
-// that is busy.
-const atOnce = 100 * time.Millisecond
-
 // A cluster that is silent costs the first callers Timeout, and no other caller
 // anything. When it is back, it is used within two seconds.
 func TestSilentCluster(t *testing.T) {
+	t.Parallel()
 	const timeout = 3 * time.Second
 	n := single(t, "max_payload: 4MB")
 	var said events
 	l := open(t, []*node{n}, func(c *Config) { c.Replicas, c.Timeout, c.OnEvent = 1, timeout, said.add })
-	add(t, l, testQueue, "a")
+	addLate(t, l, testQueue, "a")
 	n.Pause(t)
 	t.Cleanup(func() { n.Resume(t) })
 
@@ -54,9 +51,7 @@ func TestSilentCluster(t *testing.T) {
 
 	n.Resume(t)
 	began = time.Now()
-	until(t, "a record is kept again", func() bool {
-		return l.Append(testQueue, spool.Record{Arrival: arrival, Data: []byte("e")}) == nil
-	})
+	addLate(t, l, testQueue, "e")
 	if took := time.Since(began); took > 2*time.Second {
 		t.Errorf("it was used again after %s", took)
 	}
@@ -66,6 +61,7 @@ func TestSilentCluster(t *testing.T) {
 // Who asks a silent cluster what it holds, waits for a second, for all figures
 // and with all others who ask, and gets what was known before.
 func TestSilentFigures(t *testing.T) {
+	t.Parallel()
 	n := single(t, "max_payload: 4MB")
 	l := open(t, []*node{n}, func(c *Config) { c.Replicas = 1 })
 	add(t, l, testQueue, "a", "b")
@@ -106,10 +102,11 @@ func TestSilentFigures(t *testing.T) {
 
 // A server that reads nothing blocks who writes to it. That ends too.
 func TestBlockedWrites(t *testing.T) {
+	t.Parallel()
 	const timeout = 3 * time.Second
 	n := single(t, "max_payload: 4MB")
 	l := open(t, []*node{n}, func(c *Config) { c.Replicas, c.Timeout = 1, timeout })
-	add(t, l, testQueue, "a")
+	addLate(t, l, testQueue, "a")
 	n.Pause(t)
 	t.Cleanup(func() { n.Resume(t) })
 	began := time.Now()
@@ -130,6 +127,7 @@ func TestBlockedWrites(t *testing.T) {
 // Limits that a silent cluster does not take hold nobody up, and are set when it
 // is back.
 func TestSilentLimits(t *testing.T) {
+	t.Parallel()
 	n := single(t, "max_payload: 4MB")
 	l := open(t, []*node{n}, func(c *Config) { c.Replicas, c.ackWait = 1, time.Second })
 	n.Pause(t)

@@ -589,11 +589,11 @@ func TestServersComeAndGo(t *testing.T) {
 // A record that is worked on for long stays with its gateway. When that is not
 // heard of any more, another one gets it.
 func TestHeld(t *testing.T) {
-	shorter := func(c *Config) { c.ackWait = time.Second }
+	shorter := func(c *Config) { c.ackWait = 2 * time.Second }
 	one, other := open(t, cluster(t), shorter), open(t, cluster(t), shorter)
 	add(t, one, testQueue, "a")
 	take(t, one.Queue(testQueue), 1)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	if entries, err := other.Queue(testQueue).Take(ctx, 1); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("took %+v, %v", entries, err)

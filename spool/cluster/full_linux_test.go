@@ -65,6 +65,7 @@ func smallDisk(t *testing.T, dir string, bytes int) {
 // (nats-server #7654). One of three costs nothing. With all three, callers are
 // refused, soon at once, and nothing that was acknowledged is lost.
 func TestServersDiskFull(t *testing.T) {
+	t.Parallel()
 	if !withMounts(t) {
 		return
 	}

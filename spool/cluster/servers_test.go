@@ -19,6 +19,10 @@ import (
 // wait is how long a test waits for something that must happen.
 const wait = time.Minute
 
+// atOnce is how long what does not wait for the cluster may take, on a machine
+// that is busy.
+const atOnce = time.Second / 2
+
 // natsServer builds the real server, in the version of .ci/tools.
 var natsServer = sync.OnceValues(func() (string, error) { return natstest.Build(scratch, "../../.ci/tools") })
 
@@ -158,13 +162,26 @@ func add(t testing.TB, l *Log, queue string, texts ...string) {
 	}
 }
 
-// take takes n records, which have to come.
+// addLate is add for a Log that does not wait long: a busy cluster may take longer.
+func addLate(t testing.TB, l *Log, queue, text string) {
+	t.Helper()
+	until(t, "a record is kept", func() bool {
+		return l.Append(queue, spool.Record{Arrival: arrival, Data: []byte(text)}) == nil
+	})
+}
+
+// take takes n records, which have to come. A cluster that is busy may say that it
+// does not answer: then, as Take's contract has it, it is asked again.
 func take(t testing.TB, q spool.Queue, n int) (entries []spool.Entry) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), wait)
 	defer cancel()
 	for len(entries) < n {
 		more, err := q.Take(ctx, n-len(entries))
+		if errors.Is(err, spool.ErrUnavailable) {
+			time.Sleep(pause)
+			continue
+		}
 		if err != nil {
 			t.Fatalf("after %d of %d records: %v", len(entries), n, err)
 		}

@@ -89,6 +89,7 @@ func (a *authority) secured(t *testing.T, name string, until time.Time) string {
 // Nothing goes to one whose certificate is not, or to one without TLS that should
 // have it.
 func TestServerOverTLS(t *testing.T) {
+	t.Parallel()
 	const secret = "hunter2"
 	ours, err := trusted()
 	if err != nil {
