@@ -61,7 +61,7 @@ func runDoctor(cmd *cobra.Command, _ []string) error {
 	}
 	all := slices.Concat(checkConfiguration(e), probeMachine(e))
 	if !flags.Bool("offline") {
-		all = append(all, probeUpstreams(e)...)
+		all = slices.Concat(all, probeUpstreams(e), probeClusters(e))
 	}
 	if printFindings(cmd.OutOrStdout(), file, all) {
 		cmd.SilenceErrors = true
@@ -105,13 +105,13 @@ var headings = map[severity]string{
 // would lose records.
 func printFindings(out io.Writer, file string, all []finding) (loses bool) {
 	slices.SortStableFunc(all, func(a, b finding) int { return int(a.severity - b.severity) })
-	number := 0
+	above := severity(-1)
 	for i, f := range all {
-		if i == 0 || f.severity != all[i-1].severity {
-			_, _ = fmt.Fprintf(out, "%s\n\n", headings[f.severity])
+		if f.severity != above {
+			above = f.severity
+			_, _ = fmt.Fprintf(out, "%s\n\n", headings[above])
 		}
-		number++
-		_, _ = fmt.Fprintf(out, "%2d. %s\n", number, f.what)
+		_, _ = fmt.Fprintf(out, "%2d. %s\n", i+1, f.what)
 		if f.instead != "" {
 			instead := strings.ReplaceAll(strings.ReplaceAll(f.instead, "\t", "    "), "\n", "\n    ")
 			_, _ = fmt.Fprintf(out, "    Instead: %s\n", instead)

@@ -22,6 +22,8 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy/forwardauth"
 	_ "github.com/caddyserver/caddy/v2/modules/metrics"
+
+	"github.com/td-postback/gateway/postback"
 )
 
 // healthy is a configuration with nothing to change. The tests spoil it.
@@ -153,6 +155,7 @@ func TestDoctorFindsEachFault(t *testing.T) {
 		"a rule that never runs":           {[]string{"\tlog {\n", "\t@bad remote_ip 192.0.2.1\n\trespond @bad 403\n\tlog {\n"}, bites, []string{"`respond` never runs"}},
 		"a proxy that never runs":          {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01\n\t\treverse_proxy 127.0.0.1:1\n\t\t}\n"}, bites, []string{"`reverse_proxy` never runs"}},
 		"https alone":                      {[]string{"http://a.example, https://a.example", "https://a.example"}, bites, []string{"http://", "a.example on :443"}},
+		"auto at another host":             {[]string{"td_postback us01", "td_postback auto"}, losesRecords, []string{"421", "a.example on :80"}},
 		"an option that Caddy refuses":     {[]string{"td_postback us01", "td_postback us01 {\n\tmax_buffered 1KiB\n}"}, losesRecords, []string{"does not start", "max_buffered"}},
 		"two blocks on one spool disagree": {[]string{health, "\thandle /x/* {\n\t\ttd_postback us01 {\n\t\t\tspool {\n\t\t\t\tdir /s\n\t\t\t\tmax_size 1GiB\n\t\t\t}\n\t\t}\n\t}\n", "\t\ttd_postback us01\n", "\t\ttd_postback us01 {\n\t\t\tspool {\n\t\t\t\tdir /s\n\t\t\t}\n\t\t}\n"}, losesRecords, []string{"spool /s", "different options"}},
 	} {
@@ -180,6 +183,8 @@ func TestDoctorRaisesNoFalseAlarm(t *testing.T) {
 		"handoff with a proxy":           {"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01 {\n\t\thandoff\n\t\t}\n\t\treverse_proxy https://us01.records.in.treasuredata.com\n\t\t}\n"},
 		"a matcher and an end":           {block, "\troute {\n\t\ttd_postback /postback/* us01\n\t\trespond 404\n\t}\n"},
 		"blocks by a matcher":            {block, "\t@part client_ip 192.0.2.0/24\n\thandle @part {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\ttd_postback eu01\n\t}\n"},
+		"auto at a legacy host":          {"td_postback us01", "td_postback auto", "http://a.example, https://a.example", "http://tokyo.in.treasuredata.com, https://tokyo.in.treasuredata.com"},
+		"auto for every host":            {"td_postback us01", "td_postback auto", "http://a.example, https://a.example", "http://*.treasuredata.com, https://*.treasuredata.com"},
 		"a named route":                  {"http://a.example", "&(gateway) {\n\ttd_postback us01\n}\n\nhttp://a.example", block, "\thandle {\n\t\tinvoke gateway\n\t}\n"},
 		"a log that goes nowhere":        {"\tlog default {", "\tlog none {\n\t\toutput discard\n\t}\n\tlog default {"},
 		"a log of other things":          {"\tlog default {", "\tlog certificates {\n\t\tinclude tls\n\t}\n\tlog default {"},
@@ -472,6 +477,40 @@ func TestDoctorAsksV2(t *testing.T) {
 			t.Errorf("it sent %v", r)
 		}
 		server.Close()
+	}
+}
+
+// TestDoctorFindsACircle: v2's name leads to a gateway.
+func TestDoctorFindsACircle(t *testing.T) {
+	gateway := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		writeRefusal(w, r, postback.MissingKey)
+	}))
+	defer gateway.Close()
+	h := probing(t, gateway.URL, "")
+	if all := probeUpstream(h, gateway.URL); len(all) == 0 || all[0].severity != inOrder {
+		t.Errorf("a gateway before another one is no circle: %+v", all)
+	}
+	h.Upstream = "" // as if the region's host were this one
+	only(t, probeUpstream(h, gateway.URL), losesRecords, "circle")
+}
+
+// TestDoctorAsksNATS: one server is there, and one is not.
+func TestDoctorAsksNATS(t *testing.T) {
+	there, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.Close()
+	e := examineText(t, strings.Replace(healthy, "td_postback us01", "td_postback us01 {\nspool nats nats://"+there.Addr().String()+" tls://user:5ec2e700@"+gone.Addr().String()+"\n}", 1))
+	all := probeClusters(e)
+	only(t, all, losesRecords, gone.Addr().String(), "takes no connection")
+	if strings.Contains(all[0].what, "5ec2e700") {
+		t.Errorf("a password: %+v", all)
 	}
 }
 

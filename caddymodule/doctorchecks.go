@@ -11,6 +11,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/dustin/go-humanize"
+
+	"github.com/td-postback/gateway/postback"
 )
 
 // This file says what will bite in a configuration. Its functions are pure: what
@@ -44,7 +46,7 @@ func checkConfiguration(e *examined) []finding {
 	}
 	var all []finding
 	for _, check := range []func(*examined) []finding{
-		checkShadows, checkOptions, checkRedirects, checkCatchAll, checkSpools, checkNext,
+		checkShadows, checkOptions, checkRedirects, checkCatchAll, checkAuto, checkSpools, checkNext,
 		checkHeaderSize, checkHandover, checkLogs, checkUpstream, checkGrace, checkTimeouts, checkUnreached, checkPlainHTTP,
 	} {
 		all = append(all, check(e)...)
@@ -124,7 +126,7 @@ func indented(lines []string) []string {
 // httpPort is the port for plain HTTP.
 func (e *examined) httpPort() uint {
 	if e.http.HTTPPort > 0 {
-		return uint(e.http.HTTPPort) //nolint:gosec // G115: it is a port
+		return uint(e.http.HTTPPort)
 	}
 	return caddyhttp.DefaultHTTPPort
 }
@@ -250,6 +252,24 @@ func (e *examined) takesEveryPath(server *caddyhttp.Server) bool {
 		}
 	}
 	return true
+}
+
+// checkAuto finds sites of which region auto knows no host.
+func checkAuto(e *examined) []finding {
+	places := e.places(func(b *foundBlock) bool {
+		return b.handler.Region == postback.RegionAuto && len(b.hosts) > 0 && !slices.ContainsFunc(b.hosts, func(host string) bool {
+			_, known := postback.RegionOf(host)
+			return known || strings.Contains(host, "*")
+		})
+	})
+	if places == "" {
+		return nil
+	}
+	return []finding{{
+		losesRecords,
+		"`region auto` goes by the legacy host that callers use, and answers 421 to every call for another host, as at " + places + ".",
+		"Write the region in place of auto, such as `td_postback us01`, or give the site the legacy hosts: docs/recipes.md.",
+	}}
 }
 
 // checkSpools finds blocks that disagree about the spool that they share.

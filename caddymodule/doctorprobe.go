@@ -1,6 +1,9 @@
 package caddymodule
 
 import (
+	"bytes"
+	"cmp"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -182,6 +185,35 @@ func probeUpstreams(e *examined) (all []finding) {
 	return all
 }
 
+// probeClusters tries to connect to the NATS servers of spools.
+func probeClusters(e *examined) (all []finding) {
+	asked := map[string]bool{}
+	for _, b := range e.blocks {
+		if b.problem != nil || b.handler.Spool == nil {
+			continue
+		}
+		for _, server := range b.handler.Spool.NATS {
+			u, err := url.Parse(server)
+			if err != nil || asked[u.Host] {
+				continue // Validate refuses what cannot be parsed
+			}
+			asked[u.Host] = true
+			dialer := net.Dialer{Timeout: time.Duration(b.handler.DialTimeout)}
+			conn, err := dialer.DialContext(context.Background(), "tcp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "4222")))
+			if err != nil {
+				all = append(all, finding{
+					losesRecords,
+					fmt.Sprintf("The NATS server %s takes no connection: %s. If too few of the cluster do, callers get 503 when v2 does not take their records.", u.Host, err),
+					"Start the server, correct its name in `spool nats`, or open the way to it in the firewall. `td-doctor --offline` leaves this check out.",
+				})
+				continue
+			}
+			_ = conn.Close()
+		}
+	}
+	return all
+}
+
 // probeUpstream sends a record without a key, which v2 refuses and cannot store,
 // by the way of real ones.
 func probeUpstream(h *Handler, target string) []finding {
@@ -210,18 +242,31 @@ func probeUpstream(h *Handler, target string) []finding {
 		return []finding{unreachable(address, err)}
 	}
 	host := address.Host
+	if h.Upstream == "" && bytes.Contains(answer.body, []byte(postback.MissingKey.Code)) {
+		return []finding{{
+			losesRecords,
+			fmt.Sprintf("The name %s leads to a td_postback, and not to Treasure Data: records go round in a circle.", host),
+			"Let your name server lead only the legacy hosts to the gateway, and never the names below records.in.treasuredata.com: docs/recipes.md.",
+		}}
+	}
 	return append(checkAnswer(host, answer.status, time.Since(started)), checkClock(host, answer.header.Get("Date"), time.Now())...)
 }
 
-// keyless takes the answer to a record without a key, but for its body.
+// keyless takes the answer to a record without a key.
 type keyless struct {
 	header http.Header
 	status int
+	body   []byte // its beginning
 }
 
-func (k *keyless) Header() http.Header         { return k.header }
-func (k *keyless) WriteHeader(status int)      { k.status = status }
-func (k *keyless) Write(b []byte) (int, error) { return len(b), nil }
+func (k *keyless) Header() http.Header    { return k.header }
+func (k *keyless) WriteHeader(status int) { k.status = status }
+
+func (k *keyless) Write(b []byte) (int, error) {
+	const enough = 1 << 10
+	k.body = append(k.body, b[:min(len(b), enough-len(k.body))]...)
+	return len(b), nil
+}
 
 // unreachable says at which step the way to v2 ends.
 func unreachable(address *url.URL, err error) finding {

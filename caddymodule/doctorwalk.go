@@ -3,7 +3,6 @@ package caddymodule
 import (
 	"bytes"
 	"encoding/json"
-	"net/http"
 	"slices"
 	"strings"
 
@@ -253,7 +252,7 @@ func (w *walk) redirects(handlers []json.RawMessage, depth int) bool {
 		if handlerName(raw) == "static_response" {
 			var r caddyhttp.StaticResponse
 			if json.Unmarshal(raw, &r) == nil && strings.HasPrefix(string(r.StatusCode), "3") &&
-				strings.HasPrefix(http.Header(r.Headers).Get("Location"), "https://") {
+				strings.HasPrefix(r.Headers.Get("Location"), "https://") {
 				return true
 			}
 		}

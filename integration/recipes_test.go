@@ -61,7 +61,7 @@ func newTreasureData(t *testing.T) *treasureData {
 		td.requests <- arrived{r.Host, r.RequestURI, r.Header.Get("X-TD-Write-Key"), r.Header.Get("Authorization"), string(body)}
 		_, _ = io.WriteString(w, "{}")
 	}))
-	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair.pair}} //nolint:gosec // G402: a test's, and Go's default version
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair.pair}}
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -151,7 +151,7 @@ func (s sent) send(t *testing.T) (status int, body string) {
 	}
 	if s.secure != nil {
 		scheme = "https"
-		transport.TLSClientConfig = &tls.Config{RootCAs: s.secure} //nolint:gosec // G402: Go's default version
+		transport.TLSClientConfig = &tls.Config{RootCAs: s.secure}
 	}
 	req, err := http.NewRequest(http.MethodPost, scheme+"://"+s.host+s.path, strings.NewReader(`{"a":1}`))
 	if err != nil {
