@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -24,7 +26,7 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "td-postback",
-		Usage: "[--listen <addr>] [--region <region>] [--upstream <url>] [--sandbox] [--access-log] [--max-body <size>] [--redirect-hosts <host,...>]",
+		Usage: "[--listen <addr>] [--region <region>] [--upstream <url>] [--sandbox] [--spool] [--access-log] [--max-body <size>] [--redirect-hosts <host,...>]",
 		Short: "Takes legacy Postback requests and forwards them to Postback API v2",
 		Long: `
 Takes requests of Treasure Data's legacy Postback API over plain HTTP, without
@@ -44,6 +46,13 @@ Forward for real:
 
 	$ caddy td-postback --listen :80 --region us01
 
+With --spool, records that v2 does not take now are kept on this machine's disk
+and delivered later. The command td-spool shows them: for that, Caddy's admin
+endpoint is on, at localhost:2019 or where CADDY_ADMIN says.
+
+	$ caddy td-postback --listen :80 --region us01 --spool
+	$ caddy td-spool status
+
 For HTTPS and everything else that Caddy can do, use the td_postback directive
 in a Caddyfile.
 `,
@@ -55,10 +64,23 @@ in a Caddyfile.
 			cmd.Flags().BoolP("access-log", "", false, "Enable the access log")
 			cmd.Flags().StringP("max-body", "", "", "Largest body to take (default 1048064 bytes)")
 			cmd.Flags().StringSliceP("redirect-hosts", "", nil, "Hosts to which td_redirect may lead, separated by commas")
+			cmd.Flags().BoolP("spool", "", false, "Keep on disk what v2 does not take now, and deliver it later; td-spool shows it")
 			addVersion(cmd)
+			cmd.Args = noArguments
 			cmd.RunE = caddycmd.WrapCommandFuncForCobra(cmdPostback)
 		},
 	})
+}
+
+// noArguments refuses what is no flag: a region without --region, above all.
+func noArguments(_ *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if region := nearestRegion(args[0]); region != "" {
+		return fmt.Errorf("%q: td-postback takes no argument; did you mean --region %s?", args[0], region)
+	}
+	return fmt.Errorf("%q: td-postback takes no argument, only flags; see --help", args[0])
 }
 
 func cmdPostback(fs caddycmd.Flags) (int, error) {
@@ -69,7 +91,7 @@ func cmdPostback(fs caddycmd.Flags) (int, error) {
 		return caddy.ExitCodeFailedStartup, err
 	}
 	if fs.Bool("sandbox") {
-		if handler.Upstream, err = startSandbox(); err != nil {
+		if err = useSandbox(handler); err != nil {
 			return caddy.ExitCodeFailedStartup, err
 		}
 	}
@@ -77,10 +99,47 @@ func cmdPostback(fs caddycmd.Flags) (int, error) {
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
+	if err := mustBeFree("--listen", fs.String("listen")); err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	if handler.Spool != nil {
+		if err := mustBeFree("the admin endpoint, CADDY_ADMIN", caddy.DefaultAdminListen); err != nil {
+			return caddy.ExitCodeFailedStartup, err
+		}
+	}
 	if err := caddy.Run(cfg); err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
 	select {}
+}
+
+// mustBeFree fails if somebody listens on an address already. Caddy shares ports
+// and takes sockets over, so that a second gateway would get some callers of the
+// first, or all of them, without a word.
+func mustBeFree(option, listen string) error {
+	address, err := caddy.ParseNetworkAddress(listen)
+	if err != nil || address.IsFdNetwork() {
+		return err
+	}
+	inUse := fmt.Errorf("%s %s: it is in use, by another gateway or something else: stop that, or take another address", option, listen)
+	if address.IsUnixNetwork() {
+		path, _, _ := strings.Cut(address.Host, "|") // the rights stand behind it
+		conn, err := new(net.Dialer).DialContext(context.Background(), "unix", path)
+		if err != nil {
+			return nil //nolint:nilerr // nobody is there
+		}
+		_ = conn.Close()
+		return inUse
+	}
+	// Without SO_REUSEPORT, it cannot be shared. Any other trouble is Caddy's to tell.
+	listener, err := new(net.ListenConfig).Listen(context.Background(), address.Network, address.JoinHostPort(0))
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return inUse
+	}
+	if err == nil {
+		return listener.Close()
+	}
+	return nil
 }
 
 func handlerFromFlags(fs caddycmd.Flags) (*Handler, error) {
@@ -94,6 +153,9 @@ func handlerFromFlags(fs caddycmd.Flags) (*Handler, error) {
 			return nil, fmt.Errorf("--max-body %q: must be a size between 1 and %d bytes", size, postback.MaxBody)
 		}
 		h.MaxBody = int64(bytes)
+	}
+	if fs.Bool("spool") {
+		h.Spool = new(Spool)
 	}
 	hosts, err := fs.GetStringSlice("redirect-hosts")
 	h.RedirectHosts = hosts
@@ -112,6 +174,18 @@ func printRefusal(c *call, f *postback.Refusal) {
 		line += " " + c.Database + "." + loggedTable(c.Destination)
 	}
 	fmt.Printf("%s  by the gateway  %d %s: %s\n", line, f.Status, f.Code, f.Message)
+}
+
+// useSandbox lets a handler forward to the stand-in. Its spool is a new one: the
+// next sandbox has another address, and the usual spool may hold real records.
+func useSandbox(h *Handler) (err error) {
+	if h.Upstream, err = startSandbox(); err != nil || h.Spool == nil {
+		return err
+	}
+	if h.Spool.Dir, err = os.MkdirTemp("", "td-postback-sandbox"); err == nil {
+		fmt.Println("The spool is in " + h.Spool.Dir + ". It is not used again: delete it when you are done.")
+	}
+	return err
 }
 
 // startSandbox serves the stand-in on a free loopback port, and prints records,
@@ -156,7 +230,7 @@ func commandConfig(listen string, h *Handler, accessLog bool) (*caddy.Config, er
 	}
 	persist := false
 	return &caddy.Config{
-		Admin:   &caddy.AdminConfig{Disabled: true, Config: &caddy.ConfigSettings{Persist: &persist}},
+		Admin:   &caddy.AdminConfig{Disabled: h.Spool == nil, Config: &caddy.ConfigSettings{Persist: &persist}},
 		AppsRaw: caddy.ModuleMap{"http": caddyconfig.JSON(app, nil)},
 		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{
 			"default": {BaseLog: caddy.BaseLog{EncoderRaw: json.RawMessage(keyFilter)}},

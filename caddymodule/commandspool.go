@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -37,7 +39,7 @@ as it is.
 	$ caddy td-spool drop 1763930000000123
 `,
 		CobraFunc: func(cmd *cobra.Command) {
-			cmd.PersistentFlags().String("address", "", "Address of the gateway's admin API (default "+caddy.DefaultAdminListen+")")
+			cmd.PersistentFlags().String("address", "", "Address of the gateway's admin API (default "+caddy.DefaultAdminListen+", or else "+unitSocket+")")
 			cmd.PersistentFlags().String("spool", "", "The spool, as status shows it, if there are several")
 			cmd.PersistentFlags().String("queue", "", "The queue, as status shows it, if there are several")
 			add := func(use, short string, args cobra.PositionalArgs, run caddycmd.CommandFunc) *cobra.Command {
@@ -69,7 +71,7 @@ func askSpool(fs caddycmd.Flags, method, path string, query url.Values, value an
 			query.Set(name, fs.String(name))
 		}
 	}
-	address, err := caddycmd.DetermineAdminAPIAddress(fs.String("address"), nil, "", "")
+	address, err := adminAddress(fs.String("address"))
 	if err != nil {
 		return err
 	}
@@ -79,6 +81,31 @@ func askSpool(fs caddycmd.Flags, method, path string, query url.Values, value an
 	}
 	defer resp.Body.Close() //nolint:errcheck // it is only read
 	return json.NewDecoder(resp.Body).Decode(value)
+}
+
+// unitSocket is where deploy/Caddyfile has the admin endpoint, under systemd.
+const unitSocket = "unix//run/td-postback/admin.sock"
+
+// adminAddress is where the gateway's admin endpoint is: where the operator says,
+// or where Caddy has it by default, or where the systemd unit has it.
+func adminAddress(given string) (string, error) {
+	if given != "" {
+		return given, nil
+	}
+	var problems []string
+	for _, address := range []string{caddy.DefaultAdminListen, unitSocket} {
+		place, err := caddy.ParseNetworkAddress(address)
+		if err == nil {
+			path, _, _ := strings.Cut(place.JoinHostPort(0), "|") // the rights of a socket stand behind it
+			var conn net.Conn
+			if conn, err = net.DialTimeout(place.Network, path, time.Second); err == nil { //nolint:noctx // it has a time limit
+				return address, conn.Close()
+			}
+		}
+		problems = append(problems, err.Error())
+	}
+	return "", fmt.Errorf("no gateway answers where it usually does: say with --address where its admin endpoint is, as the option admin in its Caddyfile says. Tried: %s",
+		strings.Join(problems, "; "))
 }
 
 func spoolStatusCommand(fs caddycmd.Flags) (int, error) {

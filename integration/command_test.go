@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -38,7 +39,7 @@ func TestCommandHelp(t *testing.T) {
 		t.Fatalf("exit %d: %s", code, output)
 	}
 	for _, text := range []string{
-		"--listen", "--region", "--upstream", "--sandbox", "--access-log", "--max-body", "--redirect-hosts",
+		"--listen", "--region", "--upstream", "--sandbox", "--spool", "--access-log", "--max-body", "--redirect-hosts",
 		"caddy td-postback --sandbox", "curl ",
 	} {
 		if !strings.Contains(output, text) {
@@ -120,6 +121,8 @@ func TestCommandErrors(t *testing.T) {
 		{[]string{"--region", "us01", "--listen", "127.0.0.1"}, []string{"--listen", `"127.0.0.1"`}},
 		{[]string{"--sandbox", "--region", "us01"}, []string{"--sandbox", "--region"}},
 		{[]string{"--nonsense"}, []string{"--nonsense"}},
+		{[]string{"us01"}, []string{`"us01"`, "--region us01"}},
+		{[]string{"--sandbox", "mars"}, []string{`"mars"`, "no argument"}},
 	} {
 		t.Run(strings.Join(tc.args, " "), func(t *testing.T) {
 			output, code := run(t, append([]string{"td-postback"}, tc.args...)...)
@@ -132,6 +135,80 @@ func TestCommandErrors(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestCommandTwice starts a second gateway where one runs: Caddy alone would let
+// both have the port, and each would get some of the callers.
+func TestCommandTwice(t *testing.T) {
+	g := command(t, "--sandbox")
+	_, port, _ := net.SplitHostPort(g.addr)
+	dir, err := os.MkdirTemp("", "td") // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket := "unix/" + dir + "/s"
+	start(t, nil, "td-postback", "--sandbox", "--listen", socket).await(t, `"msg":"server running"`, 1)
+	for _, listen := range []string{g.addr, ":" + port, "tcp/" + g.addr, "localhost:" + port, socket, socket + "|0600"} {
+		output, code := run(t, "td-postback", "--sandbox", "--listen", listen)
+		if code == 0 || !strings.Contains(output, "--listen ") || !strings.Contains(output, "in use") {
+			t.Errorf("%s: exit %d: %s", listen, code, output)
+		}
+	}
+	// Both go on.
+	if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 200 {
+		t.Errorf("got %d %q", answer.StatusCode, answer.body)
+	}
+	if conn, err := net.Dial("unix", dir+"/s"); err != nil {
+		t.Error(err)
+	} else {
+		conn.Close()
+	}
+
+	// A socket that nobody listens on any more is in nobody's way.
+	left, err := net.Listen("unix", dir+"/left")
+	if err != nil {
+		t.Fatal(err)
+	}
+	left.(*net.UnixListener).SetUnlinkOnClose(false)
+	left.Close()
+	start(t, nil, "td-postback", "--sandbox", "--listen", "unix/"+dir+"/left").await(t, `"msg":"server running"`, 1)
+}
+
+// TestCommandSpool is a first try of the spool: v2 fails, and td-spool finds the
+// gateway and what it has kept by itself.
+func TestCommandSpool(t *testing.T) {
+	admin := freeAddr(t)
+	env := []string{"CADDY_ADMIN=" + admin, "TMPDIR=" + t.TempDir()}
+	addr := freeAddr(t)
+	g := start(t, env, "td-postback", "--sandbox", "--spool", "--listen", addr)
+	saysNoSecret(t, g)
+	g.await(t, `"msg":"server running"`, 1)
+	isTaken(t, raw(t, addr, post("/postback/v3/event/mydb/answer_503?td_write_key="+spoolKey, asJSON, "{}")))
+	g.await(t, "refused mydb.answer_503", 2) // once with the caller, and then from the spool
+
+	// td-spool, without --address.
+	td := func(env ...string) (string, int) {
+		cmd := exec.Command(binary, "td-spool", "status")
+		cmd.Env = append([]string{"HOME=" + t.TempDir()}, env...)
+		output, _ := cmd.CombinedOutput()
+		return string(output), cmd.ProcessState.ExitCode()
+	}
+	if output, code := td(env...); code != 0 || !strings.Contains(output, "RECORDS") {
+		t.Errorf("exit %d: %s", code, output)
+	}
+	nowhere := freeAddr(t)
+	if output, code := td("CADDY_ADMIN=" + nowhere); code == 0 || !strings.Contains(output, "--address") || !strings.Contains(output, nowhere) ||
+		!strings.Contains(output, "/run/td-postback/admin.sock") {
+		t.Errorf("nowhere: exit %d: %s", code, output)
+	}
+
+	// Its admin endpoint must be its own too.
+	second := start(t, env, "td-postback", "--sandbox", "--spool", "--listen", freeAddr(t))
+	<-second.exited
+	if code := second.cmd.ProcessState.ExitCode(); code == 0 || !strings.Contains(second.text(), "CADDY_ADMIN") || !strings.Contains(second.text(), "in use") {
+		t.Errorf("a second one: exit %d: %s", code, second.text())
 	}
 }
 
