@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
@@ -13,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -258,11 +261,42 @@ func (s upstreamSender) Send(data []byte) spool.Result {
 // spoolAdvice is what an operator can do about a spool on disk.
 var spoolAdvice = map[spool.EventKind]string{
 	spool.NearlyFull:  "see why v2 does not take records, or give the spool a larger max_size; when it is full, callers get 503",
-	spool.Failed:      "free space on the disk, or see to its errors; until then callers whose records v2 does not take get 503",
 	spool.Undeletable: "see to the rights and the disk; delete the file when the gateway is stopped, or its records may be delivered again",
 	spool.Unreadable:  "see to the disk or the cluster; the records are delivered when they can be read",
 	spool.Damaged:     "check the disk; td-spool list --dead shows what is left of the record",
 	spool.SetAside:    "check the disk; keep the file if you miss records, and delete it otherwise",
+	spool.SmallDisk:   "give the spool a larger disk, or a smaller max_size: else the disk is full before the spool is, and whatever else is on it fails too",
+	spool.Unnoted:     "see to the disk; v2 has these records, and gets them again",
+}
+
+// failedAdvice is what an operator can do when the disk refuses records.
+var failedAdvice = []struct {
+	errors []error
+	advice string
+}{
+	{[]error{syscall.ENOSPC, syscall.EDQUOT}, "free space on the disk, or names (df -i), or raise the quota"},
+	{[]error{fs.ErrPermission, syscall.EROFS}, "give the gateway's user the right to write the directory and all that is in it, and see that the disk is not mounted read-only; it may have become so after an error (dmesg)"},
+	{[]error{fs.ErrNotExist, syscall.ENOTDIR}, "see that dir is a directory, and that its disk is mounted"},
+	{[]error{syscall.EFBIG}, "raise the limit on the size of a file (ulimit -f, LimitFSIZE)"},
+	{[]error{syscall.EMFILE, syscall.ENFILE}, "raise the limit on open files (LimitNOFILE)"},
+	{[]error{syscall.EIO}, "the disk is failing (dmesg): move the callers to another gateway"},
+}
+
+// adviceOn is what an operator can do about an event.
+func adviceOn(e spool.Event) string {
+	if e.Kind != spool.Failed {
+		return spoolAdvice[e.Kind]
+	}
+	advice := "see to the disk, by what the error says"
+	for _, known := range failedAdvice {
+		if slices.ContainsFunc(known.errors, func(err error) bool {
+			return errors.Is(e.Err, err) || e.Err != nil && strings.Contains(e.Err.Error(), err.Error()) // bbolt keeps only the text of some
+		}) {
+			advice = known.advice
+			break
+		}
+	}
+	return advice + "; until then callers whose records v2 does not take get 503"
 }
 
 // reportDisk tells the operator what has happened to a spool on disk.
@@ -284,7 +318,10 @@ func reportDisk(place string, e spool.Event) {
 		caddy.Log().Named(handlerID).Info(e.String(), fields...)
 		return
 	}
-	caddy.Log().Named(handlerID).Warn(e.String(), append(fields, zap.String("advice", spoolAdvice[e.Kind]))...)
+	if e.Kind == spool.Unnoted {
+		spoolDuplicates.Add(float64(e.Records))
+	}
+	caddy.Log().Named(handlerID).Warn(e.String(), append(fields, zap.String("advice", adviceOn(e)))...)
 }
 
 // clusterTexts says of a cluster what the kinds say of a disk.

@@ -6,7 +6,7 @@ type Event struct {
 	Text    string // what happened, if Kind does not say it well enough
 	Queue   string // that it concerns, if it is about one
 	File    string // the same
-	Records int    // how many it concerns, for Damaged and SetAside
+	Records int    // how many it concerns, for Damaged, SetAside and Unnoted
 	Err     error  // why, if something failed
 }
 
@@ -22,7 +22,9 @@ const (
 	Unreadable  EventKind = "a file of the spool cannot be read now" // it is tried again
 	Damaged     EventKind = "a record in the spool is damaged"       // it is a dead letter now
 	SetAside    EventKind = "a file of the spool is damaged"         // it was renamed; so many of its records are delivered, maybe again
-	Disturbed   EventKind = "the spool's cluster is disturbed"       // no record is refused or lost
+	SmallDisk   EventKind = "the spool's disk has less room than it may use"
+	Unnoted     EventKind = "that records were delivered could not be noted" // so many come again
+	Disturbed   EventKind = "the spool's cluster is disturbed"               // no record is refused or lost
 )
 
 // String says what happened.

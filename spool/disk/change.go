@@ -63,8 +63,10 @@ func (st state) usage(size int64) usage {
 }
 
 func (c *change) apply(tx *bolt.Tx, st *state, coder coder) error {
+	c.revived, c.dropped = nil, 0 // of a commit that failed
 	records, dead := tx.Bucket(recordsBucket), tx.Bucket(deadBucket)
 	records.FillPercent = 1 // IDs only grow
+	dead.FillPercent = 0.9  // they mostly do
 	for i, value := range c.puts {
 		if err := records.Put(keyOf(c.putID+spool.ID(i)), value); err != nil {
 			return err

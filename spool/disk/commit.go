@@ -201,6 +201,9 @@ func (q *queue) commit(b *batch) error {
 
 // write writes a batch to the active segment.
 func (q *queue) write(b *batch) error {
+	if err := q.disk.spare.missing(); err != nil {
+		return err
+	}
 	s, err := q.writable()
 	if err != nil {
 		return err
@@ -240,10 +243,66 @@ func (q *queue) encode(s *segment, first spool.ID, records []spool.Record) [][]b
 	return values
 }
 
+// free is change for what gives space back: it works on a full disk, and if need
+// be bit by bit, as each commit leaves pages for the next.
+func (q *queue) free(s *segment, changes ...*change) error {
+	err := q.disk.scarcely(func() error { return q.change(s, changes...) })
+	if !isNoSpace(err) {
+		return err
+	}
+	if len(changes) == 0 {
+		return inPieces(q.acksOf(s), func(ids []spool.ID) error { return q.changeWith(s, ids) })
+	}
+	for _, c := range changes { // acks have time
+		if err := q.freeAlone(s, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// freeAlone commits one change bit by bit.
+func (q *queue) freeAlone(s *segment, c *change) error {
+	if len(c.drop) == 0 {
+		return q.changeWith(s, nil, c)
+	}
+	c.dropped = 0
+	return inPieces(c.drop, func(ids []spool.ID) error {
+		piece := change{drop: ids}
+		err := q.changeWith(s, nil, &piece)
+		if err == nil {
+			c.dropped += piece.dropped
+		}
+		return err
+	})
+}
+
+// inPieces commits IDs in the largest pieces for which there is room.
+func inPieces(ids []spool.ID, commit func([]spool.ID) error) error {
+	for n := len(ids); len(ids) > 0; {
+		n = min(n, len(ids))
+		err := commit(ids[:n])
+		switch {
+		case err == nil:
+			ids = ids[n:]
+		case !isNoSpace(err) || n == 1:
+			return err
+		default:
+			n /= 2
+		}
+	}
+	return nil
+}
+
 // change commits changes to a segment together, and its acks with them.
 func (q *queue) change(s *segment, changes ...*change) error {
+	return q.changeWith(s, q.acksOf(s), changes...)
+}
+
+// changeWith is change with only these acks.
+func (q *queue) changeWith(s *segment, ids []spool.ID, changes ...*change) error {
 	started := time.Now()
-	acks := change{acks: q.acksOf(s)}
+	acks := change{acks: ids}
 	st, size, err := s.commit(append(changes, &acks)...)
 	if err != nil {
 		if s.isDamaged(err) {
@@ -335,7 +394,10 @@ func (q *queue) flushAcks(s *segment, closing bool) {
 	if q.removeEmpty(s, closing) {
 		return
 	}
-	err := q.change(s)
+	err := q.free(s)
+	if closing && isNoSpace(err) {
+		err = q.markAcked(s)
+	}
 	if err == nil || q.removeEmpty(s, true) {
 		return
 	}
@@ -343,8 +405,30 @@ func (q *queue) flushAcks(s *segment, closing bool) {
 	defer q.mu.Unlock()
 	s.ackedAt = time.Now().Add(retryAcks)
 	if closing || errors.Is(err, errGone) {
-		clear(s.acked) // the records come again
+		q.disk.report(spool.Event{Kind: spool.Unnoted, Queue: q.name, File: s.path, Records: len(s.acked), Err: err})
+		clear(s.acked)
 	}
+}
+
+// markAcked makes dead letters of records that were delivered, and that there is
+// no room to delete: for that, bbolt writes the records beside them again. So none
+// of them comes again.
+func (q *queue) markAcked(s *segment) error {
+	return inPieces(q.acksOf(s), func(ids []spool.ID) error {
+		deaths := make([]death, len(ids))
+		for i, id := range ids {
+			deaths[i] = death{id: id, died: time.Now(), Verdict: spool.Verdict{Reason: "delivered"}}
+		}
+		if err := q.changeWith(s, nil, &change{deaths: deaths}); err != nil {
+			return err
+		}
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		for _, id := range ids {
+			delete(s.acked, id)
+		}
+		return nil
+	})
 }
 
 // removeEmpty deletes a file whose records are all gone, unless it takes
@@ -421,7 +505,7 @@ func (q *queue) carryOut(orders []*order) {
 			}
 		}
 		if err == nil {
-			err = q.change(s, changes...)
+			err = q.free(s, changes...)
 		} else {
 			q.blame(s, err)
 		}
@@ -466,7 +550,7 @@ func (q *queue) salvage(s *segment) {
 // probe finds out whether the disk takes records again that it has refused: as
 // long as v2 takes all, no record would show it.
 func (q *queue) probe() {
-	err := makeDir(q.dir)
+	err := errors.Join(makeDir(q.dir), q.disk.spare.missing())
 	if err == nil {
 		err = tryWrite(filepath.Join(q.dir, "probe"), q.disk.growth())
 	}
@@ -491,6 +575,7 @@ func (q *queue) tidy() {
 	if q.failed.Load() {
 		q.probe()
 	}
+	_ = q.disk.spare.missing() // as soon as there is room for it, whether or not a record comes
 	q.mu.Lock()
 	var idle []*segment
 	var sparse *segment // one at a time: records wait meanwhile

@@ -16,13 +16,13 @@ import (
 const settledFile = 10 * time.Second
 
 // isSparse reports whether a segment takes much more space than what is in it, or
-// more for the sake of dead letters when those have too much. q.mu is held.
+// just more while the disk is full or dead letters have too much. q.mu is held.
 func (q *queue) isSparse(s *segment) bool {
 	if s == q.active || !s.loaded || s.orphan || s.damaged || len(s.acked) > 0 {
 		return false
 	}
 	size := s.size - q.disk.smallFile()
-	if s.state.dead > 0 && q.disk.tooDead() {
+	if s.state.dead > 0 && q.disk.tooDead() || !q.disk.spare.held.Load() {
 		return size > s.state.bytes/2*3
 	}
 	return (time.Since(s.changed) > settledFile || q.disk.nearlyFull.Load()) && size > 4*s.state.bytes
@@ -31,7 +31,11 @@ func (q *queue) isSparse(s *segment) bool {
 // compact makes the file of a segment smaller. If that fails, it is tried again
 // later.
 func (q *queue) compact(s *segment) {
-	size, err := s.compact()
+	var size int64
+	err := q.disk.scarcely(func() (err error) {
+		size, err = s.compact()
+		return err
+	})
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	s.changed = time.Now()

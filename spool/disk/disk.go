@@ -78,6 +78,7 @@ type Disk struct {
 	maxSize    atomic.Int64 // as in Config, or by SetLimits
 	deadSize   atomic.Int64 // the same
 	nearlyFull atomic.Bool
+	spare      spare
 
 	mu     sync.Mutex
 	queues map[string]*queue
@@ -112,6 +113,10 @@ func Open(cfg Config) (*Disk, error) {
 	if err := d.load(); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
+	if err := d.openSpare(); err != nil && !isNoSpace(err) {
+		return nil, errors.Join(err, lock.Close())
+	}
+	d.compareRoom()
 	for _, q := range d.queues {
 		go q.run()
 	}
@@ -239,6 +244,7 @@ func (d *Disk) SetLimits(records, dead int64) error {
 	d.maxSize.Store(records)
 	d.deadSize.Store(dead)
 	d.resize(0)
+	d.compareRoom()
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -47,14 +48,14 @@ func withMounts(t *testing.T) bool {
 }
 
 // mount makes a small disk.
-func mount(t *testing.T, bytes int) string {
+func mount(t *testing.T, bytes int, options string) string {
 	t.Helper()
 	dir := t.TempDir()
 	// Without this, mounts would be seen outside.
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", bytes)); err != nil {
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, strings.TrimSuffix(fmt.Sprintf("size=%d,%s", bytes, options), ",")); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
@@ -136,7 +137,7 @@ func TestFullDisk(t *testing.T) {
 	if !withMounts(t) {
 		return
 	}
-	small := mount(t, 3<<20)
+	small := mount(t, 3<<20, "")
 	var ev events
 	cfg := Config{Dir: filepath.Join(small, "spool"), MaxSize: 8 << 20, OnEvent: ev.add} // segments of 1 MiB
 	d := open(t, cfg)
@@ -209,7 +210,7 @@ func TestDeadLettersOnAFullDisk(t *testing.T) {
 	if !withMounts(t) {
 		return
 	}
-	small := mount(t, 3<<20)
+	small := mount(t, 3<<20, "")
 	d := open(t, Config{Dir: filepath.Join(small, "spool"), MaxSize: 8 << 20})
 	k := &kept{records: map[string]bool{}}
 	_ = k.fill(d, 0)
@@ -220,20 +221,10 @@ func TestDeadLettersOnAFullDisk(t *testing.T) {
 			d.Queue(q1).Ack(e)
 			continue
 		}
-		// A file may have no page to spare: then there is an error, and the
-		// record is where it was.
-		switch err := d.Queue(q1).Bury(e, spool.Verdict{Status: 413, Reason: "too large"}); {
-		case err == nil:
-			ids = append(ids, e.ID)
-		case errors.Is(err, syscall.ENOSPC):
-			d.Queue(q1).Ack(e)
-		default:
+		if err := d.Queue(q1).Bury(e, spool.Verdict{Status: 413, Reason: "too large"}); err != nil {
 			t.Fatal(err)
 		}
-	}
-	t.Logf("%d dead letters", len(ids))
-	if len(ids) < 50 {
-		t.Errorf("%d dead letters could be made", len(ids))
+		ids = append(ids, e.ID)
 	}
 	eventually(t, "the acks are counted", func() bool {
 		depth, err := d.Depth(q1)
@@ -253,7 +244,7 @@ func TestReadOnlyDisk(t *testing.T) {
 	if !withMounts(t) {
 		return
 	}
-	small := mount(t, 16<<20)
+	small := mount(t, 16<<20, "")
 	cfg := Config{Dir: filepath.Join(small, "spool")}
 	d := open(t, cfg)
 	for i := range 50 {
@@ -277,5 +268,204 @@ func TestReadOnlyDisk(t *testing.T) {
 	add(t, d, "new")
 	if got := takeAll(t, "writable again", d); len(got) != 51 {
 		t.Errorf("%d records come, want 51", len(got))
+	}
+}
+
+// fullDisk is a Log with records in several files, on a disk that then has not a
+// byte left.
+func fullDisk(t *testing.T, size int, options string) (d *Disk, ev *events, records int) {
+	t.Helper()
+	small := mount(t, 6<<20, options)
+	ev = &events{}
+	d = open(t, Config{Dir: filepath.Join(small, "spool"), MaxSize: 8 << 20, OnEvent: ev.add})
+	for {
+		err := d.Append(q1, spool.Record{Arrival: arrivalTime, Data: make([]byte, size)})
+		if errors.Is(err, syscall.ENOSPC) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		records++
+	}
+	fillUp(t, filepath.Join(small, "filler"))
+	return d, ev, records
+}
+
+// On a disk that is full to the last byte, whatever gives space back works, also
+// after a restart: nothing that was answered for comes again.
+func TestFullDiskIsEmptied(t *testing.T) {
+	t.Parallel()
+	if !withMounts(t) {
+		return
+	}
+	for _, size := range []int{100, 2000, 30_000, 200_000} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			d, ev, records := fullDisk(t, size, "")
+			q := d.Queue(q1)
+			var letters []spool.ID
+			var delivered []spool.ID
+			acked := 0
+			for i, e := range takeAll(t, "full", d) {
+				if size > page {
+					i = i * 6 / records // else some of each kind in every file
+				}
+				switch {
+				case i%6 == 0 && (size >= 2000 || i%60 == 0):
+					if err := q.Bury(e, spool.Verdict{Status: 400, Reason: "refused", Words: strings.Repeat("no ", 60)}); err != nil {
+						t.Fatalf("letter %d: %v", len(letters), err)
+					}
+					letters = append(letters, e.ID)
+				case i%3 == 1:
+					q.Ack(e)
+					acked++
+				default:
+					q.Later(e, 0)
+				}
+			}
+			left := records - len(letters) - acked
+			shut(t, d)
+			d = open(t, Config{Dir: d.cfg.Dir, MaxSize: 8 << 20, OnEvent: ev.add})
+			for _, id := range lettersOf(t, d) { // what is delivered and could not be deleted
+				if _, ours := slices.BinarySearch(letters, id); !ours {
+					delivered = append(delivered, id)
+				}
+			}
+			t.Logf("%d records were delivered and could not be deleted", len(delivered))
+			expectDepth(t, d, left, len(letters)+len(delivered))
+			letters = append(delivered, letters...)
+			half := letters[:len(letters)/2]
+			if n, err := d.Drop(q1, half...); err != nil || n != len(half) {
+				t.Fatalf("Drop: %d of %d, %v", n, len(half), err)
+			}
+			for _, id := range letters[len(half):] { // one by one
+				if n, err := d.Drop(q1, id); err != nil || n != 1 {
+					t.Fatalf("Drop: %d, %v", n, err)
+				}
+			}
+			all := takeAll(t, "full", d)
+			if len(all) != left {
+				t.Errorf("%d records come, want %d", len(all), left)
+			}
+			for _, e := range all[1:] {
+				d.Queue(q1).Ack(e)
+			}
+			shut(t, d)
+			d = open(t, Config{Dir: d.cfg.Dir, MaxSize: 8 << 20, OnEvent: ev.add})
+			expectDepth(t, d, 1, 0)
+			eventually(t, "records are taken again", func() bool { return d.Append(q1, spool.Record{Data: []byte("new")}) == nil })
+			for _, kind := range []spool.EventKind{spool.Unnoted, spool.SetAside, spool.Damaged, spool.Unreadable} {
+				if n := len(ev.of(kind)); n > 0 {
+					t.Errorf("%d times %s", n, kind)
+				}
+			}
+		})
+	}
+}
+
+// Without a spare, of a version before, a full disk is emptied by deleting files
+// whole; and what could not be noted is told of.
+func TestFullDiskWithoutASpare(t *testing.T) {
+	t.Parallel()
+	if !withMounts(t) {
+		return
+	}
+	d, ev, records := fullDisk(t, 2000, "")
+	takeAway := func() { // by somebody else, at once
+		t.Helper()
+		if d.spare.giveUp() {
+			fillUp(t, filepath.Join(filepath.Dir(d.cfg.Dir), fmt.Sprint("filler", records)))
+		}
+	}
+	takeAway()
+	entries := takeAll(t, "full", d)
+	first := d.queue(q1).segments[0]
+	var ids []spool.ID
+	for _, e := range entries {
+		if d.queue(q1).segmentOf(e.ID) == first && d.Queue(q1).Bury(e, spool.Verdict{Status: 400}) == nil {
+			ids = append(ids, e.ID)
+		}
+	}
+	t.Logf("%d of %d records could be buried", len(ids), records)
+	for _, e := range entries { // all the rest is delivered: what is alone in its file goes with it
+		d.Queue(q1).Ack(e)
+	}
+	eventually(t, "files are deleted whole", func() bool { return len(segmentFiles(t, d.cfg.Dir)) <= 1 })
+	if n, err := d.Drop(q1, ids...); err != nil || n != len(ids) {
+		t.Errorf("Drop: %d of %d, %v", n, len(ids), err)
+	}
+	expectDepth(t, d, 0, 0)
+	if n := len(ev.of(spool.Unnoted)); n > 0 {
+		t.Errorf("%d times, something could not be noted", n)
+	}
+}
+
+// A disk with room, but without a name for another file.
+func TestDiskWithoutNames(t *testing.T) {
+	t.Parallel()
+	if !withMounts(t) {
+		return
+	}
+	small := mount(t, 32<<20, "nr_inodes=20")
+	var ev events
+	cfg := Config{Dir: filepath.Join(small, "spool"), MaxSize: 16 << 20, OnEvent: ev.add}
+	d := open(t, cfg)
+	for i := 0; ; i++ { // all names but those that the spool has
+		f, err := os.Create(filepath.Join(small, fmt.Sprint("filler", i)))
+		if errors.Is(err, syscall.ENOSPC) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	if err := d.Append(q1, spool.Record{}); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("without a name: %v", err)
+	}
+	if err := errors.Join(os.Remove(filepath.Join(small, "filler0")), os.Remove(filepath.Join(small, "filler1"))); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "records are taken", func() bool { return d.Append(q1, spool.Record{Data: make([]byte, 2000)}) == nil })
+	for d.Append(q1, spool.Record{Data: make([]byte, 2000)}) == nil { // until there is no name for another file
+	}
+	all := takeAll(t, "without names", d)
+	for i, e := range all {
+		if i%100 != 0 {
+			d.Queue(q1).Ack(e)
+			continue
+		}
+		if err := d.Queue(q1).Bury(e, spool.Verdict{Status: 400}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the files are made smaller", func() bool {
+		d.nearlyFull.Store(true) // so that it is not waited for
+		return diskUse(t, cfg.Dir) < 4<<20
+	})
+	if n, err := d.Drop(q1, lettersOf(t, d)...); err != nil || n != len(all)/100+1 && n != len(all)/100 {
+		t.Errorf("Drop: %d, %v", n, err)
+	}
+	eventually(t, "records are taken again", func() bool { return d.Append(q1, spool.Record{}) == nil })
+}
+
+// What the spool may use is compared with what its disk has.
+func TestSmallDisk(t *testing.T) {
+	t.Parallel()
+	if !withMounts(t) {
+		return
+	}
+	small := mount(t, 4<<20, "")
+	var ev events
+	d := open(t, Config{Dir: filepath.Join(small, "spool"), MaxSize: 2 << 20, OnEvent: ev.add})
+	if n := len(ev.all); n > 0 {
+		t.Errorf("with room, %v", ev.all)
+	}
+	if err := d.SetLimits(8<<20, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	told := ev.of(spool.SmallDisk)
+	if len(told) != 1 || !strings.Contains(told[0].Err.Error(), "9437184") || !strings.Contains(told[0].Err.Error(), "the disk has 3") && !strings.Contains(told[0].Err.Error(), "the disk has 4") {
+		t.Errorf("told %v", told)
 	}
 }

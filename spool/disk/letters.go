@@ -35,6 +35,9 @@ func (q *queue) Bury(e spool.Entry, why spool.Verdict) error {
 	}
 	why.Reason = why.Reason[:min(len(why.Reason), maxReason)]
 	why.Words = why.Words[:min(len(why.Words), spool.MaxWords)]
+	if !q.disk.spare.held.Load() {
+		why.Words = "" // the disk is full, and each mark takes of what is left
+	}
 	d := death{id: e.ID, died: time.Now(), Verdict: why}
 	return q.order(&order{segment: s, change: change{deaths: []death{d}}})
 }

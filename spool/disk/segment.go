@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -402,11 +401,6 @@ func (s *segment) isDamaged(err error) bool {
 	}
 	_, err = io.Copy(io.Discard, f)
 	return errors.Join(err, f.Close()) == nil
-}
-
-// isNoSpace tells a full disk, after which bbolt can go on with the same file.
-func isNoSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // rename gives a file a name that is durable.

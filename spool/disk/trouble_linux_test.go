@@ -260,3 +260,33 @@ func TestDamagedLock(t *testing.T) {
 		shut(t, d)
 	}
 }
+
+// A delivery that cannot be noted before the end is told of: the record comes
+// again.
+func TestUnnotedDeliveriesAreCounted(t *testing.T) {
+	t.Parallel()
+	var ev events
+	cfg := Config{Dir: t.TempDir(), OnEvent: ev.add}
+	d := open(t, cfg)
+	for i := range 10 {
+		add(t, d, fmt.Sprint(i))
+	}
+	entries := take(t, d, 10)
+	file := segmentFiles(t, cfg.Dir)[0]
+	content, err := os.ReadFile(file) //nolint:gosec // G304: the test's own file
+	if err := errors.Join(err, os.Remove(file)); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries[:7] {
+		d.Queue(q1).Ack(e)
+	}
+	shut(t, d)
+	if told := ev.of(spool.Unnoted); len(told) != 1 || told[0].Records != 7 || told[0].Err == nil {
+		t.Errorf("told %+v", told)
+	}
+	if err := os.WriteFile(file, content, 0o600); err != nil { // as it was
+		t.Fatal(err)
+	}
+	d = open(t, cfg)
+	expectDepth(t, d, 10, 0)
+}
