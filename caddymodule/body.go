@@ -79,11 +79,11 @@ func (b *bodyBuffer) parts() [][]byte {
 	return parts
 }
 
-// bodies reads request bodies into memory and keeps all of them together under
-// a limit.
+// bodies reads request bodies into memory and keeps all of them, and what else
+// requests hold, together under a limit.
 type bodies struct {
 	maxBody  int64  // of one body, in bytes
-	maxTotal int64  // of all buffers in use, in bytes
+	maxTotal int64  // of all that is in use, in bytes
 	full     func() // told that maxTotal is used up; nil for nobody
 	inUse    atomic.Int64
 }

@@ -133,7 +133,7 @@ func spoolTakes(status int) bool { return spool.Result{Status: status}.NotTaken(
 // error nothing has been answered. With judge, what v2 would surely refuse is not
 // kept: its caller is to hear v2's verdict.
 func (h *Handler) keep(c *call, judge bool) error {
-	size := keptCopies*int64(c.out.Length()) + keptHead
+	size := keptCopies * (int64(c.out.Length()) + c.head/headCopies + keptMore)
 	if !h.bodies.reserve(size) {
 		return errNoMemory
 	}
@@ -177,12 +177,13 @@ func (h *Handler) refuseUnkept(c *call, err error) {
 	h.refuse(c, refused)
 }
 
-// keptCopies is how many copies of a body there are at most until it is
+// keptCopies is how many copies of a record there are at most until it is
 // durable: one in one piece, one in the request, one in the commit.
 const keptCopies = 3
 
-// keptHead is about what the head of a kept request and its record time take.
-const keptHead = 2 << 10
+// keptMore is about what a kept request has beside what its caller sent: the
+// fields that the gateway sets, and its record time.
+const keptMore = 512
 
 // maxKeptBuffer is the largest buffer for a kept request that is used again.
 const maxKeptBuffer = 64 << 10

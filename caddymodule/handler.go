@@ -18,6 +18,7 @@ type call struct {
 	r    *http.Request
 	next caddyhttp.Handler
 
+	head  int64            // what it counts in max_buffered, in bytes
 	to    *route           // where v2 is
 	out   postback.Request // what v2 gets
 	body  *bodyBuffer      // what out.Body is in
@@ -43,6 +44,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	requestsInFlight.Inc()
 	defer c.finish()
+	tooMuch := h.holdHead(&c)
+	defer h.bodies.free(c.head)
+	if tooMuch != nil {
+		h.refuseHead(&c, tooMuch)
+		return nil
+	}
 	if refused == nil && r.Method == http.MethodOptions {
 		h.preflight(&c)
 		return nil
@@ -68,6 +75,35 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.forward(&c)
 	}
 	return h.serveQuery(&c)
+}
+
+// headCopies is how many copies of a head there are: the caller's and v2's.
+const headCopies = 2
+
+// holdHead counts a call's head in max_buffered, if it is not too large. A few
+// bytes of HTTP/2 can be a large head.
+func (h *Handler) holdHead(c *call) *postback.Refusal {
+	fields, memory := postback.HeadBytes(c.r)
+	if fields > postback.MaxHeaders {
+		return postback.HeadersTooLarge
+	}
+	if head := headCopies * int64(memory); h.bodies.reserve(head) {
+		c.head = head
+		return nil
+	}
+	return postback.Overloaded
+}
+
+// refuseHead refuses a call whose head is not counted. It does not wait for the
+// body over HTTP/2 and HTTP/3: there a caller could have many such heads stay, at
+// next to no cost of its own.
+func (h *Handler) refuseHead(c *call, f *postback.Refusal) {
+	if c.r.ProtoMajor > 1 {
+		now := *f
+		now.BodyLost = true
+		f = &now
+	}
+	h.refuse(c, f)
 }
 
 // readBody reads the call's body, which is the record, unless the query is.

@@ -47,7 +47,7 @@ var (
 	buffered      atomic.Int64
 	bufferedBytes = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: "caddy", Subsystem: "td_postback", Name: "buffered_bytes",
-		Help: "Memory in use for bodies, of all handlers together. Each handler refuses what goes beyond its max_buffered.",
+		Help: "Memory in use for requests, heads and bodies, of all handlers together. Each handler refuses what goes beyond its max_buffered.",
 	}, func() float64 { return float64(buffered.Load()) })
 
 	retriesTotal = prometheus.NewCounter(prometheus.CounterOpts{

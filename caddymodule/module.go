@@ -42,6 +42,10 @@ const (
 	defaultRetries         = 2
 )
 
+// minBuffered is the least max_buffered: one body of the largest size, its head
+// and its buffers.
+const minBuffered = 2 << 20
+
 // Handler takes requests of Treasure Data's legacy Postback API at
 // `/postback/v3/event/{database}/{table}` and forwards them to Postback API v2,
 // so that the callers need no change. The write key moves from the URL's
@@ -64,6 +68,7 @@ const (
 // 405 | `method_not_allowed` | any method but GET, POST and OPTIONS
 // 408 | `request_timeout` | a body that stalls
 // 413 | `payload_too_large` | a body above `max_body`
+// 431 | `headers_too_large` | header fields of more than 64 KiB together; the request line is not counted
 // 421 | `unknown_region` | with `region auto`, a Host that is no legacy host
 // 502 | `upstream_unreachable` | v2 cannot be reached, or breaks off
 // 503 | `spool_full`, `spool_unavailable` | v2 does not take the record, and the spool cannot; with `Retry-After`
@@ -110,9 +115,9 @@ type Handler struct {
 	// 503. A retry uses a connection beyond this limit. Default: 1024.
 	MaxConns int `json:"max_conns,omitempty"`
 
-	// How many bytes the buffers of all bodies may have together. A request
-	// whose body does not fit is refused with 503. At least 1048576.
-	// Default: 268435456 (256 MiB).
+	// How many bytes all requests may hold in memory together, heads and
+	// bodies. A request that does not fit is refused with 503. At least
+	// 2097152. Default: 268435456 (256 MiB).
 	MaxBuffered int64 `json:"max_buffered,omitempty"`
 
 	// How often a request that v2 cannot have processed is sent again on a
@@ -270,8 +275,8 @@ func (h *Handler) Validate() error {
 	if !httpguts.ValidHeaderFieldName(h.GlobalID) { // a cookie's name is a token too (RFC 6265 section 4.1.1)
 		return fmt.Errorf("global_id %q: must be a cookie name", h.GlobalID)
 	}
-	if h.MaxBuffered < 1<<20 {
-		return fmt.Errorf("max_buffered %d: must be at least %d bytes, one body of the largest size", h.MaxBuffered, 1<<20)
+	if h.MaxBuffered < minBuffered {
+		return fmt.Errorf("max_buffered %d: must be at least %d bytes, one body of the largest size with its head", h.MaxBuffered, minBuffered)
 	}
 	if h.Handoff {
 		return h.validateHandoff()

@@ -38,13 +38,8 @@ func TestSlowUploads(t *testing.T) {
 	}})
 	defer v2.Close()
 
-	// The race detector has memory of its own, so this is a binary without.
-	plain := filepath.Join(t.TempDir(), "caddy")
-	if output, err := exec.Command("go", "build", "-o", plain, "../cmd/caddy").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, output)
-	}
 	addr := freeAddr(t)
-	g := startBinary(t, plain, nil, "td-postback", "--listen", addr, "--upstream", v2.URL)
+	g := startBinary(t, plainBinary(t), nil, "td-postback", "--listen", addr, "--upstream", v2.URL)
 	g.await(t, "server running", 1)
 
 	pad := strings.Repeat("x", v2Cap)
@@ -81,6 +76,20 @@ func TestSlowUploads(t *testing.T) {
 	if peak >= maxBuffered+150 {
 		t.Errorf("%d MiB of memory with %d MiB of max_buffered", peak, maxBuffered)
 	}
+}
+
+// plainBinary is a binary without the race detector, which has memory of its
+// own.
+func plainBinary(t *testing.T) string {
+	t.Helper()
+	if !underRace() {
+		return binary
+	}
+	path := filepath.Join(t.TempDir(), "caddy")
+	if output, err := exec.Command("go", "build", "-o", path, "../cmd/caddy").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	return path
 }
 
 // uploadInStep sends a body of the largest size in pieces, and waits before

@@ -44,8 +44,15 @@ var exchanges = sync.Pool{New: func() any {
 	return &exchange{buf: make([]byte, answerBuffer)}
 }}
 
+// maxIdleHead is the largest head that is used again: memory for larger ones
+// would stay without being counted by anybody.
+const maxIdleHead = 64 << 10
+
 func (x *exchange) put() {
 	clear(x.head) // it holds the write key
+	if cap(x.head) > maxIdleHead {
+		x.head = nil
+	}
 	clear(x.pieces)
 	x.w, x.r, x.conn, x.fixed.r = nil, nil, nil, nil
 	exchanges.Put(x)
