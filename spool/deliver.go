@@ -146,6 +146,7 @@ type Deliverer struct {
 	portion  atomic.Int64 // how many records of an account that was paused come back at a time
 	running  sync.WaitGroup
 	told     atomic.Int64 // when OnError was, in UNIX nanoseconds
+	refused  verdicts
 }
 
 // NewDeliverer makes a Deliverer. Run starts it. The gate is that of all who send
@@ -262,7 +263,9 @@ func (d *Deliverer) giveBack() {
 func (d *Deliverer) dispatch(ctx context.Context, e Entry) {
 	now := time.Now()
 	account, old := d.accountOf(e), d.isOld(e, now)
-	if old {
+	refused, known := d.refused.get(e.ID)
+	buried := old || known // it is not sent
+	if buried {
 		d.skip(account)
 	} else if !d.admitted(account, e) {
 		return
@@ -272,7 +275,7 @@ func (d *Deliverer) dispatch(ctx context.Context, e Entry) {
 		d.queue.Later(e, 0)
 		return
 	}
-	if !old {
+	if !buried {
 		if d.turn(ctx, len(e.Data)) != nil {
 			d.room.Release(cost)
 			d.queue.Later(e, 0)
@@ -285,9 +288,12 @@ func (d *Deliverer) dispatch(ctx context.Context, e Entry) {
 	}
 	d.running.Go(func() {
 		defer d.room.Release(cost)
-		if old {
+		switch {
+		case known:
+			d.bury(e, refused, Refused)
+		case old:
 			d.bury(e, Result{}, TooOld)
-		} else {
+		default:
 			d.settle(e, now, d.how.Send(e.Data))
 		}
 	})
@@ -484,14 +490,19 @@ func (d *Deliverer) bury(e Entry, r Result, why Fate) {
 	err := d.queue.Bury(e, Verdict{Status: r.Status, Reason: string(why), Words: r.Words})
 	if errors.Is(err, ErrFull) && why == Refused {
 		d.queue.Ack(e)
+		d.refused.forget(e.ID)
 		d.tell(RefusedUnkept, r)
 		return
 	}
 	if err != nil {
+		if why == Refused {
+			d.refused.note(e.ID, r)
+		}
 		d.failed(err)
 		d.queue.Later(e, retryPause(e.Tries))
 		return
 	}
+	d.refused.forget(e.ID)
 	d.tell(why, r)
 }
 

@@ -672,6 +672,29 @@ func TestDownForEightDays(t *testing.T) {
 	})
 }
 
+// v2 is not asked again for a record that it has refused while the Log cannot
+// bury it.
+func TestRefusedIsAskedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := run(t, spool.Delivery{Limits: spool.Limits{InFlight: 10}})
+		w.server.set(func(string) spool.Result { return spool.Result{Status: 400, Words: "no such table"} }, 0)
+		w.queue.fail(nil, errBroken)
+		w.queue.append(numbers(600)...)
+		time.Sleep(time.Hour)
+		if seen, _ := w.server.seen(); len(seen) != 600 {
+			t.Errorf("v2 was asked %d times of 600 records", len(seen))
+		}
+		w.queue.fail(nil, nil)
+		time.Sleep(time.Hour)
+		if n := w.queue.count(dead); n != 600 || w.toldOf(spool.Refused) != 600 {
+			t.Errorf("%d are dead letters", n)
+		}
+		if r := w.queue.record(599); r.why != (spool.Verdict{Status: 400, Reason: "refused", Words: "no such table"}) {
+			t.Errorf("one has %+v", r.why)
+		}
+	})
+}
+
 // When dead letters have no room, what v2 refuses is let go and counted; what is
 // too old is put back, and kept when there is room.
 func TestNoRoomForDeadLetters(t *testing.T) {
