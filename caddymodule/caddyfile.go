@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -125,7 +126,7 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 		h.Spool = new(Spool)
 		err = h.Spool.unmarshal(d)
 	default:
-		return d.Errf("%s is no option of %s", option, directive)
+		return d.Err(noOption(option, directive))
 	}
 	return err
 }
@@ -134,7 +135,7 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 func (s *Spool) unmarshal(d *caddyfile.Dispenser) (err error) {
 	if d.NextArg() {
 		if d.Val() != "nats" {
-			return d.Errf("spool %q: must be nats and its URLs, or nothing for the local disk", d.Val())
+			return d.Errf("spool %q: must be nats and its URLs, or nothing for the local disk%s", d.Val(), didYouMean(nearest(d.Val(), []string{"nats"})))
 		}
 		if s.NATS, err = someArgs(d); err != nil {
 			return err
@@ -154,7 +155,9 @@ func (s *Spool) unmarshalOption(d *caddyfile.Dispenser, option string) (err erro
 	case "dead_size":
 		s.DeadSize, err = sizeArg(d)
 	case "max_age":
-		s.MaxAge, err = durationArg(d)
+		if s.MaxAge, err = durationArg(d); time.Duration(s.MaxAge) > maxSpoolAge { // validate no longer knows how it was written
+			err = d.Errf("spool max_age %q: must be %s", d.Val(), allowedSpoolAge)
+		}
 	case "drain_rate":
 		s.DrainRate, err = countArg(d, 1)
 	case "bytes_rate":
@@ -162,7 +165,7 @@ func (s *Spool) unmarshalOption(d *caddyfile.Dispenser, option string) (err erro
 	case "key_file":
 		s.KeyFile, err = wordArg(d, "a file")
 	default:
-		return d.Errf("%s is no option of spool", option)
+		return d.Err(noOption(option, "spool"))
 	}
 	return err
 }

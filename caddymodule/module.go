@@ -262,7 +262,7 @@ func (h *Handler) Validate() error {
 		return fmt.Errorf("region is not set: it must be %s, or upstream must be set", postback.AllowedRegions())
 	}
 	if _, known := postback.LegacyHosts[h.Region]; h.Region != "" && h.Region != postback.RegionAuto && !known {
-		return fmt.Errorf("region %q: must be %s", h.Region, postback.AllowedRegions())
+		return fmt.Errorf("region %q: must be %s%s", h.Region, postback.AllowedRegions(), didYouMean(nearestRegion(h.Region)))
 	}
 	if h.MaxBody < 1 || h.MaxBody > postback.MaxBody {
 		return fmt.Errorf("max_body %d: must be between 1 and %d bytes, the most that Postback v2 takes", h.MaxBody, postback.MaxBody)
@@ -306,10 +306,10 @@ func (h *Handler) validateHandoff() error {
 
 func (h *Handler) validateConnection() error {
 	if h.DialTimeout < 0 {
-		return fmt.Errorf("dial_timeout %s: must be more than 0", time.Duration(h.DialTimeout))
+		return fmt.Errorf("dial_timeout %s: must be more than 0", durationText(time.Duration(h.DialTimeout)))
 	}
 	if h.ResponseTimeout < 0 {
-		return fmt.Errorf("response_timeout %s: must be more than 0", time.Duration(h.ResponseTimeout))
+		return fmt.Errorf("response_timeout %s: must be more than 0", durationText(time.Duration(h.ResponseTimeout)))
 	}
 	if h.MaxConns < 1 {
 		return fmt.Errorf("max_conns %d: must be at least 1", h.MaxConns)

@@ -37,6 +37,8 @@ const (
 // maxSpoolAge is when v2 ignores a record's time (see docs/requests.md, "td_record_time").
 const maxSpoolAge = 7 * 24 * time.Hour
 
+const allowedSpoolAge = "more than 0 and at most 7d, when v2 ignores a record's time"
+
 // Spool keeps records that v2 does not take now, and delivers them later. A
 // caller is answered as if v2 had taken its record as soon as that is durable.
 type Spool struct {
@@ -97,7 +99,8 @@ func (s *Spool) applyDefaults() {
 // validate refuses options with values that are not allowed.
 func (s *Spool) validate() error {
 	if s.Mode != spoolOnFailure && s.Mode != spoolAlways {
-		return fmt.Errorf("spool mode %q: must be %s or %s", s.Mode, spoolOnFailure, spoolAlways)
+		return fmt.Errorf("spool mode %q: must be %s or %s%s", s.Mode, spoolOnFailure, spoolAlways,
+			didYouMean(nearest(s.Mode, []string{spoolOnFailure, spoolAlways})))
 	}
 	if len(s.NATS) > 0 && s.Dir != "" {
 		return fmt.Errorf("spool dir %q: with nats, the records are on the cluster's disks", s.Dir)
@@ -114,7 +117,7 @@ func (s *Spool) validate() error {
 		return fmt.Errorf("spool dead_size %d: must be at least 1 byte", s.DeadSize)
 	}
 	if age := time.Duration(s.MaxAge); age <= 0 || age > maxSpoolAge {
-		return fmt.Errorf("spool max_age %s: must be more than 0 and at most %s, when v2 ignores a record's time", age, maxSpoolAge)
+		return fmt.Errorf("spool max_age %s: must be %s", durationText(age), allowedSpoolAge)
 	}
 	if s.DrainRate < 1 {
 		return fmt.Errorf("spool drain_rate %d: must be at least 1", s.DrainRate)
