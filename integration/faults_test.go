@@ -195,10 +195,12 @@ func TestStalledBody(t *testing.T) {
 	u := startRecorder(t, nil)
 	g := serve(t, fmt.Sprintf("servers {\n timeouts {\n read_body %s\n}\n}\n", readBody), "td_postback {\n upstream "+u.url()+"\n}")
 	for name, request := range map[string]string{
-		"known length": "Content-Length: 7\r\n\r\n{\"a\"",
-		"chunked":      "Transfer-Encoding: chunked\r\n\r\n7\r\n" + object + "\r\n",
+		"known length":    " HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\n{\"a\"",
+		"chunked":         " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n" + object + "\r\n",
+		"beside a pixel":  "&td_format=pixel HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\n",
+		"beside a beacon": "&a=1 HTTP/1.1\r\nHost: x\r\nContent-Type: text/ping\r\nContent-Length: 7\r\n\r\nPIN",
 	} {
-		request = "POST " + target + " HTTP/1.1\r\nHost: x\r\n" + request
+		request = "POST " + target + request
 		t.Run(name, func(t *testing.T) {
 			got := ask(t, g.addr, request, func() {})
 			if got.StatusCode != 408 || got.code() != "request_timeout" || got.cut {

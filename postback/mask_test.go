@@ -4,7 +4,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 	"unicode/utf8"
 )
 
@@ -88,29 +87,6 @@ func TestMaskLinear(t *testing.T) {
 			})
 		})
 	}
-}
-
-// checkLinear compares the time that work takes for an input of n bytes and for
-// one of 16n. The quickest of several runs counts: others share the machine.
-func checkLinear(t *testing.T, work func(n int) func()) {
-	t.Helper()
-	const n, factor = 32 << 10, 16
-	took := func(run func()) time.Duration {
-		least := time.Duration(1<<63 - 1)
-		for range 7 {
-			began := time.Now()
-			run()
-			least = min(least, time.Since(began))
-		}
-		return least
-	}
-	small, large := work(n), work(factor*n)
-	for range 3 {
-		if took(large) < factor*factor/2*took(small) {
-			return
-		}
-	}
-	t.Errorf("%d bytes take %v, %d bytes take %v", n, took(small), factor*n, took(large))
 }
 
 // lowerASCII lowers A to Z alone: (?i) also knows the Kelvin sign as a k.
