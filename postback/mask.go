@@ -29,6 +29,10 @@ func MaskKeys(s string) string {
 	var out strings.Builder
 	done := 0 // what is before it is in out
 	for i := 0; i < len(s); {
+		if !mayBegin[s[i]] {
+			i++
+			continue
+		}
 		from, to := secretAt(s, i)
 		if from < to && s[from:to] != masked {
 			out.WriteString(s[done:from])
@@ -43,6 +47,15 @@ func MaskKeys(s string) string {
 	out.WriteString(s[done:])
 	return out.String()
 }
+
+// mayBegin has the bytes with which what secretAt finds may begin. Most bytes of
+// a text are none of them.
+var mayBegin = func() (begins [256]bool) {
+	for _, c := range []byte(`0123456789TtWwAa%\`) {
+		begins[c] = true
+	}
+	return begins
+}()
 
 // secretAt finds the secret of a key that begins at s[i], with its account
 // number or its name. Without one it is empty, and no key begins before it.
