@@ -39,7 +39,8 @@ func (h *Handler) closeIfLeaving(w http.ResponseWriter, r *http.Request) {
 func (h *Handler) refuse(c *call, f *postback.Refusal) {
 	c.result = f.Code
 	if tellRefusal != nil {
-		tellRefusal(c, f)
+		told := *c // or every call would be on the heap
+		tellRefusal(&told, f)
 	}
 	if c.asked != nil {
 		c.asked.plain = true
