@@ -90,6 +90,9 @@ func cmdPostback(fs caddycmd.Flags) (int, error) {
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
+	if err = checkFlags(*handler, fs.Bool("sandbox")); err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
 	if fs.Bool("sandbox") {
 		if err = useSandbox(handler); err != nil {
 			return caddy.ExitCodeFailedStartup, err
@@ -174,6 +177,23 @@ func printRefusal(c *call, f *postback.Refusal) {
 		line += " " + c.Database + "." + loggedTable(c.Destination)
 	}
 	fmt.Printf("%s  by the gateway  %d %s: %s\n", line, f.Status, f.Code, f.Message)
+}
+
+// checkFlags finds what Caddy would find later, and would say at the end of a
+// long line.
+func checkFlags(h Handler, sandbox bool) error {
+	if sandbox {
+		h.Upstream = "http://localhost" // or what it will be
+	}
+	h.applyDefaults()
+	if err := h.Validate(); err != nil {
+		return err
+	}
+	if h.Upstream != "" {
+		_, err := parseUpstream(h.Upstream)
+		return err
+	}
+	return nil
 }
 
 // useSandbox lets a handler forward to the stand-in. Its spool is a new one: the

@@ -174,8 +174,9 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision applies the defaults and makes the upstream clients. It opens no
 // connection and no spool: the app does that when the configuration starts.
-func (h *Handler) Provision(ctx caddy.Context) error {
+func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	h.logger = ctx.Logger()
+	defer func() { h.sayFirst(err) }()
 	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
@@ -207,6 +208,14 @@ func (h *Handler) provisionSpool(ctx caddy.Context) error {
 		r.queue = outboxes[r.url.String()]
 	}
 	return nil
+}
+
+// sayFirst logs what is wrong with the options before Caddy does: its own message
+// begins with some three hundred characters of where the module stands.
+func (h *Handler) sayFirst(err error) {
+	if err != nil && h.logger != nil { // there is none where options are only looked at
+		h.logger.Error(err.Error())
+	}
 }
 
 // minHeadroom is what a gateway needs beside the bodies, in bytes.
@@ -257,7 +266,8 @@ func setDefault[T comparable](option *T, value T) {
 }
 
 // Validate refuses options with values that are not allowed.
-func (h *Handler) Validate() error {
+func (h *Handler) Validate() (err error) {
+	defer func() { h.sayFirst(err) }()
 	if h.Region == "" && h.Upstream == "" && !h.Handoff {
 		return fmt.Errorf("region is not set: it must be %s, or upstream must be set", postback.AllowedRegions())
 	}

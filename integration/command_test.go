@@ -3,6 +3,7 @@ package integration
 import (
 	"bufio"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -129,12 +130,59 @@ func TestCommandErrors(t *testing.T) {
 			if code == 0 {
 				t.Error("exit 0")
 			}
+			if strings.Contains(output, "loading http app module") {
+				t.Errorf("Caddy's words hide it: %s", output)
+			}
 			for _, text := range tc.says {
 				if !strings.Contains(strings.ReplaceAll(output, `\"`, `"`), text) {
 					t.Errorf("%q is not in\n%s", text, output)
 				}
 			}
 		})
+	}
+}
+
+// TestErrorsComeFirst has configurations that cannot be: the first line of level
+// error is the gateway's own, at the start, in a check and at a reload, and begins
+// with the option. Caddy's line has three hundred characters before it.
+func TestErrorsComeFirst(t *testing.T) {
+	addr, admin := freeAddr(t), freeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	config := func(block string) string {
+		return fmt.Sprintf("{\n%s\n}\nhttp://:%s {\nhandle {\nhandle {\n%s\n}\n}\n}\n", withAdmin(admin), port, block)
+	}
+	g := serveCaddyfile(t, addr, config("td_postback us01"))
+	for block, begins := range map[string]string{
+		"td_postback mars":                                           `region "mars": must be`,
+		"td_postback {\n upstream ftp://x\n}":                        `upstream "ftp://x": must be`,
+		"td_postback us01 {\n tls_ca /nonexistent\n}":                `tls_ca "/nonexistent": must be`,
+		"td_postback us01 {\n spool {\n mode no\n}\n}":               `spool mode "no": must be`,
+		"td_postback us01 {\n spool {\n key_file /nonexistent\n}\n}": `spool key_file "/nonexistent": must be`,
+	} {
+		first := func(output string) string {
+			for line := range strings.SplitSeq(output, "\n") {
+				var entry struct{ Level, Msg, Logger string }
+				if json.Unmarshal([]byte(line), &entry) == nil && entry.Level == "error" {
+					return entry.Msg
+				}
+			}
+			return ""
+		}
+		path := write(t, "Caddyfile", config(block))
+		for _, command := range []string{"validate", "run"} {
+			output, code := run(t, command, "--adapter", "caddyfile", "--config", path)
+			if msg := first(output); code == 0 || !strings.HasPrefix(msg, begins) {
+				t.Errorf("%s %q: exit %d, %s", command, block, code, msg)
+			}
+		}
+		before := len(g.text())
+		if status, problem := reload(t, admin, config(block)); status != http.StatusBadRequest || !strings.Contains(strings.ReplaceAll(problem, `\"`, `"`), begins) {
+			t.Errorf("reload %q: %d %s", block, status, problem)
+		}
+		g.await(t, strings.ReplaceAll(`"msg":"`+strings.ReplaceAll(begins, `"`, `\"`), `\\`, `\`), 1)
+		if msg := first(g.text()[before:]); !strings.HasPrefix(msg, begins) {
+			t.Errorf("reload %q: %s", block, msg)
+		}
 	}
 }
 
