@@ -17,8 +17,8 @@
 // of what was acknowledged. docs/spool-nats.md says more.
 //
 // Delivery is at least once. A record comes twice when its ack was on its way
-// while a server or a gateway died, and when a gateway loses the cluster for
-// longer than half a minute.
+// while its gateway died, and when a gateway loses the cluster for longer than
+// half a minute.
 package cluster
 
 import (
@@ -114,6 +114,7 @@ type Log struct {
 	control, publisher *link // the second is for publishing
 	sealer             *sealer
 	pulse              pulse
+	acks               acks
 
 	ctx    context.Context //nolint:containedctx // ends with the Log, whose methods take none
 	cancel context.CancelFunc
@@ -361,10 +362,13 @@ type link struct {
 func (l *Log) connect() (err error) {
 	// What was acked while the connection is lost is sent later. A record is
 	// not: its caller was told that it is not kept.
-	if l.control, err = l.dial(nats.DefaultReconnectBufSize); err == nil {
-		l.publisher, err = l.dial(-1)
+	if l.control, err = l.dial(nats.DefaultReconnectBufSize); err != nil {
+		return err
 	}
-	return err
+	if l.publisher, err = l.dial(-1); err != nil {
+		return err
+	}
+	return l.acks.receive(l.control.conn)
 }
 
 // dial starts a connection that holds up to buffer bytes while it is lost.

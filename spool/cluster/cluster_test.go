@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"slices"
 	"strings"
@@ -91,13 +90,23 @@ func TestConsumerDeleted(t *testing.T) {
 	if err := l.records.DeleteConsumer(t.Context(), tokenOf(testQueue)); err != nil {
 		t.Fatal(err)
 	}
-	q.Ack(held[0])
-	for got := map[string]bool{}; len(got) < 2; {
-		e := take(t, q, 1)[0]
-		got[string(e.Data)] = true
-		q.Ack(e)
+	q.Ack(held[0]) // nobody hears that
+	b := take(t, q, 1)
+	if got := texts(b); got != "b" {
+		t.Errorf("took %s", got)
 	}
+	q.Ack(b[0])
+	ctx, cancel := context.WithCancel(t.Context())
+	taken := make(chan []spool.Entry)
+	go func() {
+		again, _ := q.Take(ctx, 1)
+		taken <- again
+	}()
 	depth(t, l, testQueue, 0, 0)
+	cancel()
+	if again := <-taken; len(again) > 0 {
+		t.Errorf("%s, which was acked, came again", texts(again))
+	}
 }
 
 func TestTakeEnds(t *testing.T) {
@@ -607,23 +616,8 @@ func TestHeld(t *testing.T) {
 // The connection breaks as the acknowledgement comes: the record goes out again,
 // and is kept once.
 func TestAcknowledgementLost(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	server := cluster(t)[0].Addr
 	var cuts atomic.Int64
-	go func() {
-		for {
-			client, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			go relay(client, server, `{"stream":"`+nameOf(t)+`_records"`, &cuts)
-		}
-	}()
-	l := open(t, []*node{{Addr: listener.Addr().String(), User: cluster(t)[0].User}}, nil)
+	l := open(t, cutting(t, &cuts, "", `{"stream":"`+nameOf(t)+`_records"`), nil)
 	add(t, l, testQueue, "a")
 	if cuts.Load() == 0 {
 		t.Error("no acknowledgement was lost")
@@ -631,25 +625,81 @@ func TestAcknowledgementLost(t *testing.T) {
 	depth(t, l, testQueue, 1, 0)
 }
 
-// relay connects a client with a server until the server says cut.
-func relay(client net.Conn, server, cut string, cuts *atomic.Int64) {
-	defer client.Close()
-	upstream, err := net.Dial("tcp", server)
-	if err != nil {
-		return
+// The connection breaks as an ack is on its way: it is sent again, before another
+// gateway gets the record.
+func TestAckLost(t *testing.T) {
+	var cuts atomic.Int64
+	with := func(c *Config) { c.ackWait = 9 * time.Second }
+	one, other := open(t, cutting(t, &cuts, "$JS.ACK."+nameOf(t), ""), with), open(t, cluster(t), with)
+	add(t, one, testQueue, "a", "b")
+	for _, e := range take(t, one.Queue(testQueue), 2) {
+		one.Queue(testQueue).Ack(e)
 	}
-	defer upstream.Close()
-	go func() { _, _ = io.Copy(upstream, client) }()
+	until(t, "an ack is lost", func() bool { return cuts.Load() > 0 })
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	taken := make(chan []spool.Entry, 1)
+	go func() {
+		again, _ := other.Queue(testQueue).Take(ctx, 2)
+		taken <- again
+	}()
+	until(t, "both acks are heard, or a record comes again", func() bool {
+		d, err := other.Depth(testQueue)
+		return err == nil && d.Records == 0 || len(taken) > 0
+	})
+	cancel()
+	if again := <-taken; len(again) > 0 {
+		t.Errorf("%q, which were acked, came again", texts(again))
+	}
+	until(t, "it is known that the acks are heard", func() bool {
+		one.acks.mu.Lock()
+		defer one.acks.mu.Unlock()
+		return len(one.acks.sent) == 0
+	})
+}
+
+// cutting is the way to a server that breaks when a client says one text, or the
+// server the other.
+func cutting(t *testing.T, cuts *atomic.Int64, client, server string) []*node {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	to := cluster(t)[0]
+	go func() {
+		for {
+			from, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			upstream, err := net.Dial("tcp", to.Addr)
+			if err != nil {
+				from.Close()
+				continue
+			}
+			go relay(upstream, from, client, cuts)
+			go relay(from, upstream, server, cuts)
+		}
+	}()
+	return []*node{{Addr: listener.Addr().String(), User: to.User}}
+}
+
+// relay passes on what from says, until it says cut.
+func relay(to, from net.Conn, cut string, cuts *atomic.Int64) {
+	defer to.Close()
+	defer from.Close()
 	for buf := make([]byte, 64<<10); ; {
-		n, err := upstream.Read(buf)
+		n, err := from.Read(buf)
 		if err != nil {
 			return
 		}
-		if bytes.Contains(buf[:n], []byte(cut)) {
+		if cut != "" && bytes.Contains(buf[:n], []byte(cut)) {
 			cuts.Add(1)
 			return
 		}
-		if _, err := client.Write(buf[:n]); err != nil {
+		if _, err := to.Write(buf[:n]); err != nil {
 			return
 		}
 	}

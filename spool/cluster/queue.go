@@ -168,6 +168,10 @@ func (q *queue) entry(msg jetstream.Msg) (e spool.Entry, ok bool) {
 		q.config.OnEvent(spool.Event{Kind: spool.Disturbed, Text: "NATS gave out a message that is none of a stream", Queue: q.name, Err: err})
 		return e, false
 	}
+	if q.acked(meta) { // which they have not heard
+		q.lost(q.acknowledge(msg))
+		return e, false
+	}
 	data, err := q.unseal(q.name, msg.Headers(), msg.Data())
 	if err != nil {
 		// Another gateway may have the key, or this one after a change of its
@@ -220,7 +224,7 @@ func (l *Log) release(e spool.Entry) jetstream.Msg {
 }
 
 // keep tells the servers, until the Log is closed, of what is still being worked
-// on, and sets limits that could not be set.
+// on and of what they have not confirmed, and sets limits that could not be set.
 func (l *Log) keep() {
 	every := l.config.ackWait / 3
 	tick := time.NewTicker(every)
@@ -234,6 +238,7 @@ func (l *Log) keep() {
 		for _, msg := range l.heldFor(every) {
 			_ = msg.InProgress() // one that is acked meanwhile says so
 		}
+		l.ackAgain(every)
 		_ = l.setLimits() // the next time, then
 	}
 }
@@ -250,11 +255,11 @@ func (l *Log) heldFor(d time.Duration) (msgs []jetstream.Msg) {
 	return msgs
 }
 
-// Ack says that v2 has taken a record. If that is lost on its way, the record
-// comes again.
+// Ack says that v2 has taken a record. If that is lost on its way, it is said
+// again, and if this gateway ends before, the record comes again.
 func (q *queue) Ack(e spool.Entry) {
 	if msg := q.release(e); msg != nil {
-		q.lost(msg.Ack())
+		q.lost(q.acknowledge(msg))
 	}
 }
 
