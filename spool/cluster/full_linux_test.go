@@ -70,7 +70,7 @@ func TestServersDiskFull(t *testing.T) {
 		return
 	}
 	for name, full := range map[string]int{"one": 1, "all": 3} {
-		t.Run(name, func(t *testing.T) { testServersDiskFull(t, full) })
+		t.Run(name, func(t *testing.T) { t.Parallel(); testServersDiskFull(t, full) })
 	}
 }
 
