@@ -26,6 +26,9 @@ import (
 	"github.com/td-postback/gateway/postback"
 )
 
+// filterFormat is the format of a log without write keys.
+const filterFormat = "\t\tformat filter {\n\t\t\trequest td_key\n\t\t\tresp_headers td_key\n\t\t\turi td_key\n\t\t\tmethod td_key\n\t\t\theaders td_key\n\t\t\terror td_key\n\t\t}\n"
+
 // healthy is a configuration with nothing to change. The tests spoil it.
 const healthy = `{
 	auto_https disable_redirects
@@ -40,28 +43,12 @@ const healthy = `{
 		}
 	}
 	log default {
-		format filter {
-			request td_key
-			resp_headers td_key
-			uri td_key
-			method td_key
-			headers td_key
-			error td_key
-		}
-	}
+` + filterFormat + `	}
 }
 
 http://a.example, https://a.example {
 	log {
-		format filter {
-			request td_key
-			resp_headers td_key
-			uri td_key
-			method td_key
-			headers td_key
-			error td_key
-		}
-	}
+` + filterFormat + `	}
 	handle /healthz {
 		respond "ok"
 	}
@@ -144,8 +131,9 @@ func TestDoctorFindsEachFault(t *testing.T) {
 		"no grace_period":                  {[]string{"\tgrace_period 40s\n", ""}, bites, []string{"no end", "grace_period 40s"}},
 		"a short grace_period":             {[]string{"grace_period 40s", "grace_period 5s"}, bites, []string{"shorter than response_timeout (30s)", "grace_period 40s"}},
 		"no read_body":                     {[]string{"\t\ttimeouts {\n\t\t\tread_body 60s\n\t\t}\n", ""}, bites, []string{"read_body 60s"}},
-		"no filter at all":                 {[]string{"\tlog {\n\t\tformat filter {\n\t\t\trequest td_key\n\t\t\tresp_headers td_key\n\t\t\turi td_key\n\t\t\tmethod td_key\n\t\t\theaders td_key\n\t\t\terror td_key\n\t\t}\n\t}\n", "\tlog\n", "log default {\n\t\tformat filter {\n\t\t\trequest td_key\n\t\t\tresp_headers td_key\n\t\t\turi td_key\n\t\t\tmethod td_key\n\t\t\theaders td_key\n\t\t\terror td_key\n\t\t}\n\t}", "log default {\n\t\toutput stdout\n\t}"}, showsKeys, []string{`"default" (error, headers, method, request, resp_headers, uri)`}},
-		"an access log without a filter":   {[]string{"\tlog {\n\t\tformat filter {\n\t\t\trequest td_key\n\t\t\tresp_headers td_key\n\t\t\turi td_key\n\t\t\tmethod td_key\n\t\t\theaders td_key\n\t\t\terror td_key\n\t\t}\n\t}\n", "\tlog {\n\t\tformat json\n\t}\n"}, showsKeys, []string{`"log0"`, "format filter"}},
+		"no filter at all":                 {[]string{"\tlog {\n" + filterFormat + "\t}\n", "\tlog\n", filterFormat, "\t\toutput stdout\n"}, showsKeys, []string{`"default" (error, headers, method, request, resp_headers, uri)`}},
+		"an access log without a filter":   {[]string{"\tlog {\n" + filterFormat, "\tlog {\n\t\tformat json\n"}, showsKeys, []string{`"log0"`, "format filter"}},
+		"a filter for parts of a request":  {[]string{"request td_key", "request>uri td_key"}, showsKeys, []string{`"default" (request); "log0" (request)`}},
 		"one more log":                     {[]string{"\tlog default {", "\tlog errors {\n\t\toutput stdout\n\t\tinclude http.log.error\n\t}\n\tlog default {"}, showsKeys, []string{`"errors"`}},
 		"a field without a filter":         {[]string{"resp_headers td_key", "resp_headers rename x"}, showsKeys, []string{`"default" (resp_headers); "log0" (resp_headers)`}},
 		"credentials in logs":              {[]string{"\t\tmax_header_size", "\t\tlog_credentials\n\t\tmax_header_size"}, showsKeys, []string{"`log_credentials`"}},
