@@ -196,18 +196,25 @@ func TestDoctorRaisesNoFalseAlarm(t *testing.T) {
 	}
 }
 
-// TestDoctorLikesTheExamples: nothing in them loses records or shows keys.
+// TestDoctorLikesTheExamples: nothing in them, and in README's configuration,
+// loses records or shows keys.
 func TestDoctorLikesTheExamples(t *testing.T) {
 	t.Setenv("RUNTIME_DIRECTORY", t.TempDir())
-	for _, file := range []string{"../Caddyfile.example", "../deploy/Caddyfile"} {
-		config, err := adapted(file, "caddyfile")
-		if err != nil {
-			t.Fatal(err)
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, inReadme, _ := strings.Cut(string(readme), "```caddyfile\n")
+	inReadme, _, _ = strings.Cut(inReadme, "```")
+	for file, text := range map[string]string{"README.md": inReadme, "Caddyfile.example": "", "deploy/Caddyfile": ""} {
+		if text == "" {
+			content, err := os.ReadFile("../" + file) //nolint:gosec // G304: one of the three above
+			if err != nil {
+				t.Fatal(err)
+			}
+			text = string(content)
 		}
-		e, err := examine(config)
-		if err != nil {
-			t.Fatal(err)
-		}
+		e := examineText(t, text)
 		if len(e.blocks) != 2 {
 			t.Errorf("%s: %d blocks", file, len(e.blocks))
 		}
