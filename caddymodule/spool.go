@@ -187,7 +187,7 @@ func (s *Spool) shared(place string, key []byte) *sharedSpool {
 		setup.Report = clusterReporter(place)
 		setup.Final = []error{cluster.ErrMisfit}
 		setup.Open = func(ctx context.Context, report func(spool.Event)) (spool.Log, error) {
-			return cluster.Open(ctx, cluster.Config{URLs: s.NATS, MaxSize: s.MaxSize, DeadSize: s.DeadSize, MaxAge: time.Duration(s.MaxAge), Key: key, OnEvent: report})
+			return cluster.Open(ctx, cluster.Config{URLs: s.NATS, MaxSize: s.MaxSize, DeadSize: s.DeadSize, MaxAge: time.Duration(s.MaxAge), Key: key, Account: postback.KeptPayer, OnEvent: report})
 		}
 	} else {
 		setup.Report = func(e spool.Event) { reportDisk(place, e) }

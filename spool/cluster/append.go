@@ -52,7 +52,7 @@ func (l *Log) Append(queue string, r spool.Record) error {
 		return err
 	}
 	m := &nats.Msg{
-		Subject: l.recordSubject(token),
+		Subject: l.recordSubject(l.laneFor(token, r.Data)),
 		Data:    r.Data,
 		Header: nats.Header{
 			headerArrival:         {formatTime(r.Arrival)},
@@ -77,7 +77,7 @@ func (l *Log) Append(queue string, r spool.Record) error {
 // checkedToken is tokenOf for queues that the servers can have.
 func checkedToken(queue string) (string, error) {
 	token := tokenOf(queue)
-	if len(token) > maxToken {
+	if len(laneToken(token, 0)) > maxToken {
 		return "", unavailable(fmt.Errorf("the queue's name is too long: %d bytes as NATS needs it, at most %d", len(token), maxToken))
 	}
 	return token, nil

@@ -81,6 +81,10 @@ type Config struct {
 	// was answered for as long, Append fails at once until the cluster answers.
 	Timeout time.Duration
 
+	// Account names the account that a record is of, so that those of one do not
+	// hold up those of others; nil if none is known.
+	Account func(data []byte) string
+
 	// OnEvent is told what an operator should know; nil for nobody. It never sees
 	// credentials or records. It is called concurrently, and must not wait.
 	OnEvent func(spool.Event)
@@ -122,9 +126,10 @@ type Log struct {
 	tasks  sync.WaitGroup
 
 	mu        sync.Mutex
-	trouble   error // why it is not ready
-	consumers map[string]jetstream.Consumer
-	held      map[uint64]holding // given out and not answered for
+	trouble   error                         // why it is not ready
+	consumers map[string]jetstream.Consumer // by lane
+	takers    map[string]*taker             // by queue
+	held      map[uint64]holding            // given out and not answered for
 	deadSize  int64
 	wanted    int64         // how many bytes the records shall be allowed; 0 if that is so
 	seen      census        // what the servers hold
@@ -146,6 +151,7 @@ func Open(ctx context.Context, config Config) (*Log, error) {
 		config:    config,
 		ready:     make(chan struct{}),
 		consumers: map[string]jetstream.Consumer{},
+		takers:    map[string]*taker{},
 		held:      map[uint64]holding{},
 		seen:      census{limit: config.MaxSize},
 		deadSize:  config.DeadSize,

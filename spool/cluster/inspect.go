@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -126,14 +127,18 @@ func (l *Log) count(ctx context.Context) (census, error) {
 	for subject, n := range letters.State.Subjects {
 		depthOf(depths, subject).Dead += int(n) //nolint:gosec // G115: the same
 	}
+	var mu sync.Mutex
 	oldest, within := errgroup.WithContext(ctx)
-	for queue, depth := range depths {
-		if depth.Records > 0 {
-			oldest.Go(func() (err error) {
-				depth.Oldest, err = l.oldest(within, queue)
-				return err
-			})
-		}
+	for subject := range records.State.Subjects {
+		oldest.Go(func() error {
+			at, err := l.oldest(within, subject)
+			mu.Lock()
+			defer mu.Unlock()
+			if depth := depthOf(depths, subject); !at.IsZero() && (depth.Oldest.IsZero() || at.Before(depth.Oldest)) {
+				depth.Oldest = at
+			}
+			return err
+		})
 	}
 	err := oldest.Wait()
 	now := census{
@@ -151,7 +156,7 @@ func (l *Log) count(ctx context.Context) (census, error) {
 // depthOf is the depth of the queue that a subject is for. What is for none
 // counts nowhere.
 func depthOf(depths map[string]*spool.Depth, subject string) *spool.Depth {
-	queue, ok := queueOf(subject[strings.LastIndexByte(subject, '.')+1:])
+	queue, ok := queueOf(withoutLane(subject[strings.LastIndexByte(subject, '.')+1:]))
 	if !ok {
 		return new(spool.Depth)
 	}
@@ -161,9 +166,9 @@ func depthOf(depths map[string]*spool.Depth, subject string) *spool.Depth {
 	return depths[queue]
 }
 
-// oldest is the arrival of a queue's oldest record.
-func (l *Log) oldest(ctx context.Context, queue string) (time.Time, error) {
-	msg, err := l.records.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(l.recordSubject(tokenOf(queue))))
+// oldest is the arrival of a subject's oldest record.
+func (l *Log) oldest(ctx context.Context, subject string) (time.Time, error) {
+	msg, err := l.records.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(subject))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return time.Time{}, nil // it has been acked meanwhile
 	}
@@ -249,26 +254,57 @@ func (l *Log) addDead(bytes int) {
 	l.seen.dead += int64(bytes)
 }
 
-// messages calls yield for up to limit messages of a subject, behind an ID. Each
-// costs a question of its own.
-func (l *Log) messages(stream *jetstream.Stream, subject string, after spool.ID, limit int, yield func(*jetstream.RawStreamMsg)) error {
-	for size := 0; limit > 0 && size < spool.MaxListed; limit-- {
-		var found *jetstream.RawStreamMsg
-		err := l.ask(func(ctx context.Context) (err error) {
-			found, err = (*stream).GetMsg(ctx, uint64(after)+1, jetstream.WithGetMsgSubject(subject))
-			if errors.Is(err, jetstream.ErrMsgNotFound) {
-				return nil
+// messages calls yield for up to limit messages of some subjects, behind an ID, in
+// their order. Each costs a question of its own.
+func (l *Log) messages(stream *jetstream.Stream, subjects []string, after spool.ID, limit int, yield func(*jetstream.RawStreamMsg)) error {
+	heads := map[string]*jetstream.RawStreamMsg{} // the next one of each subject
+	var asking sync.Mutex
+	all := errgroup.Group{}
+	for _, subject := range subjects {
+		all.Go(func() error {
+			found, err := l.following(stream, subject, after)
+			asking.Lock()
+			defer asking.Unlock()
+			if found != nil {
+				heads[subject] = found
 			}
 			return err
 		})
-		if err != nil || found == nil {
+	}
+	if err := all.Wait(); err != nil {
+		return err
+	}
+	for size := 0; len(heads) > 0 && limit > 0 && size < spool.MaxListed; limit-- {
+		var first *jetstream.RawStreamMsg
+		for _, head := range heads {
+			if first == nil || head.Sequence < first.Sequence {
+				first = head
+			}
+		}
+		size += len(first.Data)
+		yield(first)
+		delete(heads, first.Subject)
+		found, err := l.following(stream, first.Subject, spool.ID(first.Sequence))
+		if err != nil {
 			return err
 		}
-		after = spool.ID(found.Sequence)
-		size += len(found.Data)
-		yield(found)
+		if found != nil {
+			heads[first.Subject] = found
+		}
 	}
 	return nil
+}
+
+// following is the first message of a subject behind an ID, or nil.
+func (l *Log) following(stream *jetstream.Stream, subject string, after spool.ID) (found *jetstream.RawStreamMsg, err error) {
+	err = l.ask(func(ctx context.Context) (err error) {
+		found, err = (*stream).GetMsg(ctx, uint64(after)+1, jetstream.WithGetMsgSubject(subject))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			found, err = nil, nil
+		}
+		return err
+	})
+	return found, err
 }
 
 // Records returns records that are to be delivered, without taking them. It
@@ -276,7 +312,7 @@ func (l *Log) messages(stream *jetstream.Stream, subject string, after spool.ID,
 // decrypted.
 func (l *Log) Records(queue string, after spool.ID, limit int) ([]spool.Entry, error) {
 	var entries []spool.Entry
-	err := l.messages(&l.records, l.recordSubject(tokenOf(queue)), after, limit, func(m *jetstream.RawStreamMsg) {
+	err := l.messages(&l.records, l.subjectsOf(queue), after, limit, func(m *jetstream.RawStreamMsg) {
 		entries = append(entries, spool.Entry{ID: spool.ID(m.Sequence), Record: l.record(queue, m)})
 	})
 	return entries, err
@@ -285,7 +321,7 @@ func (l *Log) Records(queue string, after spool.ID, limit int) ([]spool.Entry, e
 // Letters returns dead letters. Data is nil if it cannot be decrypted.
 func (l *Log) Letters(queue string, after spool.ID, limit int) ([]spool.Letter, error) {
 	var letters []spool.Letter
-	err := l.messages(&l.letters, l.letterSubject(tokenOf(queue)), after, limit, func(m *jetstream.RawStreamMsg) {
+	err := l.messages(&l.letters, []string{l.letterSubject(tokenOf(queue))}, after, limit, func(m *jetstream.RawStreamMsg) {
 		status, _ := strconv.Atoi(m.Header.Get(headerStatus))
 		letters = append(letters, spool.Letter{
 			ID:      spool.ID(m.Sequence),
@@ -316,11 +352,12 @@ func (l *Log) record(queue string, m *jetstream.RawStreamMsg) spool.Record {
 // record.
 func (l *Log) Replay(queue string, ids ...spool.ID) (int, error) {
 	return l.each(queue, ids, func(letter *jetstream.RawStreamMsg) error {
-		if _, err := l.unseal(queue, letter.Header, letter.Data); err != nil {
+		data, err := l.unseal(queue, letter.Header, letter.Data)
+		if err != nil {
 			return fmt.Errorf("dead letter %d: %w", letter.Sequence, err) // nobody would deliver it
 		}
 		m := &nats.Msg{
-			Subject: l.recordSubject(tokenOf(queue)),
+			Subject: l.recordSubject(l.laneFor(tokenOf(queue), data)),
 			Data:    letter.Data,
 			Header: nats.Header{
 				headerArrival:         {letter.Header.Get(headerArrival)},

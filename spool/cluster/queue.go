@@ -12,7 +12,7 @@ import (
 	"github.com/td-postback/gateway/spool"
 )
 
-// queue is a durable consumer, which all gateways share.
+// queue has a durable consumer for each lane, which all gateways share.
 type queue struct {
 	*Log
 	name string
@@ -32,31 +32,18 @@ const maxTaken = 16
 
 // Take waits for records.
 func (q *queue) Take(ctx context.Context, n int) ([]spool.Entry, error) {
+	t, err := q.taker()
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(q.ctx, cancel)() //nolint:contextcheck // ends with the Log, too
-	for began := time.Now(); ; {
-		entries, err := q.take(ctx, n)
-		switch {
-		case len(entries) > 0:
-			return entries, nil
-		case q.ctx.Err() != nil:
-			return nil, spool.ErrClosed
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case err == nil:
-			began = time.Now()
-			continue
-		}
-		q.forget()
-		if !passing(err) || time.Since(began) > patience {
-			return nil, unavailable(err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
+	entries, err := t.take(ctx, n)
+	if err != nil && q.ctx.Err() != nil {
+		err = spool.ErrClosed
 	}
+	return entries, err
 }
 
 // TakeUntried is Take for one record: the servers decide which.
@@ -74,35 +61,10 @@ func passing(err error) bool {
 	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrConsumerLeadershipChanged) || errors.Is(err, jetstream.ErrServerShutdown)
 }
 
-// take gives out what is there, or else the next record to come.
-func (q *queue) take(ctx context.Context, n int) ([]spool.Entry, error) {
-	if err := q.unready(); err != nil {
-		return nil, err
-	}
-	if err := q.control.usable(); err != nil {
-		return nil, err
-	}
-	consumer, err := q.consumer(ctx)
-	if err != nil {
-		return nil, err
-	}
-	batch, err := consumer.FetchNoWait(min(n, maxTaken))
-	if err != nil {
-		return nil, err
-	}
-	if entries := q.entries(batch); len(entries) > 0 {
-		return entries, nil
-	}
-	if err := errors.Join(batch.Error(), ctx.Err()); err != nil {
-		return nil, err
-	}
-	// One: a pull for more would go on collecting after the first has come. It
-	// has to end with ctx, but not to be shaped by its deadline, which may be
-	// closer than two heartbeats.
-	waiting, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	defer context.AfterFunc(ctx, cancel)()
-	batch, err = consumer.Fetch(1, jetstream.FetchContext(waiting), jetstream.FetchHeartbeat(heartbeat))
+// next waits for the next record. It is one: a pull for more would go on collecting
+// after the first has come.
+func (q *queue) next(ctx context.Context, consumer jetstream.Consumer) ([]spool.Entry, error) {
+	batch, err := consumer.Fetch(1, jetstream.FetchContext(ctx), jetstream.FetchHeartbeat(heartbeat))
 	if err != nil {
 		return nil, err
 	}
@@ -112,21 +74,17 @@ func (q *queue) take(ctx context.Context, n int) ([]spool.Entry, error) {
 	return nil, batch.Error()
 }
 
-// consumer makes the durable consumer, or finds it.
-func (q *queue) consumer(ctx context.Context) (jetstream.Consumer, error) {
+// consumer makes the durable consumer of a lane, or finds it.
+func (q *queue) consumer(ctx context.Context, token string) (jetstream.Consumer, error) {
 	q.mu.Lock()
-	consumer := q.consumers[q.name]
+	consumer := q.consumers[token]
 	q.mu.Unlock()
 	if consumer != nil {
 		return consumer, nil
 	}
-	token, err := checkedToken(q.name)
-	if err != nil {
-		return nil, err
-	}
 	ctx, cancel := context.WithTimeout(ctx, q.config.Timeout)
 	defer cancel()
-	consumer, err = q.records.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
+	consumer, err := q.records.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
 		Durable:       token,
 		FilterSubject: q.recordSubject(token),
 		AckPolicy:     jetstream.AckExplicitPolicy,
@@ -138,15 +96,15 @@ func (q *queue) consumer(ctx context.Context) (jetstream.Consumer, error) {
 		return nil, err
 	}
 	q.mu.Lock()
-	q.consumers[q.name] = consumer
+	q.consumers[token] = consumer
 	q.mu.Unlock()
 	return consumer, nil
 }
 
 // forget has the consumer looked for again: it may have been deleted.
-func (q *queue) forget() {
+func (q *queue) forget(token string) {
 	q.mu.Lock()
-	delete(q.consumers, q.name)
+	delete(q.consumers, token)
 	q.mu.Unlock()
 }
 

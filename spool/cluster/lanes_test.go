@@ -1,0 +1,165 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/td-postback/gateway/spool"
+)
+
+// accountOf is the first word of a record.
+func accountOf(data []byte) string {
+	account, _, _ := strings.Cut(string(data), " ")
+	return account
+}
+
+// TestLimitedAccount has the records of an account waiting that v2 answers 429, and
+// sends one of a healthy account behind them. SPOOL_RECORDS is how many wait: by
+// default more than a consumer may have given out at a time.
+func TestLimitedAccount(t *testing.T) {
+	backlog := maxAckPending + 1000
+	if value := os.Getenv("SPOOL_RECORDS"); value != "" {
+		var err error
+		if backlog, err = strconv.Atoi(value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := open(t, cluster(t), func(c *Config) { c.MaxSize, c.Account = 1<<30, accountOf })
+	pad := strings.Repeat("x", 500)
+	var callers sync.WaitGroup
+	for c := range 500 {
+		callers.Go(func() {
+			for i := range backlog/500 + 1 {
+				add(t, l, testQueue, fmt.Sprintf("noisy %d-%d %s", c, i, pad))
+			}
+		})
+	}
+	callers.Wait()
+	delivered := make(chan time.Time, 100)
+	d := spool.NewDeliverer(l.Queue(testQueue), &spool.Gate{}, spool.Delivery{
+		Send: func(data []byte) spool.Result {
+			if accountOf(data) == "noisy" {
+				return spool.Result{Status: 429, RetryAfter: time.Hour}
+			}
+			return spool.Result{Status: 200}
+		},
+		Account: accountOf,
+		Limits:  spool.Limits{InFlight: 100, Rate: 100, MaxAge: time.Since(arrival) + time.Hour},
+		OnFate: func(fate spool.Fate, _ spool.Result) {
+			if fate == spool.Delivered {
+				delivered <- time.Now()
+			}
+		},
+		OnError: func(err error) { t.Error(err) },
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { d.Run(ctx) })
+	until(t, "it is delivered from", func() bool { return d.Paused() > 0 })
+	var took []time.Duration
+	for i := range 20 {
+		sent, text := time.Now(), fmt.Sprintf("healthy%d 1", i)
+		if l.laneFor("", []byte(text)) == l.laneFor("", []byte("noisy")) {
+			continue
+		}
+		add(t, l, testQueue, text)
+		d.Arrived(len(text))
+		select {
+		case at := <-delivered:
+			took = append(took, at.Sub(sent))
+		case <-time.After(wait):
+			t.Fatalf("record %d of a healthy account was not sent", i)
+		}
+	}
+	t.Logf("%d records wait, and healthy ones were sent after %v at most", backlog, slices.Max(took))
+	if slices.Max(took) > 2*time.Second {
+		t.Errorf("healthy records were sent after %v", took)
+	}
+	cancel()
+	running.Wait()
+}
+
+// What an earlier version has kept, without lanes, is given out, listed and counted
+// with the rest.
+func TestLanes(t *testing.T) {
+	l := open(t, cluster(t), func(c *Config) { c.Account = accountOf })
+	earlier := open(t, cluster(t), nil)
+	var want []string
+	for i := range 50 {
+		text := fmt.Sprintf("account%d 1", i)
+		add(t, earlier, testQueue, text+" earlier")
+		add(t, l, testQueue, text)
+		want = append(want, text+" earlier", text)
+	}
+	depth(t, l, testQueue, 100, 0)
+	if got := l.Queues(); !slices.Equal(got, []string{testQueue}) {
+		t.Errorf("queues: %q", got)
+	}
+	var listed []string
+	for after := spool.ID(0); ; {
+		entries, err := l.Records(testQueue, after, 7)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(entries) == 0 {
+			break
+		}
+		for _, e := range entries {
+			listed, after = append(listed, string(e.Data)), e.ID
+		}
+	}
+	if !slices.Equal(listed, want) {
+		t.Errorf("listed: %q", listed)
+	}
+	q := l.Queue(testQueue)
+	var got []string
+	for _, e := range take(t, q, 100) {
+		got = append(got, string(e.Data))
+		if strings.HasPrefix(string(e.Data), "account7 ") {
+			if err := q.Bury(e, spool.Verdict{Status: 400, Reason: "refused"}); err != nil {
+				t.Error(err)
+			}
+		} else {
+			q.Ack(e)
+		}
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("given out: %q", got)
+	}
+	depth(t, l, testQueue, 0, 2)
+	letters, err := l.Letters(testQueue, 0, 10)
+	if err != nil || len(letters) != 2 {
+		t.Fatalf("%d letters, %v", len(letters), err)
+	}
+	if n, err := l.Replay(testQueue, letters[0].ID, letters[1].ID); n != 2 || err != nil {
+		t.Errorf("replayed %d, %v", n, err)
+	}
+	for _, e := range take(t, q, 2) {
+		if accountOf(e.Data) != "account7" || !e.Replayed {
+			t.Errorf("replayed %+v", e)
+		}
+		q.Ack(e)
+	}
+	depth(t, l, testQueue, 0, 0)
+}
+
+// No queue's token looks like a lane.
+func TestLaneTokens(t *testing.T) {
+	for _, queue := range []string{"", "_", "-", "_-", "_-00", "a_-01", "https://us01.records.in.treasuredata.com"} {
+		token := tokenOf(queue)
+		for _, lane := range laneTokens(token) {
+			if back, ok := queueOf(withoutLane(lane)); !ok || back != queue {
+				t.Errorf("lane %q of %q is of %q, %t", lane, queue, back, ok)
+			}
+		}
+	}
+}
