@@ -17,10 +17,17 @@ import (
 // metrics. The kinds belong to the process, so a reload repeats none.
 type warning struct {
 	message string
-	last    atomic.Int64 // UNIX time, in seconds
+	last    atomic.Int64 // when it was, by uptime; 0 for never
 }
 
-const warningPause = 60 // seconds
+const warningPause = time.Minute
+
+var processStart = time.Now()
+
+// uptime is how long the process runs, and a minute, so that the first warning
+// is due. A wall clock may jump: back by a day, and nothing would be logged for
+// as long.
+func uptime() time.Duration { return time.Since(processStart) + warningPause }
 
 var (
 	unusualKeyWarning  = warning{message: "write key of unusual form"}
@@ -40,8 +47,8 @@ var refusalWarnings [100]warning
 
 // due reports whether the last warning is a minute ago, and notes this one.
 func (w *warning) due() bool {
-	now, last := time.Now().Unix(), w.last.Load()
-	return now-last >= warningPause && w.last.CompareAndSwap(last, now)
+	now, last := int64(uptime()), w.last.Load()
+	return now-last >= int64(warningPause) && w.last.CompareAndSwap(last, now)
 }
 
 // check returns an entry to write, if it is due.

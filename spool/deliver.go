@@ -145,7 +145,8 @@ type Deliverer struct {
 	probes   int          // how often a record was taken while v2 was down
 	portion  atomic.Int64 // how many records of an account that was paused come back at a time
 	running  sync.WaitGroup
-	told     atomic.Int64 // when OnError was, in UNIX nanoseconds
+	began    time.Time    // of this Deliverer: a clock that jumps does not move what is measured from it
+	told     atomic.Int64 // when OnError was, in nanoseconds since tellPause before began
 	refused  verdicts
 }
 
@@ -153,7 +154,7 @@ type Deliverer struct {
 // to the same v2 host.
 func NewDeliverer(queue Queue, gate *Gate, how Delivery) *Deliverer {
 	d := &Deliverer{
-		Gate: gate, queue: queue, how: how,
+		Gate: gate, queue: queue, how: how, began: time.Now(),
 		limiter:  rate.NewLimiter(0, 0),
 		live:     make(chan struct{}, maxLive),
 		credited: make(chan struct{}, 1),
@@ -514,7 +515,7 @@ func (d *Deliverer) tell(fate Fate, r Result) {
 
 // failed reports an error of the Log, unless another was reported just before.
 func (d *Deliverer) failed(err error) {
-	now, told := time.Now().UnixNano(), d.told.Load()
+	now, told := int64(time.Since(d.began)+tellPause), d.told.Load()
 	if d.how.OnError != nil && now-told >= int64(tellPause) && d.told.CompareAndSwap(told, now) {
 		d.how.OnError(err)
 	}
