@@ -142,7 +142,7 @@ func (s *selected) readOptions(form url.Values) error {
 	for _, id := range ids {
 		s.ids = append(s.ids, spool.ID(id))
 	}
-	s.after, s.limit = spool.ID(after), int(min(limit, maxListed)) //nolint:gosec // G115: at most maxListed
+	s.after, s.limit = spool.ID(after), int(min(limit, maxListed))
 	return err
 }
 

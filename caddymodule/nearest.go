@@ -39,11 +39,12 @@ func editSteps(a, b string) int {
 	if len(a) > maxWord || len(b) > maxWord {
 		return maxWord
 	}
-	var before, last, row [maxWord + 1]int
-	for j := range len(b) + 1 {
+	before, last := make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range last {
 		last[j] = j
 	}
 	for i := range len(a) {
+		row := make([]int, len(b)+1)
 		row[0] = i + 1
 		for j := range len(b) {
 			change := last[j]
