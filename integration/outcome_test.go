@@ -27,6 +27,19 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 
+	// Before the first request.
+	resp, err := http.Get("http://" + admin + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	for _, result := range []string{"forwarded", "upstream_4xx", "upstream_5xx", "upstream_unreachable", "overloaded", "spool_full", "missing_write_key", "answer_cut"} {
+		if line := "caddy_td_postback_" + resultsTotal(result) + " 0\n"; !strings.Contains(string(text), line) {
+			t.Errorf("not there from the start: %s", line)
+		}
+	}
+
 	want := map[string]float64{}
 	round := func() {
 		t.Helper()
