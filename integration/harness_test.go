@@ -494,12 +494,12 @@ func serveSpool(t testing.TB, upstream, options, spool string) *spooling {
 }
 
 // serveSpoolSite runs a gateway with this site, which has a spool in dir.
-func serveSpoolSite(t testing.TB, dir, site string) *spooling {
+func serveSpoolSite(t testing.TB, dir, site string, env ...string) *spooling {
 	t.Helper()
 	addr, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	g := &spooling{admin: admin, dir: dir, caddyfile: spoolCaddyfile(admin, port, site)}
-	g.gateway = serveCaddyfile(t, addr, g.caddyfile)
+	g.gateway = serveCaddyfile(t, addr, g.caddyfile, env...)
 	saysNoSecret(t, g.process)
 	return g
 }

@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -9,23 +11,27 @@ import (
 )
 
 // TestSpoolOnNATS has two gateways keep records on a cluster of three
-// nats-servers, one of which is killed under load. When v2 is back, it gets
-// each record whose caller was told 200, through either gateway.
+// nats-servers, over TLS and with a password. One of these is killed under load.
+// When v2 is back, it gets each record whose caller was told 200, through either
+// gateway.
 func TestSpoolOnNATS(t *testing.T) {
 	t.Parallel()
 	server := goTool(t, "nats-server", "github.com/nats-io/nats-server/v2")
-	nodes := natstest.Nodes(t, server, t.TempDir(), 3, "max_payload: 4MB")
+	pair := newCertificate(t, "localhost")
+	nodes := natstest.Nodes(t, server, t.TempDir(), 3, fmt.Sprintf("max_payload: 4MB\ntls { cert_file: %q, key_file: %q }\nauthorization { user: spool, password: %s }",
+		pair.cert, pair.key, spoolSecret))
+	trusted := "SSL_CERT_DIR=" + filepath.Dir(pair.cert)
 	urls := make([]string, 0, len(nodes))
 	for _, n := range nodes {
 		t.Cleanup(n.Kill)
 		n.Start(t)
-		urls = append(urls, n.URL())
+		urls = append(urls, "tls://spool:"+spoolSecret+"@"+n.Addr)
 	}
 	v2 := startFickle(t)
 	v2.goAway(closes)
 	site := "td_postback {\n upstream " + v2.url() + "\n retries 0\n" +
 		" spool nats " + strings.Join(urls, " ") + " {\n max_size 1GiB\n drain_rate 100000\n }\n}"
-	one, other := serveSpoolSite(t, "", site), serveSpoolSite(t, "", site)
+	one, other := serveSpoolSite(t, "", site, trusted), serveSpoolSite(t, "", site, trusted)
 	for _, g := range []*spooling{one, other} {
 		g.awaitState(t, func(s *spoolState) bool { return s.Available })
 	}
