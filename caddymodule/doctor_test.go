@@ -66,7 +66,7 @@ http://, https:// {
 func examineText(t testing.TB, text string) *examined {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "Caddyfile")
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil { //nolint:gosec // G703: a test's own directory
 		t.Fatal(err)
 	}
 	config, err := adapted(file, "")
@@ -241,9 +241,10 @@ func TestDoctorReadsAnyJSON(t *testing.T) {
 		`{"apps":{"http":`:    "",
 		`{"apps":{"http":1}}`: "",
 		`{"apps":{"http":{"servers":{"a":null}}}}`: "no td_postback",
-		`{"apps":{"http":{"servers":{"a":{"named_routes":{"x":{"handle":[{"handler":"invoke","name":"x"}]}},"routes":[{"handle":[{"handler":"invoke","name":"x"}]}]}}}}}`: "no td_postback",
-		`{"apps":{"http":{"servers":{"a":{"routes":[{"handle":[{"handler":"td_postback","region":"us01","regoin":1}]}]}}}}}`:                                              "regoin",
-		`{"apps":{"http":{"servers":{"a":{"routes":[{"handle":[{"handler":"td_postback","region":"mars"}]}]}}}}}`:                                                         `region "mars"`,
+		`{"apps":{"http":{"servers":{"a":{"named_routes":{"x":{"handle":[{"handler":"invoke","name":"x"}]}},"routes":[{"handle":[{"handler":"invoke","name":"x"}]}]}}}}}`:                                                                                                                                                  "no td_postback",
+		`{"apps":{"http":{"servers":{"a":{"named_routes":{"x":{"handle":[{"handler":"invoke","name":"x"},{"handler":"invoke","name":"x"},{"handler":"invoke","name":"y"}]},"y":{"handle":[{"handler":"invoke","name":"x"},{"handler":"invoke","name":"x"}]}},"routes":[{"handle":[{"handler":"invoke","name":"x"}]}]}}}}}`: "no td_postback",
+		`{"apps":{"http":{"servers":{"a":{"routes":[{"handle":[{"handler":"td_postback","region":"us01","regoin":1}]}]}}}}}`:                                                                                                                                                                                               "regoin",
+		`{"apps":{"http":{"servers":{"a":{"routes":[{"handle":[{"handler":"td_postback","region":"mars"}]}]}}}}}`:                                                                                                                                                                                                          `region "mars"`,
 	} {
 		e, err := examine([]byte(config))
 		if err != nil {

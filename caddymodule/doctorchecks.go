@@ -236,18 +236,18 @@ func checkCatchAll(e *examined) (all []finding) {
 // takesEveryHost reports whether a server has an answer for hosts that no site
 // has.
 func (e *examined) takesEveryHost(server *caddyhttp.Server) bool {
-	w := &walk{examined: e, server: server}
+	w := newWalk(e, server)
 	return slices.ContainsFunc(server.Routes, func(r caddyhttp.Route) bool {
-		return everyPath(r.MatcherSetsRaw) && (w.holds(r.HandlersRaw, 0) || w.answersEach(r.HandlersRaw, 0))
+		return everyPath(r.MatcherSetsRaw) && (w.holds(r.HandlersRaw) || w.answersEach(r.HandlersRaw))
 	})
 }
 
 // takesEveryPath reports whether the sites of a server that have a td_postback
 // answer every path.
 func (e *examined) takesEveryPath(server *caddyhttp.Server) bool {
-	w := &walk{examined: e, server: server}
+	w := newWalk(e, server)
 	for i, r := range server.Routes {
-		if w.holds(r.HandlersRaw, 0) && !w.answersEach(r.HandlersRaw, 0) && (r.Terminal || !w.answersAll(server.Routes[i+1:], 0)) {
+		if w.holds(r.HandlersRaw) && !w.answersEach(r.HandlersRaw) && (r.Terminal || !w.answersAll(server.Routes[i+1:])) {
 			return false
 		}
 	}

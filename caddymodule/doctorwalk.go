@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 
@@ -36,14 +37,11 @@ type position struct {
 	shadow     string   // what answers every event before it comes here
 	redirected bool     // some requests are sent to https before
 	behind     []string // what else could answer, behind this place
-	depth      int
+	inside     bool     // of a site
 }
 
 // eventPath is the beginning of the path of every event.
 const eventPath = "/postback/v3/event/"
-
-// maxDepth ends the search in named routes that invoke each other.
-const maxDepth = 32
 
 // examine reads a configuration in JSON.
 func examine(config []byte) (*examined, error) {
@@ -61,8 +59,8 @@ func examine(config []byte) (*examined, error) {
 		}
 	}
 	for _, name := range e.serverNames() {
-		w := &walk{examined: e, server: e.http.Servers[name]}
-		w.routes(w.server.Routes, position{})
+		server := e.http.Servers[name]
+		newWalk(e, server).routes(server.Routes, position{})
 	}
 	return e, nil
 }
@@ -83,13 +81,17 @@ func (e *examined) serverNames() []string {
 type walk struct {
 	*examined
 	server *caddyhttp.Server
+	named  map[string]*caddyhttp.Route // which may be invoked here
+}
+
+func newWalk(e *examined, server *caddyhttp.Server) *walk {
+	return &walk{e, server, server.NamedRoutes}
 }
 
 // routes visits the routes that lead to a td_postback.
 func (w *walk) routes(routes caddyhttp.RouteList, at position) {
-	at.depth++
 	for i, route := range routes {
-		if at.depth > maxDepth || !w.holds(route.HandlersRaw, at.depth) {
+		if !w.holds(route.HandlersRaw) {
 			continue
 		}
 		here := at
@@ -102,6 +104,7 @@ func (w *walk) routes(routes caddyhttp.RouteList, at position) {
 			here.behind = slices.Concat(w.namesBehind(routes[i+1:], route.Group), at.behind)
 		}
 		here.narrow(route.MatcherSetsRaw)
+		here.inside = true
 		w.handlers(route.HandlersRaw, here)
 	}
 }
@@ -111,16 +114,16 @@ func (w *walk) pass(at *position, earlier, later caddyhttp.Route) {
 	if !mayMatch(earlier.MatcherSetsRaw, later.MatcherSetsRaw) {
 		return
 	}
-	if w.redirects(earlier.HandlersRaw, at.depth) {
+	if w.redirects(earlier.HandlersRaw) {
 		at.redirected = true
 		return
 	}
 	if at.shadow != "" || !covers(earlier.MatcherSetsRaw, later.MatcherSetsRaw) {
 		return
 	}
-	at.shadow = w.answerer(earlier.HandlersRaw, at.depth)
+	at.shadow = w.answerer(earlier.HandlersRaw)
 	sameGroup := earlier.Group != "" && earlier.Group == later.Group
-	if at.shadow == "" && (sameGroup || earlier.Terminal) && !w.holds(earlier.HandlersRaw, at.depth) {
+	if at.shadow == "" && (sameGroup || earlier.Terminal) && !w.holds(earlier.HandlersRaw) {
 		at.shadow = "handle"
 	}
 }
@@ -131,7 +134,7 @@ func (at *position) narrow(sets caddyhttp.RawMatcherSets) {
 		for name := range set {
 			at.narrowed = at.narrowed || name != "host"
 		}
-		if len(at.hosts) == 0 || at.depth == 1 {
+		if len(at.hosts) == 0 || !at.inside {
 			at.hosts = append(slices.Clip(at.hosts), texts(set["host"])...)
 		}
 	}
@@ -145,12 +148,13 @@ func (w *walk) handlers(handlers []json.RawMessage, at position) {
 		if handlerName(raw) == directive {
 			w.found(raw, here)
 		} else {
-			w.routes(w.inner(raw), here)
+			routes, within := w.inner(raw)
+			within.routes(routes, here)
 		}
 		if at.shadow == "" {
-			at.shadow = w.answerer(handlers[i:i+1], at.depth)
+			at.shadow = w.answerer(handlers[i : i+1])
 		}
-		at.redirected = at.redirected || w.redirects(handlers[i:i+1], at.depth)
+		at.redirected = at.redirected || w.redirects(handlers[i:i+1])
 	}
 }
 
@@ -171,28 +175,37 @@ func (w *walk) found(raw json.RawMessage, at position) {
 	w.blocks = append(w.blocks, b)
 }
 
-// inner are the routes in a handler.
-func (w *walk) inner(raw json.RawMessage) caddyhttp.RouteList {
+// inner are the routes in a handler, and how to walk on in them: a named route is
+// not invoked again within itself.
+func (w *walk) inner(raw json.RawMessage) (caddyhttp.RouteList, *walk) {
 	switch handlerName(raw) {
 	case "subroute":
 		var sub caddyhttp.Subroute
 		if json.Unmarshal(raw, &sub) == nil {
-			return sub.Routes
+			return sub.Routes, w
 		}
 	case "invoke":
 		var invoke caddyhttp.Invoke
-		if json.Unmarshal(raw, &invoke) == nil && w.server.NamedRoutes[invoke.Name] != nil {
-			return caddyhttp.RouteList{*w.server.NamedRoutes[invoke.Name]}
+		if json.Unmarshal(raw, &invoke) == nil && w.named[invoke.Name] != nil {
+			others := maps.Clone(w.named)
+			delete(others, invoke.Name)
+			return caddyhttp.RouteList{*w.named[invoke.Name]}, &walk{w.examined, w.server, others}
 		}
 	}
-	return nil
+	return nil, w
+}
+
+// anyInner reports whether one of the routes in a handler is so.
+func (w *walk) anyInner(raw json.RawMessage, is func(*walk, caddyhttp.Route) bool) bool {
+	routes, within := w.inner(raw)
+	return slices.ContainsFunc(routes, func(r caddyhttp.Route) bool { return is(within, r) })
 }
 
 // holds reports whether a td_postback is in these handlers.
-func (w *walk) holds(handlers []json.RawMessage, depth int) bool {
+func (w *walk) holds(handlers []json.RawMessage) bool {
 	return slices.ContainsFunc(handlers, func(raw json.RawMessage) bool {
-		return handlerName(raw) == directive || depth <= maxDepth &&
-			slices.ContainsFunc(w.inner(raw), func(r caddyhttp.Route) bool { return w.holds(r.HandlersRaw, depth+1) })
+		return handlerName(raw) == directive ||
+			w.anyInner(raw, func(w *walk, r caddyhttp.Route) bool { return w.holds(r.HandlersRaw) })
 	})
 }
 
@@ -211,16 +224,14 @@ var passesOn = map[string]bool{
 
 // answerer is the first of these handlers that answers every event, as the
 // Caddyfile calls it, or "".
-func (w *walk) answerer(handlers []json.RawMessage, depth int) string {
+func (w *walk) answerer(handlers []json.RawMessage) string {
 	for _, raw := range handlers {
 		if name := directives[handlerName(raw)]; name != "" && !goesOn(raw) {
 			return name
 		}
-		if depth > maxDepth {
-			continue
-		}
-		for _, route := range w.inner(raw) {
-			if name := w.answerer(route.HandlersRaw, depth+1); name != "" && covers(route.MatcherSetsRaw, nil) {
+		routes, within := w.inner(raw)
+		for _, route := range routes {
+			if name := within.answerer(route.HandlersRaw); name != "" && covers(route.MatcherSetsRaw, nil) {
 				return name
 			}
 		}
@@ -247,37 +258,35 @@ func goesOn(raw json.RawMessage) bool {
 }
 
 // redirects reports whether handlers send requests to https.
-func (w *walk) redirects(handlers []json.RawMessage, depth int) bool {
-	for _, raw := range handlers {
-		if handlerName(raw) == "static_response" {
-			var r caddyhttp.StaticResponse
-			if json.Unmarshal(raw, &r) == nil && strings.HasPrefix(string(r.StatusCode), "3") &&
-				strings.HasPrefix(r.Headers.Get("Location"), "https://") {
-				return true
-			}
-		}
-		if depth <= maxDepth && slices.ContainsFunc(w.inner(raw), func(r caddyhttp.Route) bool { return w.redirects(r.HandlersRaw, depth+1) }) {
-			return true
-		}
-	}
-	return false
-}
-
-// answersAll reports whether every request that comes to these routes gets an
-// answer that is not Caddy's empty 200. A handler that the doctor does not know
-// may answer.
-func (w *walk) answersAll(routes caddyhttp.RouteList, depth int) bool {
-	return slices.ContainsFunc(routes, func(r caddyhttp.Route) bool {
-		return everyPath(r.MatcherSetsRaw) && w.answersEach(r.HandlersRaw, depth)
+func (w *walk) redirects(handlers []json.RawMessage) bool {
+	return slices.ContainsFunc(handlers, func(raw json.RawMessage) bool {
+		return redirect(raw) || w.anyInner(raw, func(w *walk, r caddyhttp.Route) bool { return w.redirects(r.HandlersRaw) })
 	})
 }
 
-// answersEach reports the same of the handlers of a route.
-func (w *walk) answersEach(handlers []json.RawMessage, depth int) bool {
+// redirect reports whether a handler is a redirect to https.
+func redirect(raw json.RawMessage) bool {
+	var r caddyhttp.StaticResponse
+	return handlerName(raw) == "static_response" && json.Unmarshal(raw, &r) == nil &&
+		strings.HasPrefix(string(r.StatusCode), "3") && strings.HasPrefix(r.Headers.Get("Location"), "https://")
+}
+
+// answersAll reports whether every request that comes to these routes gets an
+// answer that is not Caddy's empty 200.
+func (w *walk) answersAll(routes caddyhttp.RouteList) bool {
+	return slices.ContainsFunc(routes, func(r caddyhttp.Route) bool {
+		return everyPath(r.MatcherSetsRaw) && w.answersEach(r.HandlersRaw)
+	})
+}
+
+// answersEach reports the same of the handlers of a route. A handler that the
+// doctor does not know may answer.
+func (w *walk) answersEach(handlers []json.RawMessage) bool {
 	return slices.ContainsFunc(handlers, func(raw json.RawMessage) bool {
 		switch name := handlerName(raw); name {
 		case "subroute", "invoke":
-			return depth > maxDepth || w.answersAll(w.inner(raw), depth+1)
+			routes, within := w.inner(raw)
+			return within.answersAll(routes)
 		default:
 			return !passesOn[name] && !goesOn(raw)
 		}
