@@ -131,9 +131,9 @@ func verdict(file string, all []finding) string {
 	}
 	switch {
 	case counts[losesRecords] > 0:
-		return fmt.Sprintf("%s: do not use it like this: %d of these would lose records.", file, counts[losesRecords])
+		return fmt.Sprintf("%s: do not use it like this. Findings that lose records: %d.", file, counts[losesRecords])
 	case counts[showsKeys]+counts[bites] > 0:
-		return fmt.Sprintf("%s: it would lose no record that the doctor knows of. %d of these are worth a change.", file, counts[showsKeys]+counts[bites])
+		return fmt.Sprintf("%s: it would lose no record that the doctor knows of. Findings worth a change: %d.", file, counts[showsKeys]+counts[bites])
 	default:
 		return fmt.Sprintf("%s: the doctor finds nothing to change.", file)
 	}

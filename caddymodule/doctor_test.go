@@ -337,14 +337,14 @@ IN ORDER
 
  5. B.
 
-F: do not use it like this: 2 of these would lose records.
+F: do not use it like this. Findings that lose records: 2.
 `
 	if !loses || out.String() != want {
 		t.Errorf("%v\n%s", loses, out.String())
 	}
 	for want, all := range map[string][]finding{
-		"F: it would lose no record that the doctor knows of. 2 of these are worth a change.\n": {{bites, "A.", "a"}, {showsKeys, "B.", "b"}, {inOrder, "C.", ""}},
-		"F: the doctor finds nothing to change.\n":                                              {{inOrder, "C.", ""}},
+		"F: it would lose no record that the doctor knows of. Findings worth a change: 2.\n": {{bites, "A.", "a"}, {showsKeys, "B.", "b"}, {inOrder, "C.", ""}},
+		"F: the doctor finds nothing to change.\n":                                           {{inOrder, "C.", ""}},
 	} {
 		out.Reset()
 		if printFindings(&out, "F", all) || !strings.HasSuffix(out.String(), want) {
