@@ -2,7 +2,7 @@
 // that several gateways share one, and the loss of a machine loses no record.
 //
 // A stream <Name>_records holds the records of all queues, each under the
-// subject <Name>.records.<queue>; what is acked leaves it. A stream
+// subject <Name>.records.<queue> and a lane; what is acked leaves it. A stream
 // <Name>_letters holds the dead letters. Gateways of the same Name deliver from
 // the same queues: each record goes to one of them.
 //
@@ -99,7 +99,7 @@ const (
 	duplicates    = time.Minute           // how long the servers know a message that was published again
 	buried        = time.Hour             // the same, for dead letters
 	stuck         = 5 * time.Second       // how long a write may take: meanwhile, nobody else gets an answer from the connection
-	maxAckPending = 20_000                // records with all gateways together, those that Later has put back included
+	maxAckPending = 20_000                // records of a lane with all gateways together, those that Later has put back included
 	keepRecords   = 30 * 24 * time.Hour
 
 	// What a message needs: a body and a head of up to 1 MiB each, and room for
