@@ -352,7 +352,7 @@ func TestLargeBacklogOnDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer log.Close() //nolint:errcheck // nothing is expected of it
+	defer log.Close()
 	pad := strings.Repeat("x", 500)
 	var callers sync.WaitGroup
 	for c := range 1000 {

@@ -73,7 +73,7 @@ func TestTakeWaits(t *testing.T) {
 	}()
 	until(t, "somebody waits for records", func() bool {
 		consumer, err := l.records.Consumer(t.Context(), tokenOf(testQueue))
-		return err == nil && consumer.CachedInfo().NumWaiting == 1
+		return err == nil && consumer.CachedInfo().NumWaiting > 0
 	})
 	add(t, l, testQueue, "a")
 	if r := <-taken; r.err != nil || texts(r.entries) != "a" {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"slices"
 	"strings"
 	"time"
 
@@ -38,7 +37,7 @@ const (
 
 // laneTokens are the tokens of a queue's lanes.
 func laneTokens(token string) []string {
-	tokens := []string{token}
+	tokens := append(make([]string, 0, 1+lanes), token)
 	for lane := range lanes {
 		tokens = append(tokens, laneToken(token, lane))
 	}
@@ -132,26 +131,30 @@ func (t *taker) take(ctx context.Context, n int) ([]spool.Entry, error) {
 // run takes what is asked for, until the Log is closed.
 func (l *lane) run(arrivals chan<- found) {
 	for {
-		n := 0
 		select {
-		case n = <-l.asked:
+		case n := <-l.asked:
+			l.serve(n, arrivals)
 		case <-l.ctx.Done():
 			return
 		}
-		for {
-			entries, err := l.patiently(n)
-			if l.ctx.Err() != nil {
-				return
-			}
-			l.hand(arrivals, found{l, entries, err})
-			if err == nil {
-				break
-			}
-			select { // somebody waits for it still
-			case <-time.After(laneRetry):
-			case <-l.ctx.Done():
-				return
-			}
+	}
+}
+
+// serve takes up to n records once, however often that fails: somebody waits.
+func (l *lane) serve(n int, arrivals chan<- found) {
+	for {
+		entries, err := l.patiently(n)
+		if l.ctx.Err() != nil {
+			return // Close gives back what was given out
+		}
+		l.hand(arrivals, found{l, entries, err})
+		if err == nil {
+			return
+		}
+		select {
+		case <-time.After(laneRetry):
+		case <-l.ctx.Done():
+			return
 		}
 	}
 }
@@ -238,5 +241,5 @@ func (l *Log) subjectsOf(queue string) []string {
 	for i := range subjects {
 		subjects[i] = l.recordSubject(subjects[i])
 	}
-	return slices.Clip(subjects)
+	return subjects
 }

@@ -91,7 +91,7 @@ func TestLimitedAccount(t *testing.T) {
 func TestLanes(t *testing.T) {
 	l := open(t, cluster(t), func(c *Config) { c.Account = accountOf })
 	earlier := open(t, cluster(t), nil)
-	var want []string
+	want := make([]string, 0, 100)
 	for i := range 50 {
 		text := fmt.Sprintf("account%d 1", i)
 		add(t, earlier, testQueue, text+" earlier")
@@ -119,7 +119,7 @@ func TestLanes(t *testing.T) {
 		t.Errorf("listed: %q", listed)
 	}
 	q := l.Queue(testQueue)
-	var got []string
+	got := make([]string, 0, 100)
 	for _, e := range take(t, q, 100) {
 		got = append(got, string(e.Data))
 		if strings.HasPrefix(string(e.Data), "account7 ") {
