@@ -57,7 +57,7 @@ func TestHostileHeads(t *testing.T) {
 				if err := stubHandler().ServeHTTP(w, r, nil); err != nil || w.status == 0 {
 					t.Fatal(err, w.status)
 				}
-				if took := time.Since(began); took > 5*time.Second {
+				if took := time.Since(began); took > 20*time.Second {
 					t.Errorf("it took %v", took)
 				}
 			})
