@@ -28,6 +28,10 @@ func HeadBytes(r *http.Request) (fields, memory int) {
 			fields += len(value)
 		}
 	}
+	for name := range r.Trailer { // net/http takes what Trailer announces out of the header
+		count++
+		fields += len(name) + len(",")
+	}
 	return fields, len(r.Method) + len(r.RequestURI) + len(r.Proto) + fields + count*fieldCost
 }
 

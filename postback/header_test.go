@@ -110,6 +110,37 @@ func TestHeadBytes(t *testing.T) {
 	}
 }
 
+// TestHeadBytesOfTrailers: net/http takes what Trailer announces out of the header,
+// and has a place for each name.
+func TestHeadBytesOfTrailers(t *testing.T) {
+	var names strings.Builder
+	const n = 20_000
+	for i := range n {
+		fmt.Fprintf(&names, "t%05x,", i)
+	}
+	for name, head := range map[string]string{
+		"one field":   "Trailer: " + names.String() + "\r\n",
+		"many fields": strings.ReplaceAll("Trailer: "+names.String(), ",t", "\r\nTrailer: t") + "\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, err := http.ReadRequest(bufio.NewReader(strings.NewReader("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + head + "\r\n")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(r.Trailer) != n {
+				t.Fatalf("%d trailers", len(r.Trailer))
+			}
+			fields, memory := HeadBytes(r)
+			if least := names.Len(); fields < least {
+				t.Errorf("got %d bytes of fields, want at least %d", fields, least)
+			}
+			if least := names.Len() + n*fieldCost; memory < least {
+				t.Errorf("got %d bytes in memory, want at least %d", memory, least)
+			}
+		})
+	}
+}
+
 // TestConnectionLinear: a header that names many others costs no more than its
 // length, beside many others too.
 func TestConnectionLinear(t *testing.T) {
