@@ -41,7 +41,7 @@ func AppendKept(dst []byte, q *Request, arrival time.Time) ([]byte, RecordTime) 
 // SurelyRefused reports whether v2 would refuse the request for its body: one that
 // is not one JSON object. A compressed one is not judged.
 func (q *Request) SurelyRefused() bool {
-	if q.FromQuery || len(q.Header["Content-Encoding"]) > 0 {
+	if q.FromQuery || q.Compressed() {
 		return false
 	}
 	body := q.Body

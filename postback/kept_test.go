@@ -112,6 +112,11 @@ func TestSurelyRefused(t *testing.T) {
 		{body: "\x00", refused: true},
 		{body: "", refused: true},
 		{body: "\x1f\x8b", header: http.Header{"Content-Encoding": {"gzip"}}},
+		{body: "\x1f\x8b", header: http.Header{"Content-Encoding": {"identity, gzip"}}},
+		{body: `{}`, header: http.Header{"Content-Encoding": {"identity"}}},
+		{body: `a=1`, header: http.Header{"Content-Encoding": {"identity"}}, refused: true},
+		{body: `a=1`, header: http.Header{"Content-Encoding": {"UTF-8"}}, refused: true},
+		{body: `a=1`, header: http.Header{"Content-Encoding": {""}}, refused: true},
 		{body: `{"a":1}`, header: http.Header{"Content-Md5": {"x"}}},
 		{body: `[]`, header: http.Header{"Content-Md5": {"x"}}, refused: true},
 	} {
