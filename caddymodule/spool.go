@@ -44,7 +44,9 @@ const allowedSpoolAge = "more than 0 and at most 7d, when v2 ignores a record's 
 type Spool struct {
 	// When a record goes to the spool: `on_failure`, only if v2 cannot be
 	// reached, does not answer in time, or answers 408, 429 or 5xx; or `always`,
-	// which answers callers without waiting for v2. Default: `on_failure`.
+	// which answers callers without waiting for v2, unless v2 would surely refuse
+	// the record: what is not one JSON object goes to v2 first. Default:
+	// `on_failure`.
 	Mode string `json:"mode,omitempty"`
 
 	// The directory on the local disk, for this gateway alone. It is made with
