@@ -7,8 +7,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
@@ -291,5 +293,25 @@ func TestAdminRefuses(t *testing.T) {
 		if status, problem := admin(t, http.MethodGet, target, &list); status != http.StatusOK || len(list) != 0 {
 			t.Errorf("%s: %d %s, %d records", target, status, problem, len(list))
 		}
+	}
+}
+
+// lettersLog is a Log that has some dead letters.
+type lettersLog struct {
+	spool.Log
+	letters []spool.Letter
+}
+
+func (l lettersLog) Letters(string, spool.ID, int) ([]spool.Letter, error) { return l.letters, nil }
+
+// TestNextLetters: what died since a command began may have been replayed by it.
+// What died in the future, before the clock was set back, has not.
+func TestNextLetters(t *testing.T) {
+	began := time.Now().Add(-time.Minute)
+	s := selected{log: lettersLog{letters: []spool.Letter{
+		{ID: 1, Died: began.Add(-time.Hour)}, {ID: 2, Died: began.Add(time.Second)}, {ID: 3, Died: time.Now().Add(time.Hour)},
+	}}}
+	if more, err := s.nextLetters(began); err != nil || !more || !slices.Equal(s.ids, []spool.ID{1, 3}) {
+		t.Errorf("got %v, %v, %v", s.ids, more, err)
 	}
 }

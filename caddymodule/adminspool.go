@@ -284,12 +284,13 @@ func changeLetters(w http.ResponseWriter, r *http.Request, change func(spool.Log
 }
 
 // nextLetters selects some more dead letters, but none that died since: those
-// may have been replayed before. It reports whether there may be more.
+// may have been replayed before. One of the future died before the clock was set
+// back. It reports whether there may be more.
 func (s *selected) nextLetters(began time.Time) (more bool, err error) {
 	letters, err := s.log.Letters(s.queue, s.after, maxListed)
 	s.ids = s.ids[:0]
 	for _, l := range letters {
-		if s.after = l.ID; !l.Died.After(began) {
+		if s.after = l.ID; !l.Died.After(began) || l.Died.After(time.Now()) {
 			s.ids = append(s.ids, l.ID)
 		}
 	}
