@@ -6,7 +6,7 @@ type Event struct {
 	Text    string // what happened, if Kind does not say it well enough
 	Queue   string // that it concerns, if it is about one
 	File    string // the same
-	Records int    // how many it concerns, for Damaged, SetAside and Unnoted
+	Records int    // how many it concerns, for NotSealed, Damaged, SetAside and Unnoted
 	Err     error  // why, if something failed
 }
 
@@ -20,6 +20,8 @@ const (
 	Recovered   EventKind = "the spool's disk takes records again"   // after Failed
 	Undeletable EventKind = "a file of the spool cannot be deleted"  // nothing in it is needed
 	Unreadable  EventKind = "a file of the spool cannot be read now" // it is tried again
+	Foreign     EventKind = "a directory in the spool is none of it" // it is left alone
+	NotSealed   EventKind = "records in the spool are not encrypted" // with a key; they are dead letters now
 	Damaged     EventKind = "a record in the spool is damaged"       // it is a dead letter now
 	SetAside    EventKind = "a file of the spool is damaged"         // it was renamed; so many of its records are delivered, maybe again
 	SmallDisk   EventKind = "the spool's disk has less room than it may use"

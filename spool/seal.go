@@ -14,7 +14,7 @@ const KeySize = 32
 // What the key of records is derived for. These are a part of the formats on
 // disk and in a cluster.
 const (
-	SegmentKey = "td_postback spool segment" // all records of a segment on disk
+	SegmentKey = "td_postback spool segment" // all records of a segment on disk; what follows it is the queue
 	RecordKey  = "td_postback spool"         // one record in a cluster
 )
 
@@ -25,6 +25,14 @@ func CheckKey(key []byte) error {
 	}
 	return nil
 }
+
+// KeyCheck tells one key from another without telling anything of them.
+func KeyCheck(key, salt []byte) ([]byte, error) {
+	return hkdf.Key(sha256.New, key, salt, "td_postback spool key check", KeyCheckSize)
+}
+
+// KeyCheckSize is the length in bytes of what KeyCheck makes.
+const KeyCheckSize = 8
 
 // NewAEAD makes AES-256-GCM with a key that is derived from an operator's key of
 // KeySize bytes (HKDF with SHA-256, RFC 5869). It puts a random nonce of 12 bytes

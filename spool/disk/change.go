@@ -117,7 +117,8 @@ func (c *change) applyLetters(records, dead *bolt.Bucket, st *state, coder coder
 			return err
 		}
 		if marked := coder.asReplayed(value); marked != nil {
-			if err := records.Put(key, marked); err != nil { // of the same length
+			st.bytes += int64(len(marked) - len(value))
+			if err := records.Put(key, marked); err != nil {
 				return err
 			}
 		}
@@ -188,6 +189,22 @@ func (st state) encode() []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(st.dead))                           //nolint:gosec // G115: a count
 	b = binary.BigEndian.AppendUint64(b, uint64(st.bytes))                          //nolint:gosec // G115: a size
 	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// writeCheck notes which key a segment is of, if any.
+func (c coder) writeCheck(tx *bolt.Tx) error {
+	if c.check == nil {
+		return nil
+	}
+	return tx.Bucket(stateBucket).Put(checkKey, binary.BigEndian.AppendUint32(bytes.Clone(c.check), crc32.Checksum(c.check, castagnoli)))
+}
+
+// decodeCheck reads that. It returns nil without it: then a record must tell.
+func decodeCheck(b []byte) []byte {
+	if len(b) != spool.KeyCheckSize+4 || crc32.Checksum(b[:spool.KeyCheckSize], castagnoli) != binary.BigEndian.Uint32(b[spool.KeyCheckSize:]) {
+		return nil
+	}
+	return bytes.Clone(b[:spool.KeyCheckSize])
 }
 
 // decodeState is encode the other way round. A segment that took itself for

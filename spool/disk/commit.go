@@ -347,14 +347,14 @@ func (q *queue) writable() (*segment, error) {
 	if s := q.active; s != nil && s.size < q.disk.segmentSize() {
 		return s, nil
 	}
-	if err := makeDir(q.dir); err != nil {
+	if err := errors.Join(q.disk.lock.holds(), makeDir(q.dir)); err != nil {
 		return nil, err
 	}
 	q.mu.Lock()
 	q.next++ // no two files have the same first ID, even if one could not be deleted
 	first := q.next
 	q.mu.Unlock()
-	s, err := createSegment(q.dir, first, q.disk.cfg.Key, q.disk.space())
+	s, err := q.createSegment(first)
 	if err != nil {
 		return nil, err
 	}
@@ -575,6 +575,7 @@ func (q *queue) tidy() {
 	if q.failed.Load() {
 		q.probe()
 	}
+	q.loadLater()
 	_ = q.disk.spare.missing() // as soon as there is room for it, whether or not a record comes
 	q.mu.Lock()
 	var idle []*segment

@@ -8,17 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
-
-	bolt "go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/td-postback/gateway/spool"
 )
@@ -69,7 +64,7 @@ const (
 // Disk is a spool.Log in a directory.
 type Disk struct {
 	cfg        Config
-	lock       *bolt.DB
+	lock       *lock
 	used       atomic.Int64 // by files, without the share of dead letters
 	usedByDead atomic.Int64 // that share
 	letters    atomic.Int64 // what dead letters take by themselves
@@ -111,10 +106,10 @@ func Open(cfg Config) (*Disk, error) {
 	d.maxSize.Store(cfg.MaxSize)
 	d.deadSize.Store(cfg.DeadSize)
 	if err := d.load(); err != nil {
-		return nil, errors.Join(err, lock.Close())
+		return nil, errors.Join(err, lock.close())
 	}
 	if err := d.openSpare(); err != nil && !isNoSpace(err) {
-		return nil, errors.Join(err, lock.Close())
+		return nil, errors.Join(err, lock.close())
 	}
 	d.compareRoom()
 	for _, q := range d.queues {
@@ -138,51 +133,6 @@ func makeDir(dir string) error {
 		return err
 	}
 	return syncDir(above)
-}
-
-// lockDir makes this Log the only one in the directory. bbolt locks a file
-// until it is closed, which the system does when the process dies.
-func lockDir(dir string) (*bolt.DB, error) {
-	path := filepath.Join(dir, "lock"+segmentSuffix)
-	open := func() (lock *bolt.DB, err error) {
-		err = guard(func() error {
-			lock, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Millisecond})
-			return err
-		})
-		return lock, err
-	}
-	lock, err := open()
-	if errors.Is(err, berrors.ErrTimeout) {
-		return nil, fmt.Errorf("%w: %s", ErrLocked, dir)
-	}
-	if _, system := errors.AsType[syscall.Errno](err); err != nil && !system {
-		// Its making was cut short, or it is damaged. Nothing is in it.
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
-		return open()
-	}
-	return lock, err
-}
-
-// load takes over what is in the directory.
-func (d *Disk) load() error {
-	dirs, err := os.ReadDir(d.cfg.Dir)
-	if err != nil {
-		return err
-	}
-	for _, entry := range dirs {
-		name, err := url.QueryUnescape(entry.Name())
-		if err != nil || !entry.IsDir() || entry.Name() == "lost+found" { // a file system makes that in its root
-			continue
-		}
-		q := d.newQueue(name)
-		if err := q.load(); err != nil {
-			return err
-		}
-		d.queues[name] = q
-	}
-	return nil
 }
 
 // queue finds a queue, and makes it if it is not there.
@@ -331,7 +281,7 @@ func (d *Disk) Close() error {
 	for _, q := range queues {
 		err = errors.Join(err, q.close())
 	}
-	return errors.Join(err, guard(d.lock.Close))
+	return errors.Join(err, d.lock.close())
 }
 
 // isGone reports whether a file is not there.

@@ -887,12 +887,13 @@ func TestIdleLogDoesNothing(t *testing.T) {
 // However many segments there are, few files are open.
 func TestFewFilesAreOpen(t *testing.T) {
 	dir := memoryDir(t)
-	q := filepath.Join(dir, "q")
-	if err := os.Mkdir(q, 0o700); err != nil {
+	q := (&Disk{cfg: Config{Dir: dir}}).newQueue(q1)
+	q.disk.maxSize.Store(minMaxSize)
+	if err := os.Mkdir(q.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 300 {
-		s, err := createSegment(q, spool.ID(i+1), nil, space{growth: minGrowth})
+		s, err := q.createSegment(spool.ID(i + 1))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -911,7 +912,7 @@ func TestFewFilesAreOpen(t *testing.T) {
 	}
 	entries := []spool.Entry{}
 	for len(entries) < 300 {
-		some, err := d.Queue("q").Take(t.Context(), 10)
+		some, err := d.Queue(q1).Take(t.Context(), 10)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -931,7 +932,7 @@ func TestKeyEncryptsTheDisk(t *testing.T) {
 	for range 20 {
 		add(t, d, secret)
 	}
-	for _, e := range take(t, d, 5) {
+	for _, e := range take(t, d, 4) {
 		if err := d.Queue(q1).Bury(e, spool.Verdict{Status: 403, Reason: "no"}); err != nil {
 			t.Fatal(err)
 		}

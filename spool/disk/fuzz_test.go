@@ -27,8 +27,8 @@ func FuzzParseSegmentName(f *testing.F) {
 
 // What decodes is what was encoded, and is found among other bytes.
 func FuzzDecode(f *testing.F) {
-	plain, _ := newCoder(nil, []byte("saltsalt"))
-	secret, _ := newCoder(make([]byte, spool.KeySize), []byte("saltsalt"))
+	plain, _ := newCoder(nil, []byte("saltsalt"), q1)
+	secret, _ := newCoder(make([]byte, spool.KeySize), []byte("saltsalt"), q1)
 	r := spool.Record{Arrival: arrivalTime, Data: []byte("data")}
 	f.Add(plain.encode(nil, 7, r), []byte("before"))
 	f.Add(secret.encode(nil, 7, r), []byte(magic))
@@ -75,12 +75,12 @@ func FuzzDecodeDeath(f *testing.F) {
 // as it says; any other is damaged.
 func FuzzCheck(f *testing.F) {
 	salt := []byte("saltsalt")
-	c, err := newCoder(nil, salt)
+	c, err := newCoder(nil, salt, q1)
 	if err != nil {
 		f.Fatal(err)
 	}
 	path := filepath.Join(f.TempDir(), segmentName(1, salt))
-	db, err := createFile(path, space{growth: 4096})
+	db, err := createFile(path, c, space{growth: 4096})
 	if err != nil {
 		f.Fatal(err)
 	}

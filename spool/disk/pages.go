@@ -269,8 +269,10 @@ func (p *pages) edge(b bucketPages, last bool) (element, error) {
 // found is what is in a segment.
 type found struct {
 	state
-	size int64 // of the file
-	last uint64
+	size  int64  // of the file
+	check []byte // tells the key; nil if that is not known
+	keyed bool   // it is the Log's
+	last  uint64
 }
 
 // peek reads what a segment knows of itself, in few pages however large it is.
@@ -281,7 +283,7 @@ func (p *pages) peek() (f found, first []byte, err error) {
 	if err != nil {
 		return f, nil, err
 	}
-	if f.state, err = p.state(buckets[string(stateBucket)]); err != nil {
+	if err := p.readState(&f, buckets[string(stateBucket)]); err != nil {
 		return f, nil, err
 	}
 	records := buckets[string(recordsBucket)]
@@ -294,13 +296,13 @@ func (p *pages) peek() (f found, first []byte, err error) {
 	return f, e.value, err
 }
 
-// state reads the counts of a segment. One of the first version does not say how
-// many bytes its dead letters have: until it is written to, they count as large
+// readState reads the counts of a segment. One of the first version does not say
+// how many bytes its dead letters have: until it is written to, they count as large
 // as the others.
-func (p *pages) state(b bucketPages) (st state, err error) {
+func (p *pages) readState(f *found, b bucketPages) error {
 	page, err := p.top(b)
 	if err != nil {
-		return st, err
+		return err
 	}
 	values := map[string][]byte{}
 	all, err := appendElements(nil, page)
@@ -308,12 +310,14 @@ func (p *pages) state(b bucketPages) (st state, err error) {
 		values[string(e.key)] = e.value
 	}
 	if err != nil {
-		return st, err
+		return err
 	}
-	if st, err = decodeState(values[string(stateKey)]); err == nil && !st.decodeDead(values[string(deadKey)]) && st.dead > 0 {
-		st.deadBytes = st.bytes / int64(st.live+st.dead) * int64(st.dead)
+	f.check = decodeCheck(values[string(checkKey)])
+	if f.state, err = decodeState(values[string(stateKey)]); err != nil || f.decodeDead(values[string(deadKey)]) || f.dead == 0 {
+		return err
 	}
-	return st, err
+	f.deadBytes = f.bytes / int64(max(1, f.live+f.dead)) * int64(f.dead)
+	return nil
 }
 
 // check reads the whole file. It returns errDamaged if the file's structure would

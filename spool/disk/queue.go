@@ -5,12 +5,9 @@ import (
 	"container/heap"
 	"context"
 	"errors"
-	"fmt"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +33,9 @@ type queue struct {
 	orders   []*order // about records that are there
 	closed   bool
 
+	missed   error // why the directory could not be taken over; nil if it was. run's alone, once it runs
+	missedAt time.Time
+
 	failed atomic.Bool // the last commit of records has failed, and nothing was written since
 
 	wake    chan struct{} // run has something to do
@@ -58,68 +58,6 @@ func (d *Disk) newQueue(name string) *queue {
 	}
 }
 
-// load takes over the segments that are there. New records go to a new one, so
-// that nothing is written to a file whose last commit may be torn.
-func (q *queue) load() error {
-	files, err := os.ReadDir(q.dir)
-	if err != nil {
-		return err
-	}
-	q.next = spool.ID(time.Now().UnixMicro())
-	if files, err = q.finish(files); err != nil {
-		return err
-	}
-	for _, f := range files {
-		first, salt, ok := parseSegmentName(f.Name())
-		if !ok {
-			continue
-		}
-		c, err := newCoder(q.disk.cfg.Key, salt)
-		if err != nil {
-			return err
-		}
-		s := newSegment(filepath.Join(q.dir, f.Name()), first, c)
-		q.segments = append(q.segments, s)
-		if err := q.loadSegment(s); errors.Is(err, errKey) {
-			return fmt.Errorf("%w: %s", ErrKey, s.path)
-		}
-		q.next = max(q.next, s.last+1, first+1)
-	}
-	slices.SortFunc(q.segments, func(a, b *segment) int { return cmp.Compare(a.first, b.first) })
-	return nil
-}
-
-// finish ends what the death of a process has cut short: it deletes files that
-// were not finished, and lets one with rescued records take the place of the
-// damaged one, if that was set aside already.
-func (q *queue) finish(files []os.DirEntry) (left []os.DirEntry, err error) {
-	changed := false
-	for _, f := range files {
-		path := filepath.Join(q.dir, f.Name())
-		name, _, _ := strings.Cut(f.Name(), segmentSuffix+".")
-		if _, _, ours := parseSegmentName(name + segmentSuffix); !ours {
-			continue // nobody's but the operator's
-		}
-		if to, ok := strings.CutSuffix(path, rescuedSuffix); ok {
-			if _, err := os.Lstat(to); isGone(err) {
-				if err := rename(path, to); err != nil {
-					return nil, err
-				}
-				changed = true
-				continue
-			}
-			_ = os.Remove(path)
-		}
-		if strings.HasSuffix(path, newSuffix) {
-			_ = os.Remove(path)
-		}
-	}
-	if changed {
-		return os.ReadDir(q.dir)
-	}
-	return files, nil
-}
-
 // loadSegment reads a segment's state. If that fails, it is tried again when
 // its turn comes.
 func (q *queue) loadSegment(s *segment) error {
@@ -130,7 +68,7 @@ func (q *queue) loadSegment(s *segment) error {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s.loaded, s.state, s.last = true, found.state, spool.ID(found.last)
+	s.loaded, s.state, s.last, s.keyed = true, found.state, spool.ID(found.last), found.keyed
 	q.disk.count(s, found.size)
 	return nil
 }
@@ -297,7 +235,7 @@ func (q *queue) read(s *segment, n int) (entries []spool.Entry) {
 	q.mu.Lock()
 	final, last := s != q.active, s.last // nothing comes behind the last one of a file that takes no records
 	q.mu.Unlock()
-	var damaged []spool.ID
+	var damaged, unsealed []spool.ID
 	var wrongKey error
 	size, cursor, more := 0, s.cursor, false
 	err := s.each(cursor, func(id spool.ID, value []byte) bool {
@@ -312,6 +250,10 @@ func (q *queue) read(s *segment, n int) (entries []spool.Entry) {
 		}
 		cursor = id
 		if s.ahead[id] {
+			return true
+		}
+		if errors.Is(err, errPlain) {
+			unsealed = append(unsealed, id)
 			return true
 		}
 		if err != nil || stored != id {
@@ -340,7 +282,8 @@ func (q *queue) read(s *segment, n int) (entries []spool.Entry) {
 		s.ahead = nil
 	}
 	q.mu.Unlock()
-	q.buryDamaged(s, damaged)
+	q.buryUnread(s, damaged, spool.Damaged)
+	q.buryUnread(s, unsealed, spool.NotSealed)
 	return entries
 }
 
@@ -377,7 +320,10 @@ func (q *queue) reread(l later) (e spool.Entry, ok bool) {
 	case errors.Is(err, errNoRecord):
 		return e, false
 	case errors.Is(err, errDamaged):
-		q.buryDamaged(s, []spool.ID{l.id})
+		q.buryUnread(s, []spool.ID{l.id}, spool.Damaged)
+		return e, false
+	case errors.Is(err, errPlain):
+		q.buryUnread(s, []spool.ID{l.id}, spool.NotSealed)
 		return e, false
 	}
 	q.blame(s, err)
@@ -386,19 +332,23 @@ func (q *queue) reread(l later) (e spool.Entry, ok bool) {
 	return e, false
 }
 
-// buryDamaged makes dead letters of records whose checksum does not match,
-// unless it is the file that is damaged: then they are read again.
-func (q *queue) buryDamaged(s *segment, ids []spool.ID) {
+// unreadReasons are why records are dead letters that were never given out.
+var unreadReasons = map[spool.EventKind]string{spool.Damaged: "damaged", spool.NotSealed: "not_encrypted"}
+
+// buryUnread makes dead letters of records whose checksum does not match, unless
+// it is the file that is damaged: then they are read again. It does so too of those
+// that are not encrypted when there is a key.
+func (q *queue) buryUnread(s *segment, ids []spool.ID, kind spool.EventKind) {
 	if len(ids) == 0 {
 		return
 	}
 	deaths := make([]death, len(ids))
 	for i, id := range ids {
-		deaths[i] = death{id: id, died: time.Now(), Verdict: spool.Verdict{Reason: "damaged"}}
+		deaths[i] = death{id: id, died: time.Now(), Verdict: spool.Verdict{Reason: unreadReasons[kind]}}
 	}
-	err := q.order(&order{segment: s, change: change{deaths: deaths}, suspect: true})
+	err := q.order(&order{segment: s, change: change{deaths: deaths}, suspect: kind == spool.Damaged})
 	if err == nil {
-		q.disk.report(spool.Event{Kind: spool.Damaged, Queue: q.name, File: s.path, Records: len(ids)})
+		q.disk.report(spool.Event{Kind: kind, Queue: q.name, File: s.path, Records: len(ids)})
 		return
 	}
 	if errors.Is(err, errDamaged) {

@@ -19,8 +19,12 @@ import (
 //	length   4 bytes   of all that follows
 //	id       8 bytes
 //	arrival  8 bytes   UNIX milliseconds
-//	form     1 byte    plain or sealed, and maybe replayed
-//	data               with sealed: a nonce, and the data in AES-256-GCM
+//	form     1 byte    plain, sealed or bound, and maybe replayed
+//	data               with sealed and bound: a nonce, and the data in AES-256-GCM
+//
+// The key of what is bound is of the segment and of its queue. What the first
+// version has sealed is not bound to a queue: in another one's directory it is
+// delivered to that one's host.
 //
 // bbolt checks no data, so each record has a checksum; and with its ID and its
 // length in it, a record can be found in a file whose pages are damaged. The
@@ -32,6 +36,7 @@ const (
 
 	plain  byte = 0
 	sealed byte = 1
+	bound  byte = 2
 
 	// replayed is added to the form of a record that was a dead letter.
 	replayed byte = 0x80
@@ -41,22 +46,32 @@ var (
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
 	errDamaged = errors.New("it is damaged")
 	errKey     = errors.New("it was written with another key")
+	errQueue   = errors.New("it was written for another queue: its directory has got another name")
+	errPlain   = errors.New("it is not encrypted")
 )
 
 // coder writes and reads the records of one segment.
 type coder struct {
-	seed uint32
-	aead cipher.AEAD // nil without a key
+	seed  uint32
+	check []byte      // tells the key; nil without one
+	aead  cipher.AEAD // the same
+	old   cipher.AEAD // for what the first version has sealed
 }
 
-// newCoder makes the coder of a segment from its salt, which no other segment
-// has: so each segment has its own key, and random nonces are safe.
-func newCoder(key []byte, salt []byte) (c coder, err error) {
+// newCoder makes the coder of a queue's segment from its salt, which no other
+// segment has: so each segment has its own key, and random nonces are safe.
+func newCoder(key []byte, salt []byte, queue string) (c coder, err error) {
 	c.seed = crc32.Checksum(salt, castagnoli)
 	if len(key) == 0 {
 		return c, nil
 	}
-	c.aead, err = spool.NewAEAD(key, salt, spool.SegmentKey)
+	if c.check, err = spool.KeyCheck(key, salt); err != nil {
+		return c, err
+	}
+	if c.old, err = spool.NewAEAD(key, salt, spool.SegmentKey); err != nil {
+		return c, err
+	}
+	c.aead, err = spool.NewAEAD(key, salt, spool.SegmentKey+" "+queue)
 	return c, err
 }
 
@@ -69,7 +84,7 @@ func (c coder) encode(dst []byte, id spool.ID, r spool.Record) []byte {
 	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Arrival.UnixMilli()))
 	form := plain
 	if c.aead != nil {
-		form = sealed
+		form = bound
 	}
 	if r.Replayed {
 		form |= replayed
@@ -93,27 +108,36 @@ func (c coder) decode(value []byte) (id spool.ID, r spool.Record, err error) {
 	}
 	id = idIn(value)
 	r.Arrival = arrival(value)
-	form, data := value[dataStart-1], value[dataStart:]
+	form, data, aead := value[dataStart-1], value[dataStart:], c.aead
 	r.Replayed = form&replayed != 0
-	if form&^replayed == plain {
+	switch form &^ replayed {
+	case plain:
 		r.Data = bytes.Clone(data)
-		return id, r, nil
+		if c.aead != nil {
+			err = errPlain // whoever can write to the disk may have made it
+		}
+		return id, r, err
+	case sealed:
+		aead = c.old
 	}
-	if c.aead == nil {
+	if aead == nil {
 		return id, r, errKey
 	}
-	r.Data, err = c.aead.Open(nil, nil, data, value[headerEnd:dataStart])
+	r.Data, err = aead.Open(nil, nil, data, value[headerEnd:dataStart])
 	if err != nil {
 		return id, r, errKey // its checksum is right
 	}
 	return id, r, nil
 }
 
-// asReplayed makes the value of the same record as one that was replayed. For one
-// that is that already, or cannot be read, there is none.
+// asReplayed makes the value of the same record as one that was replayed, and
+// encrypts it if there is a key. For one that is that already, or cannot be read,
+// there is none.
 func (c coder) asReplayed(value []byte) []byte {
 	id, r, err := c.decode(value)
-	if err != nil || r.Replayed {
+	switch {
+	case errors.Is(err, errPlain):
+	case err != nil || r.Replayed:
 		return nil
 	}
 	r.Replayed = true

@@ -17,7 +17,7 @@ func TestSealedFormat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := newCoder(bytes.Repeat([]byte{7}, spool.KeySize), []byte("saltsalt"))
+	c, err := newCoder(bytes.Repeat([]byte{7}, spool.KeySize), []byte("saltsalt"), q1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,8 +1,11 @@
-//go:build !unix
+//go:build !darwin && !freebsd && !linux
 
 package disk
 
-import "os"
+import (
+	"errors"
+	"os"
+)
 
 // room is not known here.
 func room(string) (free, all int64, ok bool) { return 0, 0, false }
@@ -14,3 +17,6 @@ func allocated(path string) int64 {
 	}
 	return info.Size()
 }
+
+// holdFile cannot lock a directory here.
+func holdFile(*os.File) (taken bool, err error) { return false, errors.ErrUnsupported }

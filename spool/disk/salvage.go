@@ -33,7 +33,7 @@ func (s *segment) salvage(acked []spool.ID, space space) (rescued *segment, err 
 		return nil, err
 	}
 	if len(records) > 0 {
-		if err := fill(s.path+newSuffix, records, space); err != nil {
+		if err := fill(s.path+newSuffix, s.coder, records, space); err != nil {
 			return nil, err
 		}
 		if err := rename(s.path+newSuffix, temporary); err != nil {
@@ -58,8 +58,8 @@ func (s *segment) salvage(acked []spool.ID, space space) (rescued *segment, err 
 }
 
 // fill makes a segment's file with records in it.
-func fill(path string, records map[spool.ID][]byte, space space) error {
-	db, err := createFile(path, space)
+func fill(path string, c coder, records map[spool.ID][]byte, space space) error {
+	db, err := createFile(path, c, space)
 	if err != nil {
 		return err
 	}

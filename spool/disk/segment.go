@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -42,6 +43,7 @@ var (
 	stateBucket   = []byte("state")
 	stateKey      = []byte("state")
 	deadKey       = []byte("state.dead") // behind it
+	checkKey      = []byte("state.key")  // tells which key the segment is of
 )
 
 // segment is one bbolt file of a queue. Its name tells the least ID that it
@@ -59,6 +61,7 @@ type segment struct {
 	state   state
 	last    spool.ID          // the largest ID
 	loaded  bool              // state and last are known
+	keyed   bool              // it was encrypted with the Log's key
 	acked   map[spool.ID]bool // delivered, but still in the file
 	ackedAt time.Time         // the first of them; or when to try again, if that has failed
 	size    int64             // of the file
@@ -103,16 +106,16 @@ func parseSegmentName(name string) (first spool.ID, salt []byte, ok bool) {
 }
 
 // createSegment makes a new file. After an error there is none.
-func createSegment(dir string, first spool.ID, key []byte, space space) (*segment, error) {
+func (q *queue) createSegment(first spool.ID) (*segment, error) {
 	salt := make([]byte, saltSize)
 	_, _ = rand.Read(salt) // never fails
-	c, err := newCoder(key, salt)
+	c, err := newCoder(q.disk.cfg.Key, salt, q.name)
 	if err != nil {
 		return nil, err
 	}
-	s := newSegment(filepath.Join(dir, segmentName(first, salt)), first, c)
+	s := newSegment(filepath.Join(q.dir, segmentName(first, salt)), first, c)
 	s.loaded = true
-	s.db, err = createFile(s.path+newSuffix, space)
+	s.db, err = createFile(s.path+newSuffix, c, q.disk.space())
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +128,7 @@ func createSegment(dir string, first spool.ID, key []byte, space space) (*segmen
 
 // createFile makes a segment's file without records. After an error there is
 // none.
-func createFile(path string, space space) (db *bolt.DB, err error) {
+func createFile(path string, c coder, space space) (db *bolt.DB, err error) {
 	if err := removeFile(path); err != nil { // of a try that was cut short
 		return nil, err
 	}
@@ -140,7 +143,7 @@ func createFile(path string, space space) (db *bolt.DB, err error) {
 					return err
 				}
 			}
-			return writeState(tx, state{})
+			return errors.Join(writeState(tx, state{}), c.writeCheck(tx))
 		})
 	})
 	if err != nil {
@@ -180,9 +183,17 @@ func (s *segment) load() (found, error) {
 	if err != nil {
 		return found, err
 	}
-	if _, _, err := s.coder.decode(first); errors.Is(err, errKey) {
+	_, _, err = s.coder.decode(first)
+	known := found.check != nil
+	switch {
+	case known && !bytes.Equal(found.check, s.coder.check):
+		return found, errKey
+	case errors.Is(err, errKey) && known:
+		return found, errQueue
+	case errors.Is(err, errKey):
 		return found, errKey
 	}
+	found.keyed = s.coder.check != nil && (known || err == nil && len(first) > 0)
 	return found, nil
 }
 

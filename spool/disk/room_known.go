@@ -1,8 +1,9 @@
-//go:build unix
+//go:build darwin || freebsd || linux
 
 package disk
 
 import (
+	"errors"
 	"os"
 	"syscall"
 )
@@ -27,4 +28,11 @@ func allocated(path string) int64 {
 		return s.Blocks * 512
 	}
 	return info.Size()
+}
+
+// holdFile locks a file or a directory for this process, or says that another one
+// has it.
+func holdFile(f *os.File) (taken bool, err error) {
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) //nolint:gosec // G115: a file descriptor
+	return errors.Is(err, syscall.EWOULDBLOCK), err
 }
