@@ -117,8 +117,8 @@ func spoolStatusCommand(fs caddycmd.Flags) (int, error) {
 		fmt.Println("The gateway has no spool.")
 	}
 	for _, s := range spools {
-		fmt.Printf("%s: %s, %s of %s, dead letters %s of %s\n", s.Spool, s.Health(), //nolint:gosec // G115: sizes
-			humanize.IBytes(uint64(s.Bytes)), humanize.IBytes(uint64(s.MaxBytes)), humanize.IBytes(uint64(s.Dead)), humanize.IBytes(uint64(s.MaxDead)))
+		fmt.Printf("%s: %s, %s of %s, dead letters %s of %s\n", s.Spool, s.Health(),
+			sizeText(s.Bytes), sizeText(s.MaxBytes), sizeText(s.Dead), sizeText(s.MaxDead))
 		if s.Stale {
 			fmt.Println("It does not answer. What it holds is as it was before:")
 		}
@@ -200,6 +200,8 @@ func spoolChangeCommand(fs caddycmd.Flags, path, done string) (int, error) {
 	fmt.Printf("%d dead letters %s\n", answer.Letters, done)
 	return caddy.ExitCodeSuccess, nil
 }
+
+func sizeText(bytes int64) string { return humanize.IBytes(uint64(bytes)) } //nolint:gosec // G115: it is not negative
 
 // table is columns of text.
 type table struct{ *tabwriter.Writer }
