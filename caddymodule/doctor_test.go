@@ -160,6 +160,23 @@ func TestDoctorFindsEachFault(t *testing.T) {
 	}
 }
 
+// TestDoctorsAdviceOnPaths follows the advice for a site without an answer for
+// other paths: then there is nothing left to find.
+func TestDoctorsAdviceOnPaths(t *testing.T) {
+	const block = "\thandle {\n\t\ttd_postback us01\n\t}\n"
+	for _, site := range []string{"\ttd_postback /postback/* us01\n", "\thandle /postback/* {\n\t\ttd_postback us01\n\t}\n"} {
+		found := checkConfiguration(examineText(t, strings.Replace(healthy, block, site, 1)))
+		only(t, found, losesRecords, "empty 200")
+		_, advice, _ := strings.Cut(found[0].instead, ":\n")
+		if !strings.Contains(advice, "td_postback us01") {
+			t.Fatalf("no block in %q", found[0].instead)
+		}
+		if all := checkConfiguration(examineText(t, strings.Replace(healthy, block, advice+"\n", 1))); len(all) > 0 {
+			t.Errorf("after the advice: %+v", all)
+		}
+	}
+}
+
 // TestDoctorRaisesNoFalseAlarm: these are as they should be.
 func TestDoctorRaisesNoFalseAlarm(t *testing.T) {
 	const block = "\thandle {\n\t\ttd_postback us01\n\t}\n"

@@ -227,7 +227,7 @@ func checkCatchAll(e *examined) (all []finding) {
 		all = append(all, finding{
 			losesRecords,
 			"A path that nothing in the site takes gets Caddy's empty 200, which a caller takes for success. The site is " + places + ".",
-			"Let td_postback have all paths that nothing else takes, without a matcher (it answers 404 itself), or end the site with `respond 404`.",
+			"Let td_postback have all paths that nothing else takes, without a matcher (it answers 404 itself), or give each a block of its own (a `respond 404` beside td_postback would run before it):\n\thandle /postback/* {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\trespond 404\n\t}",
 		})
 	}
 	return all
