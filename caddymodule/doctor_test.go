@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -157,6 +158,23 @@ func TestDoctorFindsEachFault(t *testing.T) {
 			}
 			only(t, checkConfiguration(examineText(t, text)), test.severity, test.texts...)
 		})
+	}
+}
+
+// TestDoctorSeesWhatALoadSees: what the doctor says of handlers in front of a
+// td_postback is what a load warns of. Redirects have a finding of their own.
+func TestDoctorSeesWhatALoadSees(t *testing.T) {
+	for name, test := range shadowSites {
+		e := examineText(t, "http://x.example:8080 {\n"+test.site+"\n}\n")
+		var got []string
+		for _, b := range e.blocks {
+			if b.shadow != "" {
+				got = append(got, b.shadow)
+			}
+		}
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%s: got %q, want %q", name, got, test.want)
+		}
 	}
 }
 

@@ -95,8 +95,11 @@ func (w *walk) routes(routes caddyhttp.RouteList, at position) {
 			continue
 		}
 		here := at
-		for _, earlier := range routes[:i] {
-			w.pass(&here, earlier, route)
+		here.redirected = at.redirected || slices.ContainsFunc(routes[:i], func(earlier caddyhttp.Route) bool {
+			return mayMatch(earlier.MatcherSetsRaw, route.MatcherSetsRaw) && w.redirects(earlier.HandlersRaw)
+		})
+		if at.shadow == "" {
+			here.shadow = w.shadow(routes[:i], route)
 		}
 		if route.Terminal {
 			here.behind = nil
@@ -109,23 +112,26 @@ func (w *walk) routes(routes caddyhttp.RouteList, at position) {
 	}
 }
 
-// pass notes what a route does to an event that comes to a later one.
-func (w *walk) pass(at *position, earlier, later caddyhttp.Route) {
-	if !mayMatch(earlier.MatcherSetsRaw, later.MatcherSetsRaw) {
-		return
+// shadow is what answers every event that would come through these routes to a
+// later one, or "". A redirect is none: that is a finding of its own.
+func (w *walk) shadow(routes caddyhttp.RouteList, later caddyhttp.Route) string {
+	left := map[string]bool{} // groups of which some events take a route and go on
+	for _, route := range routes {
+		if left[route.Group] || !mayMatch(route.MatcherSetsRaw, later.MatcherSetsRaw) || w.redirects(route.HandlersRaw) {
+			continue
+		}
+		by := w.answerer(route.HandlersRaw)
+		sameGroup := route.Group != "" && route.Group == later.Group
+		left[route.Group] = by == "" && route.Group != "" && !sameGroup
+		switch {
+		case !covers(route.MatcherSetsRaw, later.MatcherSetsRaw):
+		case by != "":
+			return by
+		case (sameGroup || route.Terminal) && !w.holds(route.HandlersRaw):
+			return "handle"
+		}
 	}
-	if w.redirects(earlier.HandlersRaw) {
-		at.redirected = true
-		return
-	}
-	if at.shadow != "" || !covers(earlier.MatcherSetsRaw, later.MatcherSetsRaw) {
-		return
-	}
-	at.shadow = w.answerer(earlier.HandlersRaw)
-	sameGroup := earlier.Group != "" && earlier.Group == later.Group
-	if at.shadow == "" && (sameGroup || earlier.Terminal) && !w.holds(earlier.HandlersRaw) {
-		at.shadow = "handle"
-	}
+	return ""
 }
 
 // narrow notes the matchers that lead here.
@@ -230,10 +236,8 @@ func (w *walk) answerer(handlers []json.RawMessage) string {
 			return name
 		}
 		routes, within := w.inner(raw)
-		for _, route := range routes {
-			if name := within.answerer(route.HandlersRaw); name != "" && covers(route.MatcherSetsRaw, nil) {
-				return name
-			}
+		if name := within.shadow(routes, caddyhttp.Route{}); name != "" {
+			return name
 		}
 	}
 	return ""

@@ -46,6 +46,7 @@ var shadowSites = map[string]struct {
 	"files behind it":                    {"td_postback us01 {\n pass_thru\n}\nfile_server", nil},
 	"forward_auth":                       {"td_postback us01\nforward_auth localhost:1 {\n uri /\n}", nil},
 	"files that pass on":                 {"route {\n file_server {\n  pass_thru\n }\n td_postback us01\n}", nil},
+	"a route that some requests leave":   {"route {\n handle /postback/* {\n  header X 1\n }\n handle {\n  respond 404\n }\n}\ntd_postback us01", nil},
 	"a handle that some requests leave":  {"handle /postback/* {\n header X 1\n}\nhandle {\n respond 404\n}\ntd_postback us01", nil},
 	"middleware":                         {"encode\nheader X 1\nvars a b\ntd_postback us01", nil},
 }
