@@ -505,7 +505,7 @@ func serveSpoolSite(t testing.TB, dir, site string, env ...string) *spooling {
 }
 
 func spoolCaddyfile(admin, port, site string) string {
-	return fmt.Sprintf("{\n%s\n}\nhttp://:%s {\n%s\n}\n", withAdmin(admin), port, site)
+	return fmt.Sprintf("{\n%s servers {\n max_header_size 1MiB\n}\n}\nhttp://:%s {\n%s\n}\n", withAdmin(admin), port, site)
 }
 
 // saysNoSecret checks at the end of the test that a process has written no key

@@ -51,8 +51,8 @@ func TestMixed(t *testing.T) {
 				base = "https://" + g.secure
 			}
 			for n := int(next.Add(1)); n <= total && !t.Failed(); n = int(next.Add(1)) {
-				method, uri, contentType, body := mixedRequest(n)
-				told.add(t, n, sendMixed(client, method, base+uri, contentType, body))
+				request := newMixedRequest(n)
+				told.add(t, n, request.send(client, base))
 			}
 		})
 	}
@@ -122,7 +122,7 @@ https:// {
 	tls %s %s
 	import gateway
 }
-`, handoverGlobals(g.admin), g.upstream, 100+n, g.cert, g.key)
+`, strings.Replace(handoverGlobals(g.admin), "servers {", "servers {\n max_header_size 1MiB", 1), g.upstream, 100+n, g.cert, g.key)
 }
 
 // reloadUntil reloads the configuration again and again.

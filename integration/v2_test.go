@@ -506,11 +506,14 @@ func resets(pieces ...string) misbehaviour {
 	}
 }
 
-// flakySandbox is the sandbox, but one in ten requests goes wrong.
+// flakySandbox is the sandbox, but one in ten requests goes wrong. Of one account
+// it takes one record in ten, and of one table none.
 type flakySandbox struct {
 	inner  sandbox.Sandbox
 	taken  counts // by ID
 	faults [len(faultNames)]atomic.Int32
+	down   atomic.Bool // it takes nothing
+	calm   atomic.Bool // nothing goes wrong any more
 }
 
 var faultNames = [...]string{
@@ -534,6 +537,21 @@ func newFlakySandbox() *flakySandbox {
 // ServeHTTP answers a request, or fails to. If v2 closes the connection before
 // it answers, it takes no record: so the gateway may send such a request again.
 func (v2 *flakySandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch calm := v2.calm.Load(); {
+	case strings.HasSuffix(r.URL.Path, earlyTable):
+		answerEarly(w)
+		return
+	case calm:
+		v2.inner.ServeHTTP(w, r)
+		return
+	case v2.down.Load():
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	case strings.HasPrefix(r.Header.Get("X-TD-Write-Key"), noisyAccount+"/") && rand.IntN(10) > 0: //nolint:gosec // a test's dice
+		w.Header().Set("Retry-After", "1")
+		w.WriteHeader(http.StatusTooManyRequests)
+		return
+	}
 	fault := rand.IntN(10 * len(faultNames))            //nolint:gosec // a test's dice
 	if fault == len(faultNames)-1 && rand.IntN(3) > 0 { //nolint:gosec // the same
 		fault = len(faultNames) // this one takes long
@@ -555,7 +573,11 @@ func (v2 *flakySandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		status, _ := strconv.Atoi(name)
 		w.WriteHeader(status)
 	default:
-		v2.inner.ServeHTTP(httptest.NewRecorder(), r)
+		answer := httptest.NewRecorder()
+		if v2.inner.ServeHTTP(answer, r); answer.Code != http.StatusOK {
+			w.WriteHeader(answer.Code) // it does not say that it has taken what it has not
+			return
+		}
 		conn, _, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			return
@@ -578,6 +600,17 @@ func (v2 *flakySandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(conn, answerOK)
 		}
 	}
+}
+
+// answerEarly refuses a request of which only the head was read. It reads no more
+// of it, and closes a while later.
+func answerEarly(w http.ResponseWriter) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	_, _ = io.WriteString(conn, "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nContent-Length: 27\r\n\r\n{\"error\":\"the key is wrong\"}")
+	time.AfterFunc(2*time.Second, func() { _ = conn.Close() })
 }
 
 // arrivals counts what arrives at v2, by body, and v2's open connections.
