@@ -26,9 +26,9 @@ func (l *Log) Queue(name string) spool.Queue { return &queue{l, name} }
 // fails when they do not for twice as long.
 const heartbeat = 2 * time.Second
 
-// maxTaken is how many records are given out at a time: they may have 2 MiB
-// each.
-const maxTaken = 16
+// maxTaken is how many records of a lane are given out at a time, if they are small:
+// the first large ones behind them may have 2 MiB each.
+const maxTaken = 32
 
 // Take waits for records.
 func (q *queue) Take(ctx context.Context, n int) ([]spool.Entry, error) {
