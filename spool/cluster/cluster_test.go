@@ -71,11 +71,13 @@ func TestTakeWaits(t *testing.T) {
 		}
 		taken <- r
 	}()
-	until(t, "somebody waits for records", func() bool {
-		consumer, err := l.records.Consumer(t.Context(), tokenOf(testQueue))
-		return err == nil && consumer.CachedInfo().NumWaiting > 0
+	until(t, "somebody has made the consumer, and waits for records", func() bool {
+		_, err := l.records.Consumer(t.Context(), tokenOf(testQueue))
+		return err == nil
 	})
+	began := time.Now()
 	add(t, l, testQueue, "a")
+	defer func() { t.Logf("it came after %v", time.Since(began)) }()
 	if r := <-taken; r.err != nil || texts(r.entries) != "a" {
 		t.Errorf("took %q, %v", texts(r.entries), r.err)
 	}
