@@ -19,6 +19,7 @@ type call struct {
 	next caddyhttp.Handler
 
 	head  int64            // what it counts in max_buffered, in bytes
+	held  int64            // the same, with room for its trailers
 	to    *route           // where v2 is
 	out   postback.Request // what v2 gets
 	body  *bodyBuffer      // what out.Body is in
@@ -45,7 +46,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	requestsInFlight.Inc()
 	defer c.finish()
 	tooMuch := h.holdHead(&c)
-	defer h.bodies.free(c.head)
+	defer h.bodies.free(c.held)
 	if tooMuch != nil {
 		h.refuseHead(&c, tooMuch)
 		return nil
@@ -87,11 +88,28 @@ func (h *Handler) holdHead(c *call) *postback.Refusal {
 	if fields > postback.MaxHeaders {
 		return postback.HeadersTooLarge
 	}
-	if head := headCopies * int64(memory); h.bodies.reserve(head) {
-		c.head = head
-		return nil
+	head := headCopies * int64(memory)
+	held := head + h.trailerRoom(c.r)
+	if !h.bodies.reserve(held) {
+		return postback.Overloaded
 	}
-	return postback.Overloaded
+	c.head, c.held = head, held
+	return nil
+}
+
+// trailerRoom is what the trailers of a call may hold in memory, if it has
+// announced any: as much as a head, out of a few bytes of HTTP/2 or HTTP/3. Not all
+// of them can be seen, and they stay until the call ends. Over HTTP/1.1, net/http
+// takes no more than its buffer has.
+func (h *Handler) trailerRoom(r *http.Request) int64 {
+	switch {
+	case r.ProtoMajor < 2 || len(r.Trailer) == 0:
+		return 0
+	case h.server == nil || h.server.MaxHeaderBytes <= 0:
+		return http.DefaultMaxHeaderBytes
+	default:
+		return int64(h.server.MaxHeaderBytes)
+	}
 }
 
 // refuseHead refuses a call whose head is not counted. It does not wait for the

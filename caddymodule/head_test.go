@@ -62,3 +62,48 @@ func TestHeads(t *testing.T) {
 		})
 	}
 }
+
+// TestAnnouncedTrailers: over HTTP/2 and HTTP/3, some bytes of a trailer that is
+// allowed to come are as much as a head in memory. So its room is counted before.
+func TestAnnouncedTrailers(t *testing.T) {
+	const limit = 1 << 20
+	for _, test := range []struct {
+		name  string
+		major int
+		names http.Header
+		total int64
+		held  int64 // at least
+	}{
+		{"over HTTP/2", 2, http.Header{"A": nil}, 4 << 20, limit},
+		{"over HTTP/3", 3, http.Header{"A": nil}, 4 << 20, limit},
+		{"over HTTP/2, without room", 2, http.Header{"A": nil}, limit, -1},
+		{"none over HTTP/2", 2, nil, limit, 0},
+		{"over HTTP/1.1, where net/http takes 4 KiB", 1, http.Header{"A": nil}, limit, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			h := stubHandler()
+			h.Handoff, h.bodies.maxTotal, h.server = true, test.total, &caddyhttp.Server{MaxHeaderBytes: limit}
+			r := benchRequest(http.MethodPost, benchPath, 2)
+			r.Body, r.ProtoMajor, r.Trailer = &stubBody{[]byte("{}")}, test.major, test.names
+			held := int64(-1)
+			next := caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+				held = h.bodies.inUse.Load()
+				w.WriteHeader(http.StatusOK)
+				return nil
+			})
+			w := httptest.NewRecorder()
+			if err := h.ServeHTTP(w, r, next); err != nil {
+				t.Fatal(err)
+			}
+			if held < test.held || held >= test.held+limit/2 {
+				t.Errorf("%d bytes are counted, want about %d", held, test.held)
+			}
+			if want := map[bool]int{true: http.StatusServiceUnavailable, false: http.StatusOK}[test.held < 0]; w.Code != want {
+				t.Errorf("got %d, want %d", w.Code, want)
+			}
+			if left := h.bodies.inUse.Load(); left != 0 {
+				t.Errorf("%d bytes stay counted", left)
+			}
+		})
+	}
+}
