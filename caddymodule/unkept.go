@@ -78,7 +78,4 @@ func (u *unkept) tell() {
 }
 
 // accountOf is the account of a kept request.
-func accountOf(data []byte) string {
-	kept, _ := postback.ReadKept(data) // its head is enough
-	return cmp.Or(kept.Credentials.Account(), "none")
-}
+func accountOf(data []byte) string { return cmp.Or(postback.KeptAccount(data), "none") }

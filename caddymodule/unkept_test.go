@@ -1,7 +1,9 @@
 package caddymodule
 
 import (
+	"runtime"
 	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -53,5 +55,23 @@ func TestAccountOfAKeptRecord(t *testing.T) {
 		if got := accountOf([]byte(data)); got != want {
 			t.Errorf("%q has the account %q, want %q", data, got, want)
 		}
+	}
+}
+
+// TestAccountOfALargeRecord: v2 may refuse hundreds of them at a time, whose memory
+// is counted once.
+func TestAccountOfALargeRecord(t *testing.T) {
+	body := strings.Repeat("x", 1<<20)
+	data := []byte("POST /db/t HTTP/1.1\r\nHost: v2\r\nX-TD-Write-Key: 1234/abc\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n" + body)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 100 {
+		if got := accountOf(data); got != "1234/…" {
+			t.Fatalf("got %q", got)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / 100; each > 16<<10 {
+		t.Errorf("it takes %d bytes", each)
 	}
 }

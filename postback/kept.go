@@ -53,8 +53,16 @@ func (q *Request) SurelyRefused() bool {
 
 // KeptPayer is the Payer of a request that AppendKept has written. It reads no more
 // than the head, and is empty if there is no key in it.
-func KeptPayer(data []byte) string {
-	var key string
+func KeptPayer(data []byte) string { return payerOf(keptKey(data)) }
+
+// KeptAccount is the same for Account.
+func KeptAccount(data []byte) string {
+	kept := Credentials{WriteKey: keptKey(data)}
+	return kept.Account()
+}
+
+// keptKey is the key that v2 uses of a request that AppendKept has written.
+func keptKey(data []byte) (key string) {
 	for line := range bytes.SplitSeq(data, []byte("\r\n")) {
 		if len(line) == 0 {
 			break // the end of the head
@@ -63,10 +71,10 @@ func KeptPayer(data []byte) string {
 			key = string(value)
 		}
 		if value, ok := bytes.CutPrefix(line, []byte("Authorization: TD1 ")); ok {
-			return payerOf(string(value))
+			return string(value)
 		}
 	}
-	return payerOf(key)
+	return key
 }
 
 // Kept is a request that was kept, read back.

@@ -154,6 +154,9 @@ func FuzzKept(f *testing.F) {
 		if payer := KeptPayer(data); payer != q.Credentials.Payer() {
 			t.Errorf("the payer of %q is %q, want %q", data, payer, q.Credentials.Payer())
 		}
+		if account := KeptAccount(data); account != q.Credentials.Account() {
+			t.Errorf("the account of %q is %q, want %q", data, account, q.Credentials.Account())
+		}
 		got, err := ReadKept(data)
 		if err != nil {
 			t.Fatalf("%v: %q", err, data)
