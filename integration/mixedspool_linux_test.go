@@ -28,7 +28,10 @@ func TestMixedSpool(t *testing.T) {
 		total = n / 4
 	}
 	for _, mode := range []string{"on_failure", "always"} {
-		t.Run(mode, func(t *testing.T) { mixWithSpool(t, mode, total) })
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			mixWithSpool(t, mode, total)
+		})
 	}
 }
 

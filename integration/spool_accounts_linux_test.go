@@ -50,7 +50,7 @@ func startLimiter(t *testing.T, pause string) *limiter {
 func (v2 *limiter) healthy(t *testing.T, addr, name string, seconds int) {
 	t.Helper()
 	sent := map[string]time.Time{}
-	var ids []string
+	ids := make([]string, 0, 20*seconds)
 	ticker := time.NewTicker(time.Second / 20)
 	defer ticker.Stop()
 	for n := range 20 * seconds {

@@ -498,10 +498,10 @@ func (a *tally) check(t *testing.T, v2 *flakySandbox, total int) {
 	for id, result := range a.of {
 		times := v2.taken.of(strconv.Itoa(id))
 		want := times == 0
-		switch {
-		case result == "forwarded", result == "redirect_not_allowed":
+		switch result {
+		case "forwarded", "redirect_not_allowed":
 			want = times == 1
-		case result == "upstream_unreachable", result == "upstream_timeout":
+		case "upstream_unreachable", "upstream_timeout":
 			want = times <= 1 // the answer was lost, or the request
 		}
 		if !want {
