@@ -10,7 +10,8 @@ import (
 )
 
 // TestHostileHeads sends heads of 1 MiB that are made to cost much through the
-// whole handler. Quadratic work would take minutes.
+// whole handler. Quadratic work would take minutes. Fields of this size are
+// refused: here, that this is done before anything else is.
 func TestHostileHeads(t *testing.T) {
 	const head = 1 << 20
 	many := func(format string) string {

@@ -46,6 +46,10 @@ const (
 // and its buffers.
 const minBuffered = 2 << 20
 
+// minBufferedSpool is the same beside a spool: until such a body is durable, it is
+// held four times.
+const minBufferedSpool = 5 << 20
+
 // Handler takes requests of Treasure Data's legacy Postback API at
 // `/postback/v3/event/{database}/{table}` and forwards them to Postback API v2,
 // so that the callers need no change. The write key moves from the URL's
@@ -117,7 +121,7 @@ type Handler struct {
 
 	// How many bytes all requests may hold in memory together, heads and
 	// bodies. A request that does not fit is refused with 503. At least
-	// 2097152. Default: 268435456 (256 MiB).
+	// 2097152, beside a spool 5242880. Default: 268435456 (256 MiB).
 	MaxBuffered int64 `json:"max_buffered,omitempty"`
 
 	// How often a request that v2 cannot have processed is sent again on a
@@ -290,6 +294,9 @@ func (h *Handler) Validate() (err error) {
 	}
 	if h.Handoff {
 		return h.validateHandoff()
+	}
+	if h.Spool != nil && h.MaxBuffered < minBufferedSpool {
+		return fmt.Errorf("max_buffered %d: must be at least %d bytes beside a spool, which holds a body of the largest size four times until it is durable", h.MaxBuffered, minBufferedSpool)
 	}
 	return h.validateConnection()
 }

@@ -212,7 +212,7 @@ func TestJSON(t *testing.T) {
 		config := `{"apps":{"http":{"servers":{"s":{"listen":["127.0.0.1:0"],"routes":[{"handle":[` + handler + `]}]}}}}}`
 		return run(t, "validate", "--config", write(t, "caddy.json", config))
 	}
-	if output, code := load(`{"handler":"td_postback","region":"us01","max_body":1000,"redirect_hosts":["x.example"],"global_id":"g","dial_timeout":"1s","response_timeout":"2s","max_conns":1,"max_buffered":2097152,"retries":0,"pass_thru":true,"spool":{"mode":"always","dir":"` + t.TempDir() + `","max_size":1048576,"max_age":"1h","drain_rate":1,"bytes_rate":1}}`); code != 0 {
+	if output, code := load(`{"handler":"td_postback","region":"us01","max_body":1000,"redirect_hosts":["x.example"],"global_id":"g","dial_timeout":"1s","response_timeout":"2s","max_conns":1,"max_buffered":5242880,"retries":0,"pass_thru":true,"spool":{"mode":"always","dir":"` + t.TempDir() + `","max_size":1048576,"max_age":"1h","drain_rate":1,"bytes_rate":1}}`); code != 0 {
 		t.Errorf("exit %d: %s", code, output)
 	}
 	for handler, text := range map[string]string{

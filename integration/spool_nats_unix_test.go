@@ -56,7 +56,7 @@ func testNATSSilent(t *testing.T, silent int) {
 			isTaken(t, ask(t, g.addr, post(spoolTarget, asJSON, withID("first "+strconv.Itoa(n))), func() {}).reply)
 		})
 	}
-	time.Sleep(2 * time.Second) // that long the gateway may take to see it
+	first.Wait() // the gateway has seen it
 	var took []time.Duration
 	for range 200 {
 		answer := send()
@@ -65,11 +65,10 @@ func testNATSSilent(t *testing.T, silent int) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	slices.Sort(took)
-	if p99 := took[len(took)*99/100]; p99 > 100*time.Millisecond {
+	if p99 := took[len(took)*99/100]; p99 > time.Second { // far from the 10 s of a silent cluster, and from what a busy machine takes
 		t.Errorf("1 of 100 callers waits for %s or longer", p99)
 	}
 	v2.await(t, strconv.Itoa(id))
-	first.Wait()
 	for _, path := range []string{"/td_postback/health", "/td_postback/spool", "/metrics"} {
 		began := time.Now()
 		resp, err := http.Get("http://" + g.admin + path)

@@ -183,7 +183,7 @@ func findKey(param urlKey, headers, authorizations []string) (cred Credentials, 
 // case). Any other Authorization is not for v2.
 func td1(authorizations []string) string {
 	for _, value := range authorizations {
-		value = trimKey(value)
+		value = trimKey(cutFragment(value))
 		if len(value) < 4 || !strings.EqualFold(value[:3], "TD1") || (value[3] != ' ' && value[3] != '\t') {
 			continue
 		}

@@ -119,7 +119,8 @@ func TestFindKey(t *testing.T) {
 		{name: "header cut at a number sign", header: header("1/h #top"), wantKey: "1/h"},
 		{name: "nothing before the header's number sign", param: urlKey{key: "1/p"}, header: header("#1/h", " # "), wantKey: "1/p"},
 		{name: "second header behind a number sign", header: header("#1/h", "1/i"), wantKey: "1/i"},
-		{name: "a number sign in TD1 goes as sent", auth: header("TD1 1/t#top"), wantA: "TD1 1/t#top"},
+		{name: "a key in TD1 ends at a number sign", auth: header("TD1 1/t#top"), wantA: "TD1 1/t"},
+		{name: "TD1 with a number sign alone", auth: header("TD1 #top"), code: "missing_write_key"},
 
 		{name: "bad header beside TD1", header: header("1/h\xff"), auth: header("TD1 1/t"), wantA: "TD1 1/t"},
 		{name: "header with a comma beside TD1", header: header("1/h,1/i"), auth: header("TD1 1/t"), wantA: "TD1 1/t"},

@@ -14,11 +14,12 @@ type Gate struct {
 // caller must call Answered or Forgo; otherwise the next try waits for a minute. A
 // key without an account number stands for itself: only a hash of it is kept.
 func (g *Gate) Allow(account string) bool {
+	began := time.Now() // if the circuit opens meanwhile, there is nothing to give back
 	if !g.Circuit.Allow() {
 		return false
 	}
 	if !g.permit(account) {
-		g.Circuit.Forgo(time.Now())
+		g.Circuit.Forgo(began)
 		return false
 	}
 	return true

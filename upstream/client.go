@@ -307,7 +307,8 @@ func (c *Client) receive(x *exchange, br *bufio.Reader, t *Trip) (reusable bool,
 // parseRetryAfter reads a Retry-After header: seconds or a date (RFC 9110
 // section 10.2.3). It returns 0 for none.
 func parseRetryAfter(value string, now time.Time) time.Duration {
-	if seconds, err := strconv.Atoi(value); err == nil {
+	// One that is out of range is as good as the largest.
+	if seconds, err := strconv.Atoi(value); err == nil || errors.Is(err, strconv.ErrRange) {
 		return time.Duration(max(0, min(seconds, 1<<30))) * time.Second
 	}
 	if date, err := http.ParseTime(value); err == nil {
