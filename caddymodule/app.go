@@ -17,8 +17,10 @@ func init() {
 
 // App opens the spools of a configuration when Caddy starts it, and lets the
 // configuration decide over them once all of it has started. So a configuration
-// that is only checked, or that fails, changes nothing. It needs no place in a
-// configuration and has no options: td_postback handlers with a spool load it.
+// that is only checked, or that fails, changes nothing. It warns of a directory
+// that was a spool, and that still holds records, but is in the configuration no
+// more. It needs no place in a configuration and has no options: td_postback
+// handlers load it.
 //
 // Starting may wait for a NATS cluster, at most 10 seconds.
 type App struct {
@@ -108,9 +110,14 @@ func (a *App) Handle(_ context.Context, event caddy.Event) error {
 	if event.Origin() != nil {
 		return nil // another module's event of this name
 	}
+	var dirs []string
 	for _, use := range a.uses {
 		use.Accept(use.block)
+		if len(use.options.NATS) == 0 {
+			dirs = append(dirs, use.Place())
+		}
 	}
+	noteSpoolDirs(dirs)
 	return nil
 }
 

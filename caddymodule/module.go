@@ -191,19 +191,19 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	h.warnOfShadow()
 	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered, full: h.warnOfFullMemory}
 	h.warnOfMemory(debug.SetMemoryLimit(-1)) // which only reads it
-	if err := h.makeRoutes(); err != nil || h.Spool == nil || h.Handoff {
+	if err := h.makeRoutes(); err != nil {
+		return err
+	}
+	app, err := ctx.App("td_postback") // without a spool too: it looks for one that was left
+	if err != nil || h.Spool == nil || h.Handoff {
 		return err // Validate refuses a spool with handoff
 	}
-	return h.provisionSpool(ctx)
+	h.app = app.(*App) //nolint:forcetypeassert // it has this name
+	return h.provisionSpool()
 }
 
 // provisionSpool takes part in the spool.
-func (h *Handler) provisionSpool(ctx caddy.Context) error {
-	app, err := ctx.App("td_postback")
-	if err != nil {
-		return err
-	}
-	h.app = app.(*App) //nolint:forcetypeassert // it has this name
+func (h *Handler) provisionSpool() (err error) {
 	var outboxes map[string]*spool.Outbox
 	if h.spoolUse, outboxes, err = h.app.use(h.Spool, h.spoolBlock()); err != nil {
 		return err

@@ -94,7 +94,7 @@ func (s *Spool) applyDefaults() {
 	setDefault(&s.MaxAge, caddy.Duration(spool.DefaultMaxAge))
 	setDefault(&s.DrainRate, spool.DefaultRate)
 	if len(s.NATS) == 0 {
-		setDefault(&s.Dir, filepath.Join(caddy.AppDataDir(), "td_postback", "spool"))
+		setDefault(&s.Dir, defaultSpoolDir())
 	}
 }
 
@@ -180,11 +180,14 @@ type sharedSpool struct {
 }
 
 // Destruct closes a spool that no configuration uses any more.
-func (s *sharedSpool) Destruct() error { return s.Close() }
+func (s *sharedSpool) Destruct() error {
+	s.tellLeft()
+	return s.Close()
+}
 
 // shared makes the spool, and opens nothing.
 func (s *Spool) shared(place string, key []byte) *sharedSpool {
-	setup := spool.Setup{Place: place, Account: postback.KeptPayer, OnFate: settled}
+	setup := spool.Setup{Place: place, Account: postback.KeptPayer, OnFate: settled, OnOpen: func(log spool.Log) { tellOpened(place, len(key) > 0, log) }}
 	if len(s.NATS) > 0 {
 		setup.Report = clusterReporter(place)
 		setup.Final = []error{cluster.ErrMisfit}
@@ -268,6 +271,8 @@ var spoolAdvice = map[spool.EventKind]string{
 	spool.NearlyFull:  "see why v2 does not take records, or give the spool a larger max_size; when it is full, callers get 503",
 	spool.Undeletable: "see to the rights and the disk; delete the file when the gateway is stopped, or its records may be delivered again",
 	spool.Unreadable:  "see to the disk or the cluster; the records are delivered when they can be read",
+	spool.Foreign:     "it is left alone; move it elsewhere, or, if records of the spool are in it, give it the name that it had",
+	spool.NotSealed:   "key_file is set, and whoever can write to the directory may have made them: look at them with td-spool list --dead, and replay those that are yours",
 	spool.Damaged:     "check the disk; td-spool list --dead shows what is left of the record",
 	spool.SetAside:    "check the disk; keep the file if you miss records, and delete it otherwise",
 	spool.SmallDisk:   "give the spool a larger disk, or a smaller max_size: else the disk is full before the spool is, and whatever else is on it fails too",

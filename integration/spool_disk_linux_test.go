@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 )
@@ -73,7 +74,7 @@ func TestSpoolDiskFull(t *testing.T) {
 			}
 		}
 		if !offer() {
-			t.Error("the disk has room again, and a record was refused")
+			t.Errorf("round %d: the disk has room again, and a record was refused", round)
 		}
 		g.await(t, "the spool's disk takes records again", round+1)
 	}
@@ -172,6 +173,42 @@ func fill(t *testing.T, path string) {
 		}
 		if !errors.Is(err, syscall.ENOSPC) {
 			t.Fatal(err)
+		}
+	}
+}
+
+// TestSpoolDiskFullIsEmptied has v2 refuse and take records from a spool whose disk
+// has not a byte left: v2 is asked once of each, the letters can be dropped, and
+// what was delivered does not come again after a restart.
+func TestSpoolDiskFullIsEmptied(t *testing.T) {
+	t.Parallel()
+	v2 := startFickle(t)
+	g, inside := serveOnDisk(t, "size=16m", v2.url(), "drain_rate 10000\n max_size 8MiB")
+	v2.goAway(closes)
+	const records = 600
+	ids := make([]string, records)
+	for n := range ids {
+		ids[n] = strconv.Itoa(n)
+		isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, `{"id":"`+ids[n]+`","pad":"`+strings.Repeat("x", 4000)+`"}`)))
+	}
+	fill(t, filepath.Join(inside, "filler"))
+	var asked atomic.Int64
+	v2.goAway(func(conn net.Conn) bool {
+		if n := asked.Add(1); n > records/2 {
+			v2.comeBack()
+		}
+		return answers("400", "")(conn)
+	})
+	g.awaitState(t, func(s *spoolState) bool { return s.records() == 0 && s.dead() > 0 })
+	dead := g.state(t).dead()
+	if n := len(v2.all()); n+dead != records || int(asked.Load()) != dead {
+		t.Errorf("v2 has taken %d, %d are dead letters, and it has refused %d, of %d", n, dead, asked.Load(), records)
+	}
+	spoolPrints(t, g.admin, []string{"drop", "--all"}, strconv.Itoa(dead)+" dead letters deleted")
+	g.awaitState(t, func(s *spoolState) bool { return s.records() == 0 && s.dead() == 0 })
+	for id, n := range v2.times {
+		if n != 1 {
+			t.Errorf("v2 has taken %s %d times", id, n)
 		}
 	}
 }

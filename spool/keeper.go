@@ -28,6 +28,9 @@ type Setup struct {
 	// Account names the account that a kept record is of; nil if none is known.
 	Account func(data []byte) string
 
+	// OnOpen is told when the Log is open; nil for nobody.
+	OnOpen func(Log)
+
 	// OnFate is told what became of a record; nil for nobody.
 	OnFate func(queue string, fate Fate, r Result)
 }
@@ -164,6 +167,9 @@ func (k *Keeper) use(log Log) {
 	defer k.mu.Unlock()
 	k.log.Store(&log)
 	k.adopt()
+	if k.setup.OnOpen != nil {
+		k.ended.Go(func() { k.setup.OnOpen(log) })
+	}
 }
 
 // Log returns the Log, or nil while it is not open.

@@ -25,6 +25,9 @@ type change struct {
 	revive []spool.ID // no dead letters any more
 	drop   []spool.ID // dead letters that go
 
+	// reserved is of the room for dead letters, until the deaths are committed.
+	reserved int64
+
 	// Once committed: those of revive that were dead letters, and how many of
 	// drop.
 	revived []spool.ID

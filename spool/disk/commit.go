@@ -201,7 +201,7 @@ func (q *queue) commit(b *batch) error {
 
 // write writes a batch to the active segment.
 func (q *queue) write(b *batch) error {
-	if err := q.disk.spare.missing(); err != nil {
+	if err := q.makeRoom(); err != nil {
 		return err
 	}
 	s, err := q.writable()
@@ -222,6 +222,24 @@ func (q *queue) write(b *batch) error {
 		return err
 	}
 	return nil
+}
+
+// makeRoom says why no record can be taken. What was delivered just now may have
+// been all that filled the disk.
+func (q *queue) makeRoom() error {
+	err := q.disk.spare.missing()
+	if err == nil {
+		return nil
+	}
+	q.mu.Lock()
+	segments := q.segments
+	q.mu.Unlock()
+	for _, s := range segments {
+		if len(q.acksOf(s)) > 0 {
+			q.flushAcks(s, false)
+		}
+	}
+	return q.disk.spare.missing()
 }
 
 // encode makes the values of records. They are good until the next call.
@@ -318,6 +336,8 @@ func (q *queue) changeWith(s *segment, ids []spool.ID, changes ...*change) error
 	}
 	s.ackedAt = started // at the earliest, of those that came meanwhile
 	for _, c := range changes {
+		q.disk.dying.Add(-c.reserved)
+		c.reserved = 0
 		if n := len(c.puts); n > 0 {
 			s.last = c.putID + spool.ID(n) - 1
 		}
@@ -391,7 +411,7 @@ func (q *queue) acksOf(s *segment) []spool.ID {
 // flushAcks brings the acks of a segment to disk: by deleting the file if
 // nothing else is in it, which works on a full disk too.
 func (q *queue) flushAcks(s *segment, closing bool) {
-	if q.removeEmpty(s, closing) {
+	if q.removeEmpty(s, closing || !q.disk.spare.held.Load()) {
 		return
 	}
 	err := q.free(s)

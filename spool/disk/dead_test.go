@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 
 	bolt "go.etcd.io/bbolt"
@@ -180,5 +181,27 @@ func TestDeadBytesOfTheFirstVersion(t *testing.T) {
 			t.Errorf("%s: once written to, three of four take %d of %d", what, got, want)
 		}
 		shut(t, d)
+	}
+}
+
+// Many at once do not count twice: what fits is kept.
+func TestManyDeadLettersAtOnceFit(t *testing.T) {
+	t.Parallel()
+	const records, size = 300, 4000
+	d := open(t, Config{Dir: memoryDir(t), DeadSize: records * (size + recordOverhead + letterSize)})
+	for range records {
+		add(t, d, string(make([]byte, size)))
+	}
+	var wg sync.WaitGroup
+	for _, e := range takeAll(t, "all", d) {
+		wg.Go(func() {
+			if err := d.Queue(q1).Bury(e, spool.Verdict{Status: 400}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := d.dying.Load(); n != 0 {
+		t.Errorf("%d bytes stay reserved", n)
 	}
 }

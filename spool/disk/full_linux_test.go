@@ -301,6 +301,7 @@ func TestFullDiskIsEmptied(t *testing.T) {
 	}
 	for _, size := range []int{100, 2000, 30_000, 200_000} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			t.Parallel()
 			d, ev, records := fullDisk(t, size, "")
 			q := d.Queue(q1)
 			var letters []spool.ID
@@ -411,7 +412,7 @@ func TestDiskWithoutNames(t *testing.T) {
 	cfg := Config{Dir: filepath.Join(small, "spool"), MaxSize: 16 << 20, OnEvent: ev.add}
 	d := open(t, cfg)
 	for i := 0; ; i++ { // all names but those that the spool has
-		f, err := os.Create(filepath.Join(small, fmt.Sprint("filler", i)))
+		f, err := os.Create(filepath.Join(small, fmt.Sprint("filler", i))) //nolint:gosec // G304: the test's own file
 		if errors.Is(err, syscall.ENOSPC) {
 			break
 		}

@@ -26,20 +26,21 @@ func (q *queue) Bury(e spool.Entry, why spool.Verdict) error {
 	if s == nil {
 		return nil // it is gone
 	}
+	o := &order{segment: s}
 	if why.Status != 0 {
-		size := int64(len(e.Data) + letterSize)
-		if !q.disk.reserveLetter(size) {
+		if o.change.reserved = int64(len(e.Data) + letterSize); !q.disk.reserveLetter(o.change.reserved) {
 			return fmt.Errorf("dead letters: %w", spool.ErrFull)
 		}
-		defer q.disk.dying.Add(-size)
 	}
 	why.Reason = why.Reason[:min(len(why.Reason), maxReason)]
 	why.Words = why.Words[:min(len(why.Words), spool.MaxWords)]
 	if !q.disk.spare.held.Load() {
 		why.Words = "" // the disk is full, and each mark takes of what is left
 	}
-	d := death{id: e.ID, died: time.Now(), Verdict: why}
-	return q.order(&order{segment: s, change: change{deaths: []death{d}}})
+	o.change.deaths = []death{{id: e.ID, died: time.Now(), Verdict: why}}
+	err := q.order(o)
+	q.disk.dying.Add(-o.change.reserved) // of one that failed
+	return err
 }
 
 // Depth says what a queue holds.

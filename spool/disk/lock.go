@@ -50,7 +50,7 @@ func holdDir(path string) (*os.File, error) {
 		return nil, fmt.Errorf("%w: %s", ErrLocked, path)
 	case err != nil: // a file system that cannot
 		_ = dir.Close()
-		return nil, nil
+		return nil, nil //nolint:nilerr // the file in it is locked
 	}
 	return dir, nil
 }

@@ -15,7 +15,7 @@ func room(dir string) (free, all int64, ok bool) {
 	if err := syscall.Statfs(dir, &s); err != nil || s.Blocks == 0 {
 		return 0, 0, false
 	}
-	return int64(s.Bavail) * int64(s.Bsize), int64(s.Blocks) * int64(s.Bsize), true //nolint:gosec // G115: sizes of disks
+	return int64(s.Bavail) * int64(s.Bsize), int64(s.Blocks) * int64(s.Bsize), true //nolint:gosec,unconvert // G115: sizes of disks, whose types differ between systems
 }
 
 // allocated is how many bytes of the disk a file has.
@@ -33,6 +33,6 @@ func allocated(path string) int64 {
 // holdFile locks a file or a directory for this process, or says that another one
 // has it.
 func holdFile(f *os.File) (taken bool, err error) {
-	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) //nolint:gosec // G115: a file descriptor
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	return errors.Is(err, syscall.EWOULDBLOCK), err
 }
