@@ -599,9 +599,9 @@ func (q *queue) tidy() {
 	_ = q.disk.spare.missing() // as soon as there is room for it, whether or not a record comes
 	q.mu.Lock()
 	var idle []*segment
-	var sparse *segment // one at a time: records wait meanwhile
+	var sparse *segment // one at a time, as records wait meanwhile; and each in its turn
 	for _, s := range q.segments {
-		if q.isSparse(s) {
+		if q.isSparse(s) && (sparse == nil || s.changed.Before(sparse.changed)) {
 			sparse = s
 		}
 		keep := s == q.active && s.size <= q.disk.smallFile()

@@ -21,6 +21,9 @@ func (q *queue) isSparse(s *segment) bool {
 	if s == q.active || !s.loaded || s.orphan || s.damaged || len(s.acked) > 0 {
 		return false
 	}
+	if s.state.bytes > s.packed/3*2 && s.packed > 0 {
+		return false // most of what it was made smaller for is still there
+	}
 	size := s.size - q.disk.smallFile()
 	if s.state.dead > 0 && q.disk.tooDead() || !q.disk.spare.held.Load() {
 		return size > s.state.bytes/2*3
@@ -40,6 +43,7 @@ func (q *queue) compact(s *segment) {
 	defer q.mu.Unlock()
 	s.changed = time.Now()
 	if err == nil {
+		s.packed = s.state.bytes
 		q.disk.count(s, size)
 	}
 }

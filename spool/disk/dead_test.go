@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 
@@ -203,5 +204,29 @@ func TestManyDeadLettersAtOnceFit(t *testing.T) {
 	wg.Wait()
 	if n := d.dying.Load(); n != 0 {
 		t.Errorf("%d bytes stay reserved", n)
+	}
+}
+
+// A file that cannot be made smaller is left alone, however much dead letters have,
+// and keeps no other file from its turn.
+func TestFilesAreMadeSmallerOnce(t *testing.T) {
+	t.Parallel()
+	cfg := Config{Dir: memoryDir(t), MaxSize: 32 << 20, DeadSize: 4 << 20} // segments of 4 MiB
+	d := open(t, cfg)
+	for range 3000 {
+		// Two of these have two pages, of which they fill half.
+		if err := d.Append(q1, spool.Record{Arrival: arrivalTime, Data: make([]byte, 2100)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	buryAll(t, d, spool.Verdict{Status: 400, Reason: "refused"})
+	q := d.known(q1)
+	eventually(t, "no file is to be made smaller", func() bool {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return !slices.ContainsFunc(q.segments, q.isSparse)
+	})
+	if !d.tooDead() {
+		t.Error("dead letters do not have too much of the files: the test tests nothing")
 	}
 }

@@ -67,7 +67,8 @@ type segment struct {
 	size    int64             // of the file
 	usage   usage             // as part of what the Log uses
 	used    time.Time         // last
-	changed time.Time         // when something was committed last
+	changed time.Time         // when something was committed last, or the file made smaller, or that has failed
+	packed  int64             // what was in the file when it was made smaller last, in bytes; 0 before
 	orphan  bool              // the file may be gone, so it must stay open
 	damaged bool              // to be salvaged
 	hint    spool.ID          // no record to be delivered has a smaller ID
