@@ -24,6 +24,10 @@ type lock struct {
 	dir *os.File // nil where it cannot be locked
 }
 
+// lockWait is how long another owner may take to give a directory up. A process
+// that this one starts has what is open here, until it runs its own program.
+const lockWait = 100 * time.Millisecond
+
 // lockDir locks a directory.
 func lockDir(path string) (*lock, error) {
 	dir, err := holdDir(path)
@@ -44,6 +48,9 @@ func holdDir(path string) (*os.File, error) {
 		return nil, err
 	}
 	taken, err := holdFile(dir)
+	for began := time.Now(); taken && time.Since(began) < lockWait; taken, err = holdFile(dir) {
+		time.Sleep(lockWait / 20)
+	}
 	switch {
 	case taken:
 		_ = dir.Close()
