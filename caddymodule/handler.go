@@ -46,7 +46,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	requestsInFlight.Inc()
 	defer c.finish()
 	tooMuch := h.holdHead(&c)
-	defer h.bodies.free(c.held)
+	defer h.letGo(&c)
 	if tooMuch != nil {
 		h.refuseHead(&c, tooMuch)
 		return nil
@@ -95,6 +95,33 @@ func (h *Handler) holdHead(c *call) *postback.Refusal {
 	}
 	c.head, c.held = head, held
 	return nil
+}
+
+// A head that may outlive its accounting, in bytes of memory, and how long the
+// answers to others may take over HTTP/2 and HTTP/3.
+const (
+	smallHead       = 8 << 10
+	heldHeadTime    = 5 * time.Second
+	refusedHeadTime = time.Second
+)
+
+// letGo ends the accounting of a call's head. Over HTTP/2 and HTTP/3 the caller
+// decides when there is room for its answer. Until then the server holds the head,
+// long after the handler has returned. So the answer to a large head goes out while
+// the head is counted, and the stream ends if its caller does not take it; to a head
+// that is not counted, sooner.
+func (h *Handler) letGo(c *call) {
+	defer h.bodies.free(c.held)
+	if c.r.ProtoMajor < 2 || c.held > 0 && c.head <= headCopies*smallHead || c.result == "" || h.Handoff {
+		return
+	}
+	patience := heldHeadTime
+	if c.held == 0 {
+		patience = refusedHeadTime
+	}
+	control := http.NewResponseController(c.w)
+	_ = control.SetWriteDeadline(time.Now().Add(patience))
+	_ = control.Flush()
 }
 
 // trailerRoom is what the trailers of a call may hold in memory, if it has

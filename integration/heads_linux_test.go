@@ -31,18 +31,23 @@ const (
 )
 
 // TestHeadsOverHTTP2 has callers whose heads are large in memory and small on
-// the wire: each repeats a field that is in the connection's table. Memory
-// stays within MemoryMax, and an ordinary caller is served afterwards.
+// the wire: each repeats a field that is in the connection's table. Some of them
+// take no answer. Memory stays within MemoryMax, and an ordinary caller is served
+// afterwards.
 func TestHeadsOverHTTP2(t *testing.T) {
 	v2 := listen(t, &http.Server{Handler: &sandbox.Sandbox{}}) //nolint:gosec // loopback
 	pair := newCertificate(t, "localhost")
 	for _, test := range []struct {
-		name           string
-		fields, rounds int             // of 3,500 bytes; of a full connection
-		want           map[string]bool // statuses
+		name   string
+		conns  int
+		rounds int // of a full connection
+		flood  flood
+		want   map[string]bool // statuses
 	}{
-		{"too large", 290, 4, map[string]bool{"431": true}},
-		{"just small enough", 18, 1, map[string]bool{"503": true}},
+		{"too large", 20, 4, flood{fields: 290, bytes: 3500}, map[string]bool{"431": true}},
+		{"just small enough", 20, 1, flood{fields: 18, bytes: 3500}, map[string]bool{"503": true}},
+		{"too large, and takes no answer", 8, 1, flood{fields: 16_000, deaf: true}, map[string]bool{"431": true}},
+		{"small enough, and takes no answer", 12, 1, flood{fields: 8_000, body: true, deaf: true}, map[string]bool{"200": true, "503": true}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			addr := freeAddr(t)
@@ -52,8 +57,8 @@ func TestHeadsOverHTTP2(t *testing.T) {
 			g.await(t, "serving initial configuration", 1)
 			var all sync.WaitGroup
 			var sent atomic.Int64
-			statuses := make(chan string, 20*250*test.rounds)
-			conns := make(chan net.Conn, 20)
+			statuses := make(chan string, test.conns*streams*test.rounds)
+			conns := make(chan net.Conn, test.conns)
 			for range cap(conns) {
 				all.Go(func() {
 					conn, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: pair.pool, ServerName: "localhost", NextProtos: []string{"h2"}})
@@ -62,7 +67,8 @@ func TestHeadsOverHTTP2(t *testing.T) {
 						return
 					}
 					conns <- conn
-					f := &flood{conn: conn, fields: test.fields, statuses: statuses}
+					f := test.flood
+					f.conn, f.statuses = conn, statuses
 					n, err := f.run(test.rounds)
 					if sent.Add(n); err != nil {
 						t.Error(err)
@@ -116,11 +122,13 @@ func awaitServed(t *testing.T, pair certificate, addr string) {
 	}
 }
 
-// flood opens as many streams as an HTTP/2 connection may have, each with a body
-// that does not come.
+// flood opens as many streams as an HTTP/2 connection may have.
 type flood struct {
 	conn     net.Conn
-	fields   int
+	fields   int  // of each head
+	bytes    int  // of a field
+	body     bool // it comes
+	deaf     bool // answers get no room but for their heads
 	statuses chan<- string
 }
 
@@ -128,8 +136,8 @@ type flood struct {
 const streams = 250
 
 // run sends the streams of all rounds, each after the one before has its
-// answers. It waits for 5 seconds at most for answers, as those that are taken
-// have none.
+// answers. It waits for 5 seconds at most for the next answer, as those that are
+// taken have none.
 func (f *flood) run(rounds int) (sent int64, err error) {
 	counted := &countedConn{Conn: f.conn}
 	if _, err := io.WriteString(counted, http2.ClientPreface); err != nil {
@@ -137,7 +145,11 @@ func (f *flood) run(rounds int) (sent int64, err error) {
 	}
 	framer := http2.NewFramer(counted, f.conn)
 	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	if err := framer.WriteSettings(); err != nil {
+	var settings []http2.Setting
+	if f.deaf {
+		settings = []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 0}}
+	}
+	if err := framer.WriteSettings(settings...); err != nil {
 		return 0, err
 	}
 	if err := framer.WriteWindowUpdate(0, 1<<30); err != nil {
@@ -145,7 +157,7 @@ func (f *flood) run(rounds int) (sent int64, err error) {
 	}
 	var block bytes.Buffer
 	encoder := hpack.NewEncoder(&block)
-	value := strings.Repeat("c", 3500)
+	value := strings.Repeat("c", f.bytes)
 	stream := uint32(1)
 	for range rounds {
 		for range streams {
@@ -154,10 +166,15 @@ func (f *flood) run(rounds int) (sent int64, err error) {
 				_ = encoder.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]})
 			}
 			for range f.fields {
-				_ = encoder.WriteField(hpack.HeaderField{Name: "cookie", Value: value})
+				_ = encoder.WriteField(hpack.HeaderField{Name: "x", Value: value})
 			}
 			if err := framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block.Bytes(), EndHeaders: true}); err != nil {
 				return counted.sent, err
+			}
+			if f.body {
+				if err := framer.WriteData(stream, true, []byte(object)); err != nil {
+					return counted.sent, err
+				}
 			}
 			stream += 2
 		}
@@ -168,16 +185,22 @@ func (f *flood) run(rounds int) (sent int64, err error) {
 	return counted.sent, nil
 }
 
-// readAnswers reads the answers of a round, each until its stream has ended.
+// readAnswers reads the answers of a round, each until its stream has ended, or as
+// far as there is room for it.
 func (f *flood) readAnswers(framer *http2.Framer) error {
-	_ = f.conn.SetReadDeadline(time.Now().Add(5 * time.Second))
 	for ended := 0; ended < streams; {
+		_ = f.conn.SetReadDeadline(time.Now().Add(5 * time.Second))
 		frame, err := framer.ReadFrame()
 		switch frame := frame.(type) {
 		case *http2.MetaHeadersFrame:
 			f.statuses <- frame.PseudoValue("status")
+			if f.deaf {
+				ended++
+			}
 		case *http2.RSTStreamFrame:
-			ended++
+			if !f.deaf {
+				ended++
+			}
 		case *http2.GoAwayFrame:
 			return fmt.Errorf("the connection ends: %v", frame)
 		}
