@@ -147,6 +147,9 @@ func (l *lane) serve(n int, arrivals chan<- found) {
 		if l.ctx.Err() != nil {
 			return // Close gives back what was given out
 		}
+		if err != nil { // Take says so only if no lane works
+			l.config.OnEvent(spool.Event{Kind: spool.Unreadable, Text: "records in NATS cannot be taken", Queue: l.name, Err: fmt.Errorf("lane %s: %w", l.token, err)})
+		}
 		l.hand(arrivals, found{l, entries, err})
 		if err == nil {
 			return

@@ -163,3 +163,25 @@ func TestLaneTokens(t *testing.T) {
 		}
 	}
 }
+
+// A lane that does not work is told of, though others give out their records.
+func TestLaneFails(t *testing.T) {
+	var said events
+	l := open(t, cluster(t), func(c *Config) { c.Account, c.OnEvent = accountOf, said.add })
+	config := l.records.CachedInfo().Config
+	config.MaxConsumers = 3 // of 17
+	if err := l.control.js.DeleteStream(t.Context(), config.Name); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.control.js.CreateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		addLate(t, l, testQueue, fmt.Sprintf("account%d 1", i))
+	}
+	q := l.Queue(testQueue)
+	if e, err := q.Take(t.Context(), 16); err != nil || len(e) == 0 {
+		t.Fatalf("of the lanes that work come %d records, %v", len(e), err)
+	}
+	until(t, "somebody is told", func() bool { return strings.Contains(said.String(), "maximum consumers limit") })
+}
