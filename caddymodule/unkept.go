@@ -24,6 +24,7 @@ type unkept struct {
 
 const (
 	maxUnkeptAccounts  = 1000
+	maxUnkeptAccount   = 32 // bytes of one that is named
 	toldUnkeptAccounts = 5
 
 	// The pause before the first line, in which others gather, and between two.
@@ -42,7 +43,7 @@ func (u *unkept) add(account string) {
 	if u.counts == nil {
 		u.counts = map[string]int{}
 	}
-	if _, known := u.counts[account]; !known && len(u.counts) >= maxUnkeptAccounts {
+	if _, known := u.counts[account]; !known && len(u.counts) >= maxUnkeptAccounts || len(account) > maxUnkeptAccount {
 		account = otherAccounts
 	}
 	u.counts[account]++

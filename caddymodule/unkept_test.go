@@ -45,6 +45,17 @@ func TestUnkeptAccountsAreBounded(t *testing.T) {
 	})
 }
 
+// Neither is an account as long as a caller can make it.
+func TestUnkeptAccountsAreShort(t *testing.T) {
+	t.Parallel()
+	u := unkept{timer: time.NewTimer(time.Hour)}
+	u.add(strings.Repeat("1", 60_000) + "/…")
+	u.add("12345678901234567890/…")
+	if len(u.counts) != 2 || u.counts[otherAccounts] != 1 {
+		t.Errorf("%d accounts, of which %d are others", len(u.counts), u.counts[otherAccounts])
+	}
+}
+
 func TestAccountOfAKeptRecord(t *testing.T) {
 	t.Parallel()
 	for want, data := range map[string]string{
