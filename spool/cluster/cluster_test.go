@@ -523,9 +523,10 @@ func TestOpenRefuses(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: c.config.Name + "_records"}); err != nil {
-					t.Fatal(err)
-				}
+				until(t, "a stream of this name", func() bool { // servers that have just started do not answer
+					_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: c.config.Name + "_records"})
+					return err == nil
+				})
 			}
 			var said events
 			c.config.OnEvent = said.add
