@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -155,7 +154,7 @@ func (s *Spool) key() ([]byte, error) {
 	if s.KeyFile == "" {
 		return nil, nil
 	}
-	text, err := os.ReadFile(s.KeyFile)
+	text, err := readFile(s.KeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("spool key_file %q: must be a readable file: %w", s.KeyFile, err)
 	}
