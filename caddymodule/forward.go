@@ -94,7 +94,7 @@ func (h *Handler) forwardFirst(c *call, account string) {
 	if !h.keepOrRefuse(c) {
 		return
 	}
-	warnOfKept(h.logger, &result, c.to.host)
+	warnOfKept(h.logger, &result, c.to.host, ownerOf(c))
 	if result.Ambiguous {
 		spoolDuplicates.Inc()
 	}

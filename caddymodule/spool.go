@@ -231,7 +231,10 @@ func (h *Handler) spoolBlock() *spool.Block {
 }
 
 // upstreamSender sends records that were kept.
-type upstreamSender struct{ *upstream.Client }
+type upstreamSender struct {
+	*upstream.Client
+	host string
+}
 
 // newSender makes who delivers a queue: its name is a v2 host's URL. The
 // connections are its own, so that a backlog takes none from callers.
@@ -250,7 +253,7 @@ func (h *Handler) newSender(queue string) (spool.Sender, error) {
 	if err != nil {
 		return nil, err
 	}
-	return upstreamSender{client}, nil
+	return upstreamSender{client, target.Host}, nil
 }
 
 // Send sends a record to v2.
@@ -259,7 +262,10 @@ func (s upstreamSender) Send(data []byte) spool.Result {
 	err := s.Deliver(data, &t)
 	countTrip(&t)
 	result := resultOf(&t, err)
-	if result.Status >= http.StatusMultipleChoices && !result.NotTaken() {
+	switch {
+	case result.NotTaken():
+		warnOfKept(caddy.Log().Named(handlerID), &result, s.host, keptOwner(data))
+	case result.Status >= http.StatusMultipleChoices:
 		result.Account = accountOf(data)
 	}
 	return result
@@ -371,7 +377,6 @@ func settled(queue string, fate spool.Fate, r spool.Result) {
 	case spool.RefusedUnkept:
 		refusedUnkept.add(r.Account)
 	case spool.Retried:
-		warnOfKept(logger, &r, host)
 		if r.Ambiguous {
 			spoolDuplicates.Inc()
 		}

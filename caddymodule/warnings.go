@@ -2,6 +2,8 @@ package caddymodule
 
 import (
 	"net/http"
+	"path"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -36,7 +38,9 @@ var (
 	memoryWarning      = warning{message: "record refused: max_buffered is used up"}
 	undeliveredWarning = warning{message: "record not delivered"}
 	answerWarning      = warning{message: "Postback v2 did not take a record"}
+	limitWarning       = warning{message: "Postback v2 did not take a record"} // likewise
 	keptWarning        = warning{message: "record kept for later"}
+	keptLimitWarning   = warning{message: "record kept for later"} // one account's limit must not hide that v2 is down
 	deadLetterWarning  = warning{message: "a kept record became a dead letter"}
 	unkeptWarning      = warning{message: "record neither delivered nor kept"}
 )
@@ -98,7 +102,7 @@ func (h *Handler) warnOfFullMemory() {
 // certain.
 func (h *Handler) warn(of *warning, c *call, refused *postback.Refusal, err error, advice string) {
 	if e := of.check(h.logger); e != nil {
-		e.Write(zap.String("code", refused.Code), zap.String("upstream", c.to.host), zap.Error(err), zap.String("advice", advice))
+		e.Write(zap.String("code", refused.Code), zap.String("upstream", c.to.host), zap.Error(err), zap.Inline(ownerOf(c)), zap.String("advice", advice))
 	}
 }
 
@@ -107,14 +111,17 @@ func (h *Handler) warn(of *warning, c *call, refused *postback.Refusal, err erro
 func (h *Handler) warnOfAnswer(c *call) {
 	switch status := c.trip.Status; {
 	case spoolTakes(status):
-		if e := answerWarning.check(h.logger); e != nil {
-			e.Write(zap.Int("status", status), zap.String("upstream", c.to.host), words(c.trip.Words),
-				zap.String("advice", "check v2's status; the callers have got this answer, and must send again what they do not want to lose"))
+		of, advice := &answerWarning, "check v2's status"
+		if status == http.StatusTooManyRequests {
+			of, advice = &limitWarning, limitAdvice
+		}
+		if e := of.check(h.logger); e != nil {
+			e.Write(zap.Int("status", status), zap.String("upstream", c.to.host), words(c.trip.Words), zap.Inline(ownerOf(c)),
+				zap.String("advice", advice+"; the callers have got this answer, and must send again what they do not want to lose"))
 		}
 	case status >= http.StatusBadRequest:
 		if refusalWarnings[status-http.StatusBadRequest].due() {
-			h.logger.Warn("Postback v2 refused a record", zap.Int("status", status), zap.String("upstream", c.to.host), words(c.trip.Words),
-				zap.String("account", c.Account()), zap.String("database", c.Database), zap.String("table", c.Table),
+			h.logger.Warn("Postback v2 refused a record", zap.Int("status", status), zap.String("upstream", c.to.host), words(c.trip.Words), zap.Inline(ownerOf(c)),
 				zap.String("advice", refusalAdvice(status)))
 		}
 	}
@@ -144,11 +151,45 @@ func refusalAdvice(status int) string {
 	}
 }
 
+// limitAdvice is what to do about a 429.
+const limitAdvice = "the account's rate limit: ask Treasure Data; other accounts go on"
+
+// owner says whose record it is, for the log.
+type owner struct {
+	account string
+	to      postback.Destination
+}
+
+func ownerOf(c *call) owner { return owner{c.Account(), c.Destination} }
+
+// MarshalLogObject writes the owner for the log, with no key in a table's name.
+func (o owner) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	enc.AddString("account", o.account)
+	enc.AddString("database", o.to.Database)
+	enc.AddString("table", loggedTable(o.to))
+	return nil
+}
+
+// keptOwner is the owner of a kept request, which is read only if it is logged.
+type keptOwner []byte
+
+// MarshalLogObject writes the owner for the log.
+func (data keptOwner) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	kept, _ := postback.ReadKept(data) // what can be read of a damaged one
+	names, table := path.Split(kept.Path)
+	_, database := path.Split(strings.TrimSuffix(names, "/"))
+	return owner{kept.Credentials.Account(), postback.Destination{Database: database, Table: table}}.MarshalLogObject(enc)
+}
+
 // warnOfKept tells of a record that v2 did not take and that is in the spool.
-func warnOfKept(logger *zap.Logger, result *spool.Result, host string) {
-	if c := keptWarning.check(logger); c != nil {
-		c.Write(zap.Int("status", result.Status), zap.String("upstream", host), zap.Error(result.Err), words(result.Words),
-			zap.String("advice", "check v2's status and the way there; the records are delivered when it takes them again"))
+func warnOfKept(logger *zap.Logger, result *spool.Result, host string, owner zapcore.ObjectMarshaler) {
+	of, advice := &keptWarning, "check v2's status and the way there; the records are delivered when it takes them again"
+	if result.Status == http.StatusTooManyRequests {
+		of, advice = &keptLimitWarning, limitAdvice
+	}
+	if c := of.check(logger); c != nil {
+		c.Write(zap.Int("status", result.Status), zap.String("upstream", host), zap.Error(result.Err), words(result.Words), zap.Inline(owner),
+			zap.String("advice", advice))
 	}
 }
 
