@@ -124,11 +124,21 @@ func (q *queue) has(first spool.ID) bool {
 	return slices.ContainsFunc(q.segments, func(s *segment) bool { return s.first == first })
 }
 
-// add puts a segment that was found in its place.
+// unknownIDs is more than a segment has, which is one whose last ID is not known.
+const unknownIDs = 1 << 32
+
+// add puts a segment that was found in its place. Whatever the clock says, new
+// records have larger IDs, in a file that begins with such a one.
 func (q *queue) add(s *segment) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.next = max(q.next, s.last+1, s.first+1)
+	last := s.last
+	if !s.loaded {
+		last = s.first + unknownIDs
+	}
+	if q.next = max(q.next, last+1, s.first+1); q.active != nil && q.active.first < s.first {
+		q.active = nil
+	}
 	q.segments = append(slices.Clone(q.segments), s) // it may be in use
 	slices.SortFunc(q.segments, func(a, b *segment) int { return cmp.Compare(a.first, b.first) })
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/td-postback/gateway/spool"
 )
@@ -295,4 +296,66 @@ func TestLook(t *testing.T) {
 	if _, _, err := Look(filepath.Join(cfg.Dir, "nowhere")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("one that is not there: %v", err)
 	}
+}
+
+// inFuture opens a Log whose clock was a day ahead when it kept these records, and
+// closes it.
+func inFuture(t *testing.T, cfg Config, records ...string) {
+	t.Helper()
+	d := open(t, cfg)
+	q := d.queue(q1)
+	q.mu.Lock()
+	q.next = spool.ID(time.Now().Add(24 * time.Hour).UnixMicro())
+	q.mu.Unlock()
+	for _, data := range records {
+		add(t, d, data)
+	}
+	shut(t, d)
+}
+
+// When the clock was set back, records that come while a queue cannot be read, and
+// after it can, are not mistaken for those that are there.
+func TestClockSetBackBeforeUnreadableQueue(t *testing.T) {
+	t.Parallel()
+	cfg := Config{Dir: t.TempDir()}
+	inFuture(t, cfg, "before")
+	dir, away := filepath.Join(cfg.Dir, url.QueryEscape(q1)), filepath.Join(t.TempDir(), "away")
+	if err := errors.Join(os.Rename(dir, away), os.Symlink("/nowhere/at/all", dir)); err != nil {
+		t.Fatal(err)
+	}
+	d := open(t, cfg)
+	if err := errors.Join(os.Remove(dir), os.Rename(away, dir)); err != nil {
+		t.Fatal(err)
+	}
+	add(t, d, "meanwhile")
+	held := []spool.Entry{take(t, d, 1)[0], take(t, d, 1)[0]}
+	add(t, d, "after")
+	for _, e := range append(held, take(t, d, 1)[0]) {
+		d.Queue(q1).Ack(e)
+	}
+	eventually(t, "all is delivered", func() bool { depth, err := d.Depth(q1); return err == nil && depth.Records == 0 })
+}
+
+// The same of a file that cannot be read at once.
+func TestClockSetBackBeforeDamagedFile(t *testing.T) {
+	t.Parallel()
+	cfg := Config{Dir: t.TempDir()}
+	inFuture(t, cfg, "1", "2", "3", "4", "5")
+	file := segmentFiles(t, cfg.Dir)[0]
+	content, err := os.ReadFile(file) //nolint:gosec // G304: the test's own
+	if err != nil {
+		t.Fatal(err)
+	}
+	content[pageHeader+metaSum] ^= 1
+	if err := os.WriteFile(file, content, 0o600); err != nil { //nolint:gosec // G703: the same
+		t.Fatal(err)
+	}
+	d := open(t, cfg)
+	for _, data := range []string{"6", "7", "8"} {
+		add(t, d, data)
+	}
+	for range 8 {
+		d.Queue(q1).Ack(take(t, d, 1)[0])
+	}
+	eventually(t, "all is delivered", func() bool { depth, err := d.Depth(q1); return err == nil && depth.Records == 0 })
 }
