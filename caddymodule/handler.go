@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -102,7 +103,7 @@ func (h *Handler) holdHead(c *call) *postback.Refusal {
 const (
 	smallHead       = 8 << 10
 	heldHeadTime    = 5 * time.Second
-	refusedHeadTime = time.Second
+	refusedHeadTime = 2 * time.Second
 )
 
 // letGo ends the accounting of a call's head. Over HTTP/2 and HTTP/3 the caller
@@ -149,6 +150,26 @@ func (h *Handler) refuseHead(c *call, f *postback.Refusal) {
 		f = &now
 	}
 	h.refuse(c, f)
+	if c.r.ProtoMajor > 1 {
+		forgetFields(c.r.Header)
+	}
+}
+
+// maxHeldNames is how many names of a refused head are kept for the log.
+const maxHeldNames = 128
+
+// forgetFields drops the fields of a refused head that the log would not show. The
+// server holds the request until its caller takes the answer, and a field that came
+// as one byte takes many more.
+func forgetFields(header http.Header) {
+	names := 0
+	for name, values := range header {
+		if names++; names > maxHeldNames {
+			delete(header, name)
+		} else if len(values) > maxLoggedValues {
+			header[name] = slices.Clone(values[:maxLoggedValues+1]) // the log marks that there were more
+		}
+	}
 }
 
 // readBody reads the call's body, which is the record, unless the query is.
