@@ -270,7 +270,7 @@ func TestAdminRefuses(t *testing.T) {
 		{http.MethodGet, "spool/record", http.StatusBadRequest, "id: must be given once"},
 		{http.MethodGet, "spool/record?id=1&id=2", http.StatusBadRequest, "id: must be given once"},
 		{http.MethodGet, "spool/record?id=17", http.StatusNotFound, "id 17: there is no such record"},
-		{http.MethodGet, "spool/record?id=17&dead=true", http.StatusNotFound, "id 17: there is no such record"},
+		{http.MethodGet, "spool/record?id=17&dead=true", http.StatusNotFound, "id 17: there is no such dead letter"},
 		{http.MethodPost, "spool/replay", http.StatusBadRequest, "give one or more id, or all=true"},
 		{http.MethodPost, "spool/drop?id=1&all=true", http.StatusBadRequest, "give one or more id, or all=true"},
 		{http.MethodPost, "spool/drop?id=x", http.StatusBadRequest, `id "x": must be a whole number`},

@@ -237,15 +237,39 @@ func serveRecord(w http.ResponseWriter, r *http.Request) error {
 	if len(s.ids) != 1 {
 		return badRequest("id: must be given once")
 	}
-	s.after, s.limit = s.ids[0]-1, 1
-	list, err := s.list()
+	record, err := s.find()
 	if err != nil {
 		return err
 	}
-	if len(list) == 0 || list[0].ID != s.ids[0] {
-		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("id %d: there is no such record", s.ids[0])}
+	if record == nil {
+		return s.notFound()
 	}
-	return writeJSON(w, http.StatusOK, list[0])
+	return writeJSON(w, http.StatusOK, record)
+}
+
+// notFound says that no record or dead letter has the given ID, or that it is the
+// other one.
+func (s *selected) notFound() error {
+	absent, instead := "there is no such record that waits to be delivered", "it is a dead letter: show it with --dead, or dead=true"
+	if s.dead {
+		absent, instead = "there is no such dead letter", "it is no dead letter, but waits to be delivered: show it without --dead, or dead=true"
+	}
+	s.dead = !s.dead
+	problem := absent
+	if other, _ := s.find(); other != nil {
+		problem = instead
+	}
+	return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("id %d: %s", s.ids[0], problem)}
+}
+
+// find reads the record or dead letter with the given ID, if there is one.
+func (s *selected) find() (*keptRecord, error) {
+	s.after, s.limit = s.ids[0]-1, 1
+	list, err := s.list()
+	if err != nil || len(list) == 0 || list[0].ID != s.ids[0] {
+		return nil, err
+	}
+	return &list[0], nil
 }
 
 func serveReplay(w http.ResponseWriter, r *http.Request) error {

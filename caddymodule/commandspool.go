@@ -1,7 +1,9 @@
 package caddymodule
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -39,6 +41,7 @@ as it is.
 	$ caddy td-spool drop 1763930000000123
 `,
 		CobraFunc: func(cmd *cobra.Command) {
+			cmd.Args, cmd.RunE = noSubcommand, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 			cmd.PersistentFlags().String("address", "", "Address of the gateway's admin API (default "+caddy.DefaultAdminListen+", or else "+unitSocket+")")
 			cmd.PersistentFlags().String("spool", "", "The spool, as status shows it, if there are several")
 			cmd.PersistentFlags().String("queue", "", "The queue, as status shows it, if there are several")
@@ -53,15 +56,43 @@ as it is.
 			list.Flags().Bool("dead", false, "List dead letters instead")
 			list.Flags().Uint64("after", 0, "Begin behind this ID")
 			list.Flags().Int("limit", 100, "List at most so many, up to "+strconv.Itoa(maxListed))
-			show := add("show <id>", "Shows a whole record, but for the key in its head", cobra.ExactArgs(1), spoolShowCommand)
+			show := add("show <id>", "Shows a whole record, but for the key in its head", oneID, spoolShowCommand)
 			show.Flags().Bool("dead", false, "Show a dead letter")
 			show.Flags().Bool("raw", false, "Write only the body, byte for byte")
-			replay := add("replay [<id>...]", "Delivers dead letters after all", cobra.ArbitraryArgs, spoolReplayCommand)
+			replay := add("replay [<id>...]", "Delivers dead letters after all", idsOrAll, spoolReplayCommand)
 			replay.Flags().Bool("all", false, "All dead letters of the queue")
-			drop := add("drop [<id>...]", "Deletes dead letters for good", cobra.ArbitraryArgs, spoolDropCommand)
+			drop := add("drop [<id>...]", "Deletes dead letters for good", idsOrAll, spoolDropCommand)
 			drop.Flags().Bool("all", false, "All dead letters of the queue")
 		},
 	})
+}
+
+// noSubcommand refuses a word that is no subcommand: cobra would print the help, as
+// after a success.
+func noSubcommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	var names []string
+	for _, sub := range cmd.Commands() {
+		names = append(names, sub.Name())
+	}
+	return fmt.Errorf("%q: must be one of %s%s", args[0], strings.Join(names, ", "), didYouMean(nearest(args[0], names)))
+}
+
+func oneID(_ *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return fmt.Errorf("give one ID, as list shows it, not %d", len(args))
+	}
+	return nil
+}
+
+// idsOrAll lets nobody change all dead letters who means some, or the reverse.
+func idsOrAll(cmd *cobra.Command, args []string) error {
+	if all, err := cmd.Flags().GetBool("all"); err != nil || all == (len(args) > 0) {
+		return errors.New("give one or more IDs, as list --dead shows them, or --all")
+	}
+	return nil
 }
 
 // askSpool asks a running gateway and decodes its answer into value.
@@ -77,10 +108,29 @@ func askSpool(fs caddycmd.Flags, method, path string, query url.Values, value an
 	}
 	resp, err := caddycmd.AdminAPIRequest(address, method, "/td_postback/spool"+path+"?"+query.Encode(), nil, nil)
 	if err != nil {
-		return err
+		return plainly(address, err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // it is only read
-	return json.NewDecoder(resp.Body).Decode(value)
+	if err := json.NewDecoder(resp.Body).Decode(value); err != nil {
+		return fmt.Errorf("what answers at %s is no gateway's admin endpoint: %w", address, err)
+	}
+	return nil
+}
+
+// plainly takes the gateway's own words out of Caddy's error, which has them as
+// JSON.
+func plainly(address string, err error) error {
+	var said struct{ Error, Message string } // a refusal of a record has a message
+	_, answer, answered := strings.Cut(err.Error(), ": HTTP ")
+	_, text, _ := strings.Cut(answer, ": ")
+	switch {
+	case json.Unmarshal([]byte(text), &said) == nil && said.Error != "" && said.Message == "":
+		return errors.New(said.Error)
+	case answered:
+		return fmt.Errorf("what answers at %s is no gateway's admin endpoint: HTTP %s", address, strings.TrimSpace(answer))
+	default:
+		return err
+	}
 }
 
 // unitSocket is where deploy/Caddyfile has the admin endpoint, under systemd.
@@ -89,24 +139,31 @@ const unitSocket = "unix//run/td-postback/admin.sock"
 // adminAddress is where the gateway's admin endpoint is: where the operator says,
 // or where Caddy has it by default, or where the systemd unit has it.
 func adminAddress(given string) (string, error) {
+	places := []string{caddy.DefaultAdminListen, unitSocket}
 	if given != "" {
-		return given, nil
+		places = []string{given}
 	}
 	var problems []string
-	for _, address := range []string{caddy.DefaultAdminListen, unitSocket} {
+	for _, address := range places {
 		place, err := caddy.ParseNetworkAddress(address)
 		if err == nil {
 			path, _, _ := strings.Cut(place.JoinHostPort(0), "|") // the rights of a socket stand behind it
 			var conn net.Conn
-			if conn, err = net.DialTimeout(place.Network, path, time.Second); err == nil { //nolint:noctx // it has a time limit
+			if conn, err = net.DialTimeout(place.Network, path, dialLimit); err == nil { //nolint:noctx // it has a time limit
 				return address, conn.Close()
 			}
 		}
 		problems = append(problems, err.Error())
 	}
+	if given != "" {
+		return "", fmt.Errorf("--address %q: no gateway answers there: must be where its admin endpoint is, as the option admin in its Caddyfile says: %s", given, problems[0])
+	}
 	return "", fmt.Errorf("no gateway answers where it usually does: say with --address where its admin endpoint is, as the option admin in its Caddyfile says. Tried: %s",
 		strings.Join(problems, "; "))
 }
+
+// dialLimit is how long a gateway may take to be reached.
+const dialLimit = 5 * time.Second
 
 func spoolStatusCommand(fs caddycmd.Flags) (int, error) {
 	var spools []spool.Status
@@ -152,8 +209,12 @@ func spoolListCommand(fs caddycmd.Flags) (int, error) {
 	}
 	table := newTable("ID", "ARRIVAL", "PATH", "ACCOUNT", "BYTES", "STATUS", "REASON")
 	for _, r := range records {
+		status := "-" // v2 gave none that was the last word
+		if r.Status != 0 {
+			status = strconv.Itoa(r.Status)
+		}
 		table.row(strconv.FormatUint(uint64(r.ID), 10), r.Arrival.UTC().Format(time.RFC3339), r.Path, r.Account,
-			strconv.Itoa(r.Bytes), strconv.Itoa(r.Status), r.Reason)
+			strconv.Itoa(r.Bytes), status, cmp.Or(r.Reason, "-"))
 	}
 	return caddy.ExitCodeSuccess, table.Flush()
 }
@@ -181,14 +242,14 @@ func spoolShowCommand(fs caddycmd.Flags) (int, error) {
 }
 
 func spoolReplayCommand(fs caddycmd.Flags) (int, error) {
-	return spoolChangeCommand(fs, "/replay", "to be delivered again")
+	return spoolChangeCommand(fs, "/replay", "to be delivered again", "what waits is delivered anyway")
 }
 
 func spoolDropCommand(fs caddycmd.Flags) (int, error) {
-	return spoolChangeCommand(fs, "/drop", "deleted")
+	return spoolChangeCommand(fs, "/drop", "deleted", "what waits to be delivered cannot be dropped")
 }
 
-func spoolChangeCommand(fs caddycmd.Flags, path, done string) (int, error) {
+func spoolChangeCommand(fs caddycmd.Flags, path, done, otherwise string) (int, error) {
 	var answer struct{ Letters int }
 	query := url.Values{"id": fs.Args()}
 	if fs.Bool("all") {
@@ -197,7 +258,14 @@ func spoolChangeCommand(fs caddycmd.Flags, path, done string) (int, error) {
 	if err := askSpool(fs, http.MethodPost, path, query, &answer); err != nil {
 		return caddy.ExitCodeFailedQuit, err
 	}
-	fmt.Printf("%d dead letters %s\n", answer.Letters, done)
+	letters := "dead letters"
+	if answer.Letters == 1 {
+		letters = "dead letter"
+	}
+	fmt.Printf("%d %s %s\n", answer.Letters, letters, done)
+	if answer.Letters < len(query["id"]) {
+		fmt.Println("Not every ID is that of a dead letter: list --dead shows them; " + otherwise + ".")
+	}
 	return caddy.ExitCodeSuccess, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -46,7 +47,16 @@ func TestSpoolCommand(t *testing.T) {
 	if strings.Count(rest, event) != 1 {
 		t.Errorf("one behind the second: %s", rest)
 	}
-	shown := spoolPrints(t, g.admin, []string{"show", fmt.Sprint(kept[0].ID)},
+	for line := range strings.Lines(list) {
+		if fields := strings.Fields(line); fields[0] != "ID" && !slices.Equal(fields[5:], []string{"-", "-"}) {
+			t.Errorf("a waiting record has no status and no reason: %s", line)
+		}
+	}
+	waiting := fmt.Sprint(kept[0].ID)
+	spoolFails(t, g.admin, []string{"show", "--dead", waiting}, "id "+waiting+": it is no dead letter, but waits")
+	spoolPrints(t, g.admin, []string{"drop", waiting}, "0 dead letters deleted", "what waits to be delivered cannot be dropped")
+	spoolPrints(t, g.admin, []string{"replay", waiting}, "0 dead letters", "what waits is delivered anyway")
+	shown := spoolPrints(t, g.admin, []string{"show", waiting},
 		`"query": "a=b"`, `"X-Own"`, `\"id\":\"0\"`, spoolText, "td_record_time", `"account": "1234/…"`)
 	if strings.Contains(shown, "Write-Key") {
 		t.Errorf("shown: %s", shown)
@@ -81,6 +91,7 @@ func TestSpoolCommand(t *testing.T) {
 		}
 		byID[idOf(whole.Body)] = id
 	}
+	spoolFails(t, g.admin, []string{"show", byID["1"]}, "id "+byID["1"]+": it is a dead letter: show it with --dead")
 	spoolPrints(t, g.admin, []string{"show", "--dead", byID["1"]}, `"reason": "refused"`, `"status": 403`, `\"id\":\"1\"`)
 
 	v2.comeBack()
@@ -90,23 +101,33 @@ func TestSpoolCommand(t *testing.T) {
 	if got := v2.find("1"); len(got) != 1 || len(got[0].field("Authorization")) != 1 || !addedTime.MatchString(got[0].body) {
 		t.Errorf("v2 has taken %+v", got)
 	}
-	spoolPrints(t, g.admin, []string{"drop", byID["2"]}, "1 dead letters deleted")
+	spoolPrints(t, g.admin, []string{"drop", byID["2"]}, "1 dead letter deleted")
 	spoolPrints(t, g.admin, []string{"replay", byID["2"]}, "0 dead letters")
-	spoolPrints(t, g.admin, []string{"replay", "--all"}, "1 dead letters to be delivered again")
+	spoolPrints(t, g.admin, []string{"replay", "--all"}, "1 dead letter to be delivered again")
 	v2.await(t, "3")
 	g.awaitState(t, func(s *spoolState) bool { return s.dead() == 0 && s.records() == 0 })
 	if len(v2.find("2")) > 0 {
 		t.Error("v2 has taken a record that was dropped")
 	}
 
-	spoolFails(t, g.admin, []string{"show", "17"}, "id 17", "there is no such record")
-	spoolFails(t, g.admin, []string{"show", "x"}, `id "x": must be a whole number`)
+	spoolFails(t, g.admin, []string{"show", "17"}, `"id 17: there is no such record`)
+	spoolFails(t, g.admin, []string{"show", "--dead", "17"}, `"id 17: there is no such dead letter`)
+	spoolFails(t, g.admin, []string{"show", "x"}, `"id "x": must be a whole number`)
 	if list := spoolPrints(t, g.admin, []string{"list", "--after", "18446744073709551615"}); strings.Contains(list, event) {
 		t.Errorf("behind the last ID that there can be: %s", list)
 	}
-	spoolFails(t, g.admin, []string{"replay"}, "give one or more id, or all=true")
+	spoolFails(t, g.admin, []string{"show"}, "give one ID")
+	for _, change := range []string{"replay", "drop"} {
+		spoolFails(t, g.admin, []string{change}, "give one or more IDs", "--all")
+		spoolFails(t, g.admin, []string{change, "--all", "1"}, "give one or more IDs", "--all")
+	}
+	for word, meant := range map[string]string{"stauts": "status", "dorp": "drop", "lst": "list", "elsewhere": "must be one of drop, list"} {
+		spoolFails(t, g.admin, []string{word}, `"`+word+`"`, meant)
+	}
 	spoolFails(t, g.admin, []string{"list", "--spool", "other"}, `spool "other"`)
-	spoolFails(t, freeAddr(t), []string{"status"}, "connection refused")
+	spoolFails(t, freeAddr(t), []string{"status"}, "--address", "no gateway answers there", "connection refused")
+	spoolFails(t, "http://"+g.admin+"/x", []string{"status"}, "--address", "no gateway answers there")
+	spoolFails(t, g.addr, []string{"status"}, g.addr+" is no gateway's admin endpoint")
 	for path, method := range map[string]string{
 		"spool/replay?all=true": http.MethodGet, "spool/drop?all=true": http.MethodGet,
 		"spool": http.MethodPost, "health": http.MethodPost,
@@ -176,7 +197,7 @@ func TestSpoolQueues(t *testing.T) {
 	spoolFails(t, g.admin, []string{"list"}, `queue ""`, one.url(), two.url())
 	spoolPrints(t, g.admin, []string{"list", "--queue", one.url()}, event)
 	spoolPrints(t, g.admin, []string{"list", "--dead", "--queue", two.url()}, event, "refused")
-	spoolPrints(t, g.admin, []string{"drop", "--all", "--queue", two.url()}, "1 dead letters deleted")
+	spoolPrints(t, g.admin, []string{"drop", "--all", "--queue", two.url()}, "1 dead letter deleted")
 	if s := g.state(t); s.dead() != 0 || s.records() != 1 {
 		t.Errorf("got %+v", s)
 	}
@@ -249,7 +270,7 @@ func TestSpoolMetrics(t *testing.T) {
 		t.Fatal(status, problem)
 	}
 	g.awaitMetrics(t, want)
-	spoolPrints(t, g.admin, []string{"drop", "--all"}, "1 dead letters deleted")
+	spoolPrints(t, g.admin, []string{"drop", "--all"}, "1 dead letter deleted")
 	delete(want, "dead_letters{}")
 	g.awaitMetrics(t, want)
 

@@ -124,7 +124,7 @@ func TestSpoolRenamedQueue(t *testing.T) {
 	if len(v2.find("plain")) > 0 || len(evil.all()) > 0 {
 		t.Errorf("v2 has taken %d that are not encrypted, and the other host %d", len(v2.find("plain")), len(evil.all()))
 	}
-	spoolPrints(t, g.admin, []string{"replay", "--all", "--queue", v2.url()}, "1 dead letters to be delivered again")
+	spoolPrints(t, g.admin, []string{"replay", "--all", "--queue", v2.url()}, "1 dead letter to be delivered again")
 	v2.await(t, "plain")
 	g.stop()
 	if err := errors.Join(os.RemoveAll(of(v2)), os.Rename(of(evil), of(v2))); err != nil {
