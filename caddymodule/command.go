@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/sandbox"
@@ -66,6 +68,7 @@ in a Caddyfile.
 			cmd.Flags().StringSliceP("redirect-hosts", "", nil, "Hosts to which td_redirect may lead, separated by commas")
 			cmd.Flags().BoolP("spool", "", false, "Keep on disk what v2 does not take now, and deliver it later; td-spool shows it")
 			addVersion(cmd)
+			cmd.SetFlagErrorFunc(nearestFlag)
 			cmd.Args = noArguments
 			cmd.RunE = caddycmd.WrapCommandFuncForCobra(cmdPostback)
 		},
@@ -73,14 +76,40 @@ in a Caddyfile.
 }
 
 // noArguments refuses what is no flag: a region without --region, above all.
-func noArguments(_ *cobra.Command, args []string) error {
+func noArguments(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
+	meant := ""
 	if region := nearestRegion(args[0]); region != "" {
-		return fmt.Errorf("%q: td-postback takes no argument; did you mean --region %s?", args[0], region)
+		meant = "--region " + region
+	} else if flag := nearest(args[0], flagsOf(cmd)); flag != "" {
+		meant = "--" + flag
 	}
-	return fmt.Errorf("%q: td-postback takes no argument, only flags; see --help", args[0])
+	if meant == "" {
+		return fmt.Errorf("%q: %s takes no argument, only flags; see --help", args[0], cmd.Name())
+	}
+	return fmt.Errorf("%q: %s takes no argument%s", args[0], cmd.Name(), didYouMean(meant))
+}
+
+// flagsOf lists the names of a command's flags.
+func flagsOf(cmd *cobra.Command) (names []string) {
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	return names
+}
+
+// nearestFlag adds to the error of an unknown flag which one was probably meant:
+// by its name, or by its name behind one hyphen, which begins short flags.
+func nearestFlag(cmd *cobra.Command, err error) error {
+	unknown, ok := errors.AsType[*pflag.NotExistError](err)
+	if !ok {
+		return err
+	}
+	meant := nearest(cmp.Or(unknown.GetSpecifiedShortnames(), unknown.GetSpecifiedName()), flagsOf(cmd))
+	if meant == "" {
+		return fmt.Errorf("%w; see --help", err)
+	}
+	return fmt.Errorf("%w%s", err, didYouMean("--"+meant))
 }
 
 func cmdPostback(fs caddycmd.Flags) (int, error) {
@@ -173,7 +202,7 @@ var tellRefusal func(*call, *postback.Refusal)
 // does not see it.
 func printRefusal(c *call, f *postback.Refusal) {
 	line := "refused"
-	if c.Table != "" {
+	if c.Database != "" && c.Table != "" {
 		line += " " + c.Database + "." + loggedTable(c.Destination)
 	}
 	fmt.Printf("%s  by the gateway  %d %s: %s\n", line, f.Status, f.Code, f.Message)
@@ -184,6 +213,9 @@ func printRefusal(c *call, f *postback.Refusal) {
 func checkFlags(h Handler, sandbox bool) error {
 	if sandbox {
 		h.Upstream = "http://localhost" // or what it will be
+	}
+	if h.Region == "" && h.Upstream == "" {
+		return fmt.Errorf("region is not set: say with --region where to forward, %s, or try it with --sandbox", postback.AllowedRegions())
 	}
 	h.applyDefaults()
 	if err := h.Validate(); err != nil {

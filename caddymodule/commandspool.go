@@ -41,6 +41,7 @@ as it is.
 	$ caddy td-spool drop 1763930000000123
 `,
 		CobraFunc: func(cmd *cobra.Command) {
+			cmd.SetFlagErrorFunc(nearestFlag) // the subcommands' too
 			cmd.Args, cmd.RunE = noSubcommand, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 			cmd.PersistentFlags().String("address", "", "Address of the gateway's admin API (default "+caddy.DefaultAdminListen+", or else "+unitSocket+")")
 			cmd.PersistentFlags().String("spool", "", "The spool, as status shows it, if there are several")

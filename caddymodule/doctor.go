@@ -38,7 +38,8 @@ cannot be read, and else 0.
 			cmd.Flags().StringP("config", "c", "Caddyfile", "The configuration to look at; - for the standard input")
 			cmd.Flags().StringP("adapter", "a", "", "The configuration's form (default caddyfile; none for a .json file)")
 			cmd.Flags().Bool("offline", false, "Ask no v2 host")
-			cmd.Args = cobra.NoArgs
+			cmd.Args = noArguments
+			cmd.SetFlagErrorFunc(nearestFlag)
 			cmd.RunE = runDoctor
 		},
 	})

@@ -61,17 +61,26 @@ func editSteps(a, b string) int {
 	return last[len(b)]
 }
 
-// cities are where the regions are that have no number of their own.
-var cities = map[string]string{"tokyo": "ap01", "japan": "ap01", "seoul": "ap02", "korea": "ap02"}
+// cities are where the regions are.
+var cities = map[string]string{
+	"tokyo": "ap01", "japan": "ap01", "seoul": "ap02", "korea": "ap02", "virginia": "us01", "frankfurt": "eu01", "germany": "eu01",
+}
+
+// clouds are the names that the cloud below has for the same places. They differ
+// by a digit from names of others, so they are not guessed at.
+var clouds = map[string]string{"us-east-1": "us01", "eu-central-1": "eu01", "ap-northeast-1": "ap01", "ap-northeast-2": "ap02"}
 
 // nearestRegion returns the region that somebody probably meant: by a host of
-// either API, by a city, or by a name that is nearly right.
+// either API, by a city, by the cloud's name, or by a name that is nearly right.
 func nearestRegion(value string) string {
 	value = strings.ToLower(value)
 	if _, rest, ok := strings.Cut(value, "://"); ok {
 		value = rest
 	}
 	value, _, _ = strings.Cut(value, "/")
+	if region := clouds[value]; region != "" {
+		return region
+	}
 	names := []string{postback.RegionAuto}
 	for region, host := range postback.LegacyHosts {
 		if value == host || value == postback.V2Host(region) {
@@ -91,5 +100,5 @@ func didYouMean(word string) string {
 	if word == "" {
 		return ""
 	}
-	return "; did you mean " + word + "?"
+	return " (did you mean " + word + "?)"
 }

@@ -22,6 +22,9 @@ func TestNearestRegion(t *testing.T) {
 		"tokyo": "ap01", "Tokyo": "ap01", "tokio": "ap01", "seoul": "ap02", "US01": "us01", "us1": "us01", "us10": "us01", "us": "us01", "eu": "eu01", "eu1": "eu01",
 		"in.treasuredata.com": "us01", "tokyo.in.treasuredata.com": "ap01", "https://ap02.in.treasuredata.com/": "ap02",
 		"eu01.records.in.treasuredata.com": "eu01", "https://us01.records.in.treasuredata.com/postback": "us01", "AUTO": "auto", "atuo": "auto",
+		"us-east-1": "us01", "US-East-1": "us01", "eu-central-1": "eu01", "ap-northeast-1": "ap01", "ap-northeast-2": "ap02",
+		"virginia": "us01", "N. Virginia": "us01", "frankfurt": "eu01", "Frankfurt": "eu01", "germany": "eu01",
+		"ap-northeast-3": "", "osaka": "", "us-west-2": "", "eu-west-1": "", "ap-southeast-1": "", "us-east-2": "",
 		"mars": "", "": "", "ap0": "", "ap04": "", "ap": "", "a": "", "staging.example.com": "",
 	} {
 		for range 5 { // whatever order the names come in

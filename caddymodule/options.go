@@ -61,17 +61,14 @@ func (h *Handler) UnmarshalJSON(data []byte) error { return decodeOptions(data, 
 
 // UnmarshalJSON reads the options. An error names the option.
 func (s *Spool) UnmarshalJSON(data []byte) error {
-	if err := decodeOptions(data, s, "spool"); err != nil {
-		return fmt.Errorf("spool %w", err)
-	}
-	return nil
+	return decodeOptions(data, s, "spool")
 }
 
 // decodeOptions reads a JSON object into a block's type, option by option.
 func decodeOptions(data []byte, block any, name string) error {
 	var options map[string]json.RawMessage
 	if err := json.Unmarshal(data, &options); err != nil {
-		return errors.New("must be an object with options")
+		return fmt.Errorf("%s must be an object with options", name)
 	}
 	fields := map[string]any{}
 	value := reflect.ValueOf(block).Elem()
@@ -83,9 +80,12 @@ func decodeOptions(data []byte, block any, name string) error {
 	for _, option := range slices.Sorted(maps.Keys(options)) {
 		into, ok := fields[option]
 		if !ok {
-			return fmt.Errorf("unknown field: %s", noOption(option, name))
+			return errors.New(noOption(option, name))
 		}
 		if err := json.Unmarshal(options[option], into); err != nil {
+			if name != directive {
+				option = name + " " + option
+			}
 			return optionError(option, into, err)
 		}
 	}
@@ -101,10 +101,26 @@ func optionError(option string, into any, err error) error {
 	if !ok {
 		return err // of a block within, which names its option
 	}
+	kind := wrong.Type.Kind()
+	if reflect.TypeOf(into).Elem().Kind() == reflect.Slice {
+		kind = reflect.Slice // and not what is in it
+	}
 	allowed := map[reflect.Kind]string{
-		reflect.String: "a string", reflect.Slice: "an array of strings", reflect.Bool: "true or false", reflect.Int: "a whole number", reflect.Int64: "a whole number",
-	}[wrong.Type.Kind()]
-	return fmt.Errorf("%s: must be %s, not %s", option, allowed, wrong.Value)
+		reflect.String: "a string", reflect.Slice: "an array of strings", reflect.Bool: "true or false", reflect.Int: "a whole number",
+		reflect.Int64: "a whole number of bytes, such as 524288",
+	}[kind]
+	return fmt.Errorf("%s: must be %s, not %s", option, allowed, valueText(wrong.Value))
+}
+
+// valueText says which value was found: a kind, or the number itself.
+func valueText(found string) string {
+	if number, ok := strings.CutPrefix(found, "number "); ok {
+		return number
+	}
+	if found == "array" || found == "object" {
+		return "an " + found
+	}
+	return "a " + found
 }
 
 // durationText writes a duration as an operator does: 8d, and not 192h0m0s.

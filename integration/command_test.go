@@ -73,6 +73,8 @@ func TestSandboxCommand(t *testing.T) {
 	raw(t, g.addr, post("/postback/v3/event/mydb/mytable?td_write_key=1234/abcdef", asJSON, `[1]`))
 	g.await(t, "refused mydb.mytable  key 1234/… via X-TD-Write-Key  400 the body must be one JSON object", 1)
 	raw(t, g.addr, post("/postback/v3/event/mydb/mytable", asJSON, object))
+	raw(t, g.addr, post("/postback/v3/event/my-db/mytable?td_write_key=1234/abcdef", asJSON, object))
+	g.await(t, "refused  by the gateway  400 invalid_path: ", 1)
 	g.await(t, "refused mydb.mytable  by the gateway  403 missing_write_key: send the write key", 1)
 	if answer := raw(t, g.addr, post("/elsewhere", asJSON, object)); answer.StatusCode != 404 || answer.code() != "not_found" {
 		t.Errorf("elsewhere: got %d %q", answer.StatusCode, answer.body)
@@ -121,7 +123,16 @@ func TestCommandErrors(t *testing.T) {
 		{[]string{"--region", "us01", "--redirect-hosts", "http://x.example"}, []string{"redirect_hosts", `"http://x.example"`}},
 		{[]string{"--region", "us01", "--listen", "127.0.0.1"}, []string{"--listen", `"127.0.0.1"`}},
 		{[]string{"--sandbox", "--region", "us01"}, []string{"--sandbox", "--region"}},
-		{[]string{"--nonsense"}, []string{"--nonsense"}},
+		{nil, []string{"--region", "--sandbox"}},
+		{[]string{"--spool"}, []string{"--region", "--sandbox"}},
+		{[]string{"--nonsense"}, []string{"--nonsense", "--help"}},
+		{[]string{"--regoin", "us01"}, []string{"--regoin", "did you mean --region?"}},
+		{[]string{"--sandbx"}, []string{"--sandbx", "did you mean --sandbox?"}},
+		{[]string{"--region", "us01", "--spol"}, []string{"--spol", "did you mean --spool?"}},
+		{[]string{"-sandbox"}, []string{"-sandbox", "did you mean --sandbox?"}},
+		{[]string{"-region", "us01"}, []string{"did you mean --region us01?"}},
+		{[]string{"sandbox"}, []string{`"sandbox"`, "did you mean --sandbox?"}},
+		{[]string{"--sandbox", "spool"}, []string{`"spool"`, "did you mean --spool?"}},
 		{[]string{"us01"}, []string{`"us01"`, "--region us01"}},
 		{[]string{"--sandbox", "mars"}, []string{`"mars"`, "no argument"}},
 	} {
@@ -139,6 +150,22 @@ func TestCommandErrors(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestFlagErrors misspells flags of the other commands.
+func TestFlagErrors(t *testing.T) {
+	for _, tc := range []struct{ args, says string }{
+		{"td-spool --adress x status", "did you mean --address?"},
+		{"td-spool status --queu x", "did you mean --queue?"},
+		{"td-spool list --daed", "did you mean --dead?"},
+		{"td-doctor --ofline", "did you mean --offline?"},
+		{"td-doctor offline", "did you mean --offline?"},
+	} {
+		output, code := run(t, strings.Fields(tc.args)...)
+		if code == 0 || !strings.Contains(output, tc.says) {
+			t.Errorf("%s: exit %d: %s", tc.args, code, output)
+		}
 	}
 }
 
