@@ -63,6 +63,9 @@ http://, https:// {
 }
 `
 
+// passwordHash is one that basic_auth takes.
+const passwordHash = "$2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG" //nolint:gosec // G101: of nobody
+
 // examineText reads a Caddyfile.
 func examineText(t testing.TB, text string) *examined {
 	t.Helper()
@@ -114,6 +117,16 @@ func TestDoctorFindsEachFault(t *testing.T) {
 		"a nested respond in front":        {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\troute {\n\t\trespond ok\n\t\t}\n\t\ttd_postback us01\n\t\t}\n"}, losesRecords, []string{"`respond` answers every call"}},
 		"respond for the events":           {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\trespond /postback/* ok\n\t\ttd_postback us01\n\t\t}\n"}, losesRecords, []string{"`respond` answers every call"}},
 		"an empty handle in front":         {[]string{block, "\thandle /* {\n\t}\n" + block}, losesRecords, []string{"`handle` answers every call"}},
+		"handle_path":                      {[]string{block, "\thandle_path /postback/* {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\trespond 404\n\t}\n"}, losesRecords, []string{"every event is refused", "a.example on :80", "`handle /postback/*`"}},
+		"a stripped prefix":                {[]string{"\tlog {\n", "\turi strip_prefix /postback\n\tlog {\n"}, losesRecords, []string{"every event is refused"}},
+		"a stripped prefix in the block":   {[]string{"\t\ttd_postback us01\n", "\t\turi /postback/* strip_prefix /postback/v3\n\t\ttd_postback us01\n"}, losesRecords, []string{"every event is refused"}},
+		"a rewrite":                        {[]string{"\tlog {\n", "\trewrite * /td{uri}\n\tlog {\n"}, losesRecords, []string{"every event is refused"}},
+		"a replaced part of the path":      {[]string{"\tlog {\n", "\turi replace /postback/ /p/\n\tlog {\n"}, losesRecords, []string{"every event is refused"}},
+		"a replaced pattern of the path":   {[]string{"\tlog {\n", "\turi path_regexp /v[0-9]+/ /\n\tlog {\n"}, losesRecords, []string{"every event is refused"}},
+		"basic_auth":                       {[]string{"\tlog {\n", "\tbasic_auth {\n\t\tBob " + passwordHash + "\n\t}\n\tlog {\n"}, losesRecords, []string{"`basic_auth` asks every caller", "401", "a.example on :80"}},
+		"basic_auth in the block":          {[]string{"\t\ttd_postback us01\n", "\t\tbasic_auth /postback/* {\n\t\tBob " + passwordHash + "\n\t}\n\t\ttd_postback us01\n"}, losesRecords, []string{"`basic_auth` asks every caller"}},
+		"basic_auth in a route before":     {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\troute {\n\t\tbasic_auth {\n\t\tBob " + passwordHash + "\n\t}\n\t}\n\t\ttd_postback us01\n\t}\n"}, losesRecords, []string{"`basic_auth` asks every caller"}},
+		"a limit of bodies":                {[]string{"\tlog {\n", "\trequest_body {\n\t\tmax_size 64KiB\n\t}\n\tlog {\n"}, losesRecords, []string{"`request_body` lets only smaller bodies through", "413", "a.example on :80"}},
 		"Caddy's redirect":                 {[]string{redirects, "", "http://a.example, https://a.example", "a.example"}, losesRecords, []string{"redirected to https", "auto_https disable_redirects", "http://HOST, https://HOST {"}},
 		"Caddy's redirect before a site":   {[]string{redirects, "", "http://a.example, https://a.example", "https://a.example", "http://, https:// {\n\trespond \"nobody\" 404", "http://, https:// {\n\tabort"}, losesRecords, []string{"redirected to https"}},
 		"a redirect":                       {[]string{"\tlog {\n", "\t@plain protocol http\n\tredir @plain https://{host}{uri}\n\tlog {\n"}, losesRecords, []string{"redirected to https", "`redir`"}},
@@ -202,7 +215,18 @@ func TestDoctorRaisesNoFalseAlarm(t *testing.T) {
 		"a redirect of other paths":      {"\tlog {\n", "\tredir /old https://b.example\n\tlog {\n"},
 		"a deny rule before td_postback": {"\t\ttd_postback us01\n", "\t\troute {\n\t\t@bad remote_ip 192.0.2.1\n\t\trespond @bad 403\n\t\ttd_postback us01\n\t\t}\n"},
 		"forward_auth":                   {"\tlog {\n", "\tforward_auth 127.0.0.1:9091 {\n\t\turi /check\n\t}\n\tlog {\n"},
-		"basic_auth":                     {"\tlog {\n", "\tbasic_auth /admin/* {\n\t\tBob $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG\n\t}\n\tlog {\n"},
+		"basic_auth":                     {"\tlog {\n", "\tbasic_auth /admin/* {\n\t\tBob " + passwordHash + "\n\t}\n\tlog {\n"},
+		"basic_auth in another handle":   {"\thandle /healthz {\n", "\thandle /healthz {\n\t\tbasic_auth {\n\t\tBob " + passwordHash + "\n\t}\n"},
+		"basic_auth of another site":     {"http://, https:// {", "https://b.example {\n\tbasic_auth {\n\t\tBob " + passwordHash + "\n\t}\n\trespond \"b\"\n}\n\nhttp://, https:// {"},
+		"basic_auth but for events":      {"\tlog {\n", "\t@pages not path /postback/*\n\tbasic_auth @pages {\n\t\tBob " + passwordHash + "\n\t}\n\tlog {\n"},
+		"a prefix before the path":       {block, "\thandle_path /td/* {\n\t\ttd_postback us01\n\t}\n" + block},
+		"an old path":                    {block, "\thandle_path /old/* {\n\t\trewrite * /postback/v3/event{uri}\n\t\ttd_postback us01\n\t}\n" + block},
+		"a path there and back":          {"\t\ttd_postback us01\n", "\t\troute {\n\t\turi strip_prefix /postback\n\t\trewrite * /postback{uri}\n\t\ttd_postback us01\n\t}\n"},
+		"a path of a map":                {"\tlog {\n", "\tmap {path} {to} {\n\t\tdefault /postback/v3/event/db/t\n\t}\n\trewrite * {to}\n\tlog {\n"},
+		"a rewrite for another path":     {"\tlog {\n", "\trewrite /old/* /new\n\turi /old/* strip_prefix /postback\n\tlog {\n"},
+		"a query is rewritten":           {"\tlog {\n", "\turi query -utm\n\tlog {\n"},
+		"a generous limit of bodies":     {"\tlog {\n", "\trequest_body {\n\t\tmax_size 64MiB\n\t}\n\tlog {\n"},
+		"a limit of other bodies":        {"\tlog {\n", "\trequest_body /upload/* {\n\t\tmax_size 1KiB\n\t}\n\tlog {\n"},
 		"handoff with a proxy":           {"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01 {\n\t\thandoff\n\t\t}\n\t\treverse_proxy https://us01.records.in.treasuredata.com\n\t\t}\n"},
 		"a matcher and an end":           {block, "\troute {\n\t\ttd_postback /postback/* us01\n\t\trespond 404\n\t}\n"},
 		"blocks by a matcher":            {block, "\t@part client_ip 192.0.2.0/24\n\thandle @part {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\ttd_postback eu01\n\t}\n"},
@@ -301,6 +325,7 @@ func FuzzDoctor(f *testing.F) {
 		`{"apps":{"http":{"servers":{"a":{"listen":[":80"],"routes":[{"match":[{"path":["/x"]}],"handle":[{"handler":"td_postback","region":"us01","spool":{}}]}]}}}}}`,
 		`{"apps":{"http":{"servers":{"a":{"named_routes":{"x":{"handle":[{"handler":"invoke","name":"x"},{"handler":"td_postback"}]}},"routes":[{"handle":[{"handler":"invoke","name":"x"}]}]}}}}}`,
 		`{"logging":{"logs":{"default":null,"a":{"encoder":{"format":"append","wrap":{"format":"filter"}}}}},"apps":{"http":{"servers":{"a":{"logs":{},"routes":[{"handle":[{"handler":"headers","request":{"set":{"X-TD-Write-Key":["1/secret"]}}},{"handler":"td_postback","upstream":"http://u:secret@h"}]}]}}}}}`,
+		`{"apps":{"http":{"servers":{"a":{"routes":[{"handle":[{"handler":"rewrite","path_regexp":[null,{"find":"("}]},{"handler":"rewrite","uri":"/%zz{http.request.uri}"},{"handler":"request_body","max_size":-1},{"handler":"td_postback","region":"us01"}]}]}}}}}`,
 	} {
 		f.Add([]byte(seed))
 	}

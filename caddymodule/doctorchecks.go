@@ -46,7 +46,7 @@ func checkConfiguration(e *examined) []finding {
 	}
 	var all []finding
 	for _, check := range []func(*examined) []finding{
-		checkShadows, checkOptions, checkRedirects, checkCatchAll, checkAuto, checkSpools, checkNext,
+		checkShadows, checkPath, checkPassword, checkBodySize, checkOptions, checkRedirects, checkCatchAll, checkAuto, checkSpools, checkNext,
 		checkHeaderSize, checkHandover, checkLogs, checkUpstream, checkGrace, checkTimeouts, checkUnreached, checkPlainHTTP,
 	} {
 		all = append(all, check(e)...)

@@ -38,6 +38,7 @@ type position struct {
 	redirected bool     // some requests are sent to https before
 	behind     []string // what else could answer, behind this place
 	inside     bool     // of a site
+	way                 // what events have come through
 }
 
 // eventPath is the beginning of the path of every event.
@@ -60,7 +61,7 @@ func examine(config []byte) (*examined, error) {
 	}
 	for _, name := range e.serverNames() {
 		server := e.http.Servers[name]
-		newWalk(e, server).routes(server.Routes, position{})
+		newWalk(e, server).routes(server.Routes, position{way: way{path: samplePath}})
 	}
 	return e, nil
 }
@@ -106,6 +107,7 @@ func (w *walk) routes(routes caddyhttp.RouteList, at position) {
 		} else {
 			here.behind = slices.Concat(w.namesBehind(routes[i+1:], route.Group), at.behind)
 		}
+		w.passRoutes(routes[:i], route, &here.way)
 		here.narrow(route.MatcherSetsRaw)
 		here.inside = true
 		w.handlers(route.HandlersRaw, here)
@@ -136,6 +138,9 @@ func (w *walk) shadow(routes caddyhttp.RouteList, later caddyhttp.Route) string 
 
 // narrow notes the matchers that lead here.
 func (at *position) narrow(sets caddyhttp.RawMatcherSets) {
+	if !eventsOnly(sets) {
+		at.path = "" // other calls come here
+	}
 	for _, set := range sets {
 		for name := range set {
 			at.narrowed = at.narrowed || name != "host"
@@ -161,6 +166,7 @@ func (w *walk) handlers(handlers []json.RawMessage, at position) {
 			at.shadow = w.answerer(handlers[i : i+1])
 		}
 		at.redirected = at.redirected || w.redirects(handlers[i:i+1])
+		w.pass(handlers[i:i+1], &at.way)
 	}
 }
 

@@ -87,6 +87,22 @@ func TestDoctorIsRight(t *testing.T) {
 			site: "@plain protocol http\nredir @plain https://{host}{uri}\nhandle {\ntd_postback {\nupstream UPSTREAM\n}\n}",
 			host: "a.example", path: eventPath, status: http.StatusFound, finding: "redirected to https",
 		},
+		"a path that is stripped": {
+			site: "handle_path /postback/* {\ntd_postback {\nupstream UPSTREAM\n}\n}\nhandle {\nrespond 404\n}",
+			host: "a.example", path: eventPath, status: http.StatusNotFound, finding: "every event is refused",
+		},
+		"a path that is rewritten": {
+			site: "rewrite * /td{uri}\ntd_postback {\nupstream UPSTREAM\n}",
+			host: "a.example", path: eventPath, status: http.StatusNotFound, finding: "every event is refused",
+		},
+		"a password": {
+			site: "basic_auth {\nBob $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG\n}\ntd_postback {\nupstream UPSTREAM\n}",
+			host: "a.example", path: eventPath, status: http.StatusUnauthorized, finding: "`basic_auth` asks every caller",
+		},
+		"a limit of bodies": {
+			site: "request_body {\nmax_size 1\n}\ntd_postback {\nupstream UPSTREAM\n}",
+			host: "a.example", path: eventPath, status: http.StatusRequestEntityTooLarge, finding: "`request_body` lets only smaller bodies through",
+		},
 		"a long URL": {
 			site: "td_postback {\nupstream UPSTREAM\n}",
 			host: "a.example", path: eventPath + "?td_write_key=1%2Fabc&x=" + strings.Repeat("x", 24<<10), status: http.StatusRequestHeaderFieldsTooLarge, finding: "get 431",
