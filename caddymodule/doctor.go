@@ -51,8 +51,11 @@ var errFindings = errors.New("something would lose records")
 func runDoctor(cmd *cobra.Command, _ []string) error {
 	cmd.SilenceUsage = true
 	flags := caddycmd.Flags{FlagSet: cmd.Flags()}
-	file := flags.String("config")
-	config, err := adapted(file, flags.String("adapter"))
+	file, adapter := flags.String("config"), flags.String("adapter")
+	if adapter == "" && !strings.HasSuffix(strings.ToLower(file), ".json") {
+		adapter = "caddyfile"
+	}
+	config, err := adapted(file, adapter)
 	if err != nil {
 		return err
 	}
@@ -60,6 +63,7 @@ func runDoctor(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
+	e.json = adapter != "caddyfile"
 	all := slices.Concat(checkConfiguration(e), probeMachine(e))
 	if !flags.Bool("offline") {
 		all = slices.Concat(all, probeUpstreams(e), probeClusters(e))
@@ -71,7 +75,8 @@ func runDoctor(cmd *cobra.Command, _ []string) error {
 	return nil
 }
 
-// adapted reads a configuration and makes JSON of it, as `caddy adapt` does.
+// adapted reads a configuration and makes JSON of it, as `caddy adapt` does. Without
+// an adapter it is JSON.
 func adapted(file, adapter string) ([]byte, error) {
 	config, err := os.ReadFile(file) //nolint:gosec // G304: the operator names it
 	if file == "-" {
@@ -81,10 +86,7 @@ func adapted(file, adapter string) ([]byte, error) {
 		return nil, err
 	}
 	if adapter == "" {
-		if strings.HasSuffix(strings.ToLower(file), ".json") {
-			return config, nil
-		}
-		adapter = "caddyfile"
+		return config, nil
 	}
 	from := caddyconfig.GetAdapter(adapter)
 	if from == nil {

@@ -73,7 +73,7 @@ func examineText(t testing.TB, text string) *examined {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil { //nolint:gosec // G703: a test's own directory
 		t.Fatal(err)
 	}
-	config, err := adapted(file, "")
+	config, err := adapted(file, "caddyfile")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +155,8 @@ func TestDoctorFindsEachFault(t *testing.T) {
 		"pass_thru":                        {[]string{"td_postback us01", "td_postback us01 {\n\tpass_thru\n}"}, bites, []string{"`pass_thru`"}},
 		"an upstream":                      {[]string{"td_postback us01", "td_postback us01 {\n\tupstream http://127.0.0.1:9000\n}"}, bites, []string{"http://127.0.0.1:9000, and not to Treasure Data"}},
 		"a rule that never runs":           {[]string{"\tlog {\n", "\t@bad remote_ip 192.0.2.1\n\trespond @bad 403\n\tlog {\n"}, bites, []string{"`respond` never runs"}},
-		"a proxy that never runs":          {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01\n\t\treverse_proxy 127.0.0.1:1\n\t\t}\n"}, bites, []string{"`reverse_proxy` never runs"}},
+		"a proxy that never runs":          {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01\n\t\treverse_proxy 127.0.0.1:1\n\t\t}\n"}, bites, []string{"`reverse_proxy` never runs", "`pass_thru`", "`route` block"}},
+		"a second td_postback":             {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01\n\t\ttd_postback eu01\n\t\t}\n"}, bites, []string{"`td_postback` never runs", "Take one td_postback out"}},
 		"https alone":                      {[]string{"http://a.example, https://a.example", "https://a.example"}, bites, []string{"http://", "a.example on :443"}},
 		"auto at another host":             {[]string{"td_postback us01", "td_postback auto"}, losesRecords, []string{"421", "a.example on :80"}},
 		"an option that Caddy refuses":     {[]string{"td_postback us01", "td_postback us01 {\n\tmax_buffered 1KiB\n}"}, losesRecords, []string{"does not start", "max_buffered"}},
@@ -204,6 +205,45 @@ func TestDoctorsAdviceOnPaths(t *testing.T) {
 		}
 		if all := checkConfiguration(examineText(t, strings.Replace(healthy, block, advice+"\n", 1))); len(all) > 0 {
 			t.Errorf("after the advice: %+v", all)
+		}
+	}
+}
+
+// TestDoctorsAdviceOnOrder follows the advice for what never runs: then there is
+// nothing left to find.
+func TestDoctorsAdviceOnOrder(t *testing.T) {
+	const block = "\thandle {\n\t\ttd_postback us01\n\t}\n"
+	for before, after := range map[string]string{
+		"\thandle {\n\t\treverse_proxy 127.0.0.1:1\n\t\ttd_postback us01\n\t}\n":                                        "\thandle {\n\t\treverse_proxy 127.0.0.1:1\n\t\ttd_postback us01 {\n\t\t\tpass_thru\n\t\t}\n\t}\n",
+		"\thandle {\n\t\ttd_postback us01\n\t}\n\t@bad remote_ip 192.0.2.1\n\trespond @bad 403\n":                       "\troute {\n\t\t@bad remote_ip 192.0.2.1\n\t\trespond @bad 403\n\t\ttd_postback us01\n\t}\n",
+		"\thandle {\n\t\troute {\n\t\t\ttd_postback us01\n\t\t\ttd_postback us01\n\t\t\trespond gone 410\n\t\t}\n\t}\n": "\thandle {\n\t\troute {\n\t\t\ttd_postback us01 {\n\t\t\t\tpass_thru\n\t\t\t}\n\t\t\trespond gone 410\n\t\t}\n\t}\n",
+	} {
+		only(t, checkConfiguration(examineText(t, strings.Replace(healthy, block, before, 1))), bites, "never runs", "`pass_thru`", "`route`")
+		if all := checkConfiguration(examineText(t, strings.Replace(healthy, block, after, 1))); len(all) > 0 {
+			t.Errorf("after the advice: %+v", all)
+		}
+	}
+}
+
+// TestDoctorsAdviceInJSON: whoever has a .json file reads the places in it, and
+// nothing of a Caddyfile.
+func TestDoctorsAdviceInJSON(t *testing.T) {
+	e := examineText(t, "{\n\tshutdown_delay 5s\n\tservers {\n\t\tlog_credentials\n\t}\n}\na.example {\n\tlog\n\ttd_postback /postback/* us01\n}\n")
+	e.json = true
+	var out bytes.Buffer
+	printFindings(&out, "caddy.json", checkConfiguration(e))
+	for _, place := range []string{
+		"apps.http.servers.NAME.max_header_bytes to 1048576", `apps.http.servers.NAME.listener_wrappers to [{"wrapper": "td_handover"}]`,
+		`apps.http.servers.NAME.read_timeout to "60s"`, `apps.http.grace_period to "40s"`, "logging.logs.default", `"td_key"`,
+		"apps.http.servers.NAME.automatic_https", "apps.http.servers.NAME.routes", "apps.http.servers.NAME.logs.should_log_credentials",
+	} {
+		if !strings.Contains(out.String(), place) {
+			t.Errorf("%q is not in %s", place, out.String())
+		}
+	}
+	for _, word := range []string{"Caddyfile", "global options", "respond ", "max_header_size"} {
+		if strings.Contains(out.String(), word) {
+			t.Errorf("%q is in %s", word, out.String())
 		}
 	}
 }

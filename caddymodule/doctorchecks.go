@@ -41,7 +41,8 @@ func checkConfiguration(e *examined) []finding {
 		return []finding{{
 			losesRecords,
 			"There is no td_postback in this configuration: no record goes to Treasure Data.",
-			"Write `td_postback us01`, with your region, into the site that your callers reach. Caddyfile.example is a whole configuration.",
+			e.advice("Write `td_postback us01`, with your region, into the site that your callers reach. Caddyfile.example is a whole configuration.",
+				"Write {\"handler\": \"td_postback\", \"region\": \"us01\"}, with your region, into the route that your callers reach. The JSON is in docs/reference.md."),
 		}}
 	}
 	var all []finding
@@ -105,6 +106,15 @@ func checkOptions(e *examined) (all []finding) {
 	return all
 }
 
+// advice is what to write: in a Caddyfile, or else in JSON, where a place is
+// apps.http.servers.NAME.max_header_bytes or the like.
+func (e *examined) advice(caddyfile, inJSON string) string {
+	if e.json {
+		return inJSON
+	}
+	return caddyfile
+}
+
 // inGlobals says to write lines into the global options.
 func inGlobals(lines ...string) string {
 	return "Write into the global options, at the top of the Caddyfile:\n\t{\n\t\t" + strings.Join(lines, "\n\t\t") + "\n\t}"
@@ -155,7 +165,8 @@ func checkRedirects(e *examined) []finding {
 		all = append(all, finding{
 			losesRecords,
 			fmt.Sprintf(what, "Calls over http:// for "+places),
-			inGlobals("auto_https disable_redirects") + "\nand give the site both addresses:\n\thttp://HOST, https://HOST {",
+			e.advice(inGlobals("auto_https disable_redirects")+"\nand give the site both addresses:\n\thttp://HOST, https://HOST {",
+				"Set apps.http.servers.NAME.automatic_https to {\"disable_redirects\": true}, and give the route to a server that listens on :80, too."),
 		})
 	}
 	if places := e.places(func(b *foundBlock) bool { return b.redirected }); places != "" {
@@ -214,20 +225,25 @@ func (e *examined) servesPlain(host string) bool {
 	return false
 }
 
+// lastRoute answers what no other route has answered, in JSON.
+const lastRoute = `{"handle": [{"handler": "static_response", "status_code": 404}]}`
+
 // checkCatchAll finds requests that get Caddy's empty 200.
 func checkCatchAll(e *examined) (all []finding) {
 	if places := e.places(func(b *foundBlock) bool { return !e.takesEveryHost(b.server) }); places != "" {
 		all = append(all, finding{
 			losesRecords,
 			"A call for any other host gets Caddy's empty 200, which a caller takes for success; the record is lost. The servers without an answer for other hosts: " + places + ".",
-			"Add a site for all other hosts, with the addresses of these servers:\n\thttp://, https:// {\n\t\trespond \"this host is not served here\" 404\n\t}",
+			e.advice("Add a site for all other hosts, with the addresses of these servers:\n\thttp://, https:// {\n\t\trespond \"this host is not served here\" 404\n\t}",
+				"Add to the end of apps.http.servers.NAME.routes:\n\t"+lastRoute),
 		})
 	}
 	if places := e.places(func(b *foundBlock) bool { return !e.takesEveryPath(b.server) }); places != "" {
 		all = append(all, finding{
 			losesRecords,
 			"A path that nothing in the site takes gets Caddy's empty 200, which a caller takes for success. The site is " + places + ".",
-			"Let td_postback have all paths that nothing else takes, without a matcher (it answers 404 itself), or give each a block of its own (a `respond 404` beside td_postback would run before it):\n\thandle /postback/* {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\trespond 404\n\t}",
+			e.advice("Let td_postback have all paths that nothing else takes, without a matcher (it answers 404 itself), or give each a block of its own (a `respond 404` beside td_postback would run before it):\n\thandle /postback/* {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\trespond 404\n\t}",
+				"Let td_postback have all paths that nothing else takes, without a matcher (it answers 404 itself), or add behind its route:\n\t"+lastRoute),
 		})
 	}
 	return all
@@ -328,14 +344,14 @@ func checkHeaderSize(e *examined) (all []finding) {
 		all = append(all, finding{
 			losesRecords,
 			"A URL and headers of more than 16 KiB together get 431, and the record is lost: pixels carry their record in the URL. This is so at " + places + ".",
-			inServers("max_header_size 1MiB"),
+			e.advice(inServers("max_header_size 1MiB"), "Set apps.http.servers.NAME.max_header_bytes to 1048576."),
 		})
 	}
 	if places := e.places(func(b *foundBlock) bool { return b.server.MaxHeaderBytes > generousLimit }); places != "" {
 		all = append(all, finding{
 			bites,
 			"Callers may send more than 1 MiB of URL and headers, and each costs that memory before td_postback can count it, at " + places + ".",
-			inServers("max_header_size 1MiB"),
+			e.advice(inServers("max_header_size 1MiB"), "Set apps.http.servers.NAME.max_header_bytes to 1048576."),
 		})
 	}
 	return all
@@ -355,14 +371,15 @@ func checkHandover(e *examined) (all []finding) {
 		all = append(all, finding{
 			losesRecords,
 			"Each reload and each stop fails the calls that are just coming in, at " + places + ". Legacy callers do not send them again.",
-			inServers("listener_wrappers {", "\ttd_handover", "}") + "\nThe rest is in docs/reloading.md.",
+			e.advice(inServers("listener_wrappers {", "\ttd_handover", "}"),
+				"Set apps.http.servers.NAME.listener_wrappers to [{\"wrapper\": \"td_handover\"}], or add it before the others.") + "\nThe rest is in docs/reloading.md.",
 		})
 	}
 	if e.http.ShutdownDelay > 0 && e.places(func(b *foundBlock) bool { return hasHandover(b.server) }) != "" {
 		all = append(all, finding{
 			losesRecords,
 			"`shutdown_delay` switches td_handover off, so that each reload and each stop fails calls.",
-			"Take `shutdown_delay` out of the global options.",
+			e.advice("Take `shutdown_delay` out of the global options.", "Take apps.http.shutdown_delay out."),
 		})
 	}
 	return all
@@ -375,7 +392,7 @@ func checkGrace(e *examined) []finding {
 		return []finding{{
 			bites,
 			"A stop or reload has no end: one caller that does not read its answer keeps the old process or configuration alive.",
-			inGlobals("grace_period 40s"),
+			e.advice(inGlobals("grace_period 40s"), "Set apps.http.grace_period to \"40s\"."),
 		}}
 	}
 	var longest time.Duration
@@ -383,10 +400,11 @@ func checkGrace(e *examined) []finding {
 		longest = max(longest, time.Duration(b.handler.ResponseTimeout))
 	}
 	if grace < longest {
+		enough := longest + 10*time.Second
 		return []finding{{
 			bites,
 			fmt.Sprintf("`grace_period %s` is shorter than response_timeout (%s): a stop or reload cuts off calls that v2 is about to answer.", grace, longest),
-			inGlobals(fmt.Sprintf("grace_period %s", longest+10*time.Second)) + "\nand let systemd or the container wait longer than that.",
+			e.advice(inGlobals(fmt.Sprintf("grace_period %s", enough)), fmt.Sprintf("Set apps.http.grace_period to \"%s\"", enough)) + "\nand let systemd or the container wait longer than that.",
 		}}
 	}
 	return nil
@@ -401,7 +419,7 @@ func checkTimeouts(e *examined) []finding {
 	return []finding{{
 		bites,
 		"A caller may take for ever to send its body, and holds memory of `max_buffered` meanwhile, at " + places + ".",
-		inServers("timeouts {", "\tread_body 60s", "}"),
+		e.advice(inServers("timeouts {", "\tread_body 60s", "}"), "Set apps.http.servers.NAME.read_timeout to \"60s\"."),
 	}}
 }
 
@@ -442,8 +460,21 @@ func checkUnreached(e *examined) (all []finding) {
 	return []finding{{
 		bites,
 		fmt.Sprintf("`%s` never runs: td_postback answers every path before it, at %s.", strings.Join(slices.Compact(behind), "` and `"), places),
-		"Write it into the block of td_postback, before it, or give it a `handle` block with a path of its own.",
+		unreachedAdvice(slices.Compact(behind)),
 	}}
+}
+
+// unreachedAdvice says what to do about handlers behind td_postback. Caddy sorts
+// directives, so that their order in the file helps only in a `route` block.
+func unreachedAdvice(behind []string) string {
+	var second string
+	if slices.Contains(behind, directive) {
+		second = "Take one td_postback out: the first answers all that the second would. "
+		if len(behind) == 1 {
+			return strings.TrimSpace(second)
+		}
+	}
+	return second + "If it is for paths that are no records, write `pass_thru` into td_postback. If it must run before, write both into a `route` block, which keeps their order, and td_postback last."
 }
 
 // checkPlainHTTP finds sites that have https only, without a redirect.
@@ -455,7 +486,7 @@ func checkPlainHTTP(e *examined) []finding {
 	return []finding{{
 		bites,
 		"Callers with http:// in their URL do not reach td_postback at " + places + ".",
-		"Give the site both addresses:\n\thttp://HOST, https://HOST {",
+		e.advice("Give the site both addresses:\n\thttp://HOST, https://HOST {", "Give the route to a server that listens on :80, too."),
 	}}
 }
 
@@ -487,21 +518,24 @@ func checkLogs(e *examined) (all []finding) {
 		all = append(all, finding{
 			showsKeys,
 			"Write keys get into logs, where callers send them in the URL or a header. The logs, and the fields that show keys: " + strings.Join(open, "; ") + ".",
-			filterAdvice(),
+			e.filterAdvice(),
 		})
 	}
 	if places := e.places(func(b *foundBlock) bool { return b.server.Logs != nil && b.server.Logs.ShouldLogCredentials }); places != "" {
 		all = append(all, finding{
 			showsKeys,
 			"`log_credentials` writes Authorization headers into the log, and some callers have their key there, at " + places + ".",
-			"Take `log_credentials` out of `servers` in the global options.",
+			e.advice("Take `log_credentials` out of `servers` in the global options.", "Take apps.http.servers.NAME.logs.should_log_credentials out."),
 		})
 	}
 	return all
 }
 
 // filterAdvice says how to write the filter.
-func filterAdvice() string {
+func (e *examined) filterAdvice() string {
+	if e.json {
+		return "Give logging.logs.default, and each other log of requests, this encoder:\n\t\"encoder\": " + keyFilter
+	}
 	lines := make([]string, 0, len(filteredFields))
 	for _, field := range filteredFields {
 		lines = append(lines, "\t\t"+field+" td_key")

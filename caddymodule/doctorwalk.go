@@ -17,6 +17,7 @@ import (
 
 // examined is a configuration as the doctor sees it.
 type examined struct {
+	json   bool // rather than a Caddyfile, for the advice
 	http   caddyhttp.App
 	logs   map[string]*caddy.CustomLog
 	blocks []*foundBlock

@@ -34,7 +34,7 @@ func TestDoctor(t *testing.T) {
 		"the example, adapter":      {[]string{"--config", write(t, "gateway.conf", tried), "--adapter", "caddyfile", "--offline"}, 0, nil},
 		"a redirect":                {[]string{"--config", write(t, "Caddyfile", strings.NewReplacer("auto_https disable_redirects", "", "http://{$POSTBACK_HOST:localhost}, ", "").Replace(tried)), "--offline"}, 1, []string{"redirected to https"}},
 		"nothing":                   {[]string{"--config", write(t, "Caddyfile", ":8080\nrespond ok\n"), "--offline"}, 1, []string{"LOSES RECORDS", "There is no td_postback", "do not use it like this"}},
-		"JSON":                      {[]string{"--config", write(t, "caddy.json", "{}"), "--offline"}, 1, []string{"There is no td_postback"}},
+		"JSON":                      {[]string{"--config", write(t, "caddy.json", "{}"), "--offline"}, 1, []string{"There is no td_postback", `{"handler": "td_postback", "region": "us01"}`}},
 		"a misspelt option":         {[]string{"--config", write(t, "Caddyfile", ":8080\ntd_postback us01 {\n\tmax_bod 1\n}\n")}, 1, []string{"max_bod is no option of td_postback"}},
 		"no file":                   {[]string{"--config", "nosuch"}, 1, []string{"nosuch"}},
 		"no such adapter":           {[]string{"--config", "../Caddyfile.example", "--adapter", "toml"}, 1, []string{`--adapter "toml"`}},
