@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"math"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -531,6 +533,67 @@ func TestDoctorLooksAtTheSpool(t *testing.T) {
 	only(t, probeSpool(block("spool {\ndir "+small+"\n}")), losesRecords, "cannot be written", dir)
 }
 
+// TestDoctorLooksAtCertificates: files that are not there, and that are none.
+func TestDoctorLooksAtCertificates(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	e := examineText(t, "https://a.example {\n\ttls "+cert+" "+key+"\n\ttd_postback us01\n}\n")
+	only(t, probeCertificates(e), losesRecords, "does not start", cert, "no such file")
+	for _, file := range []string{cert, key} {
+		if err := os.WriteFile(file, []byte("5ec2e700"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := probeCertificates(e)
+	only(t, all, losesRecords, "does not start", key)
+	if strings.Contains(all[0].what, "5ec2e700") {
+		t.Errorf("a file's content is in %+v", all)
+	}
+	writeCertificate(t, cert, key)
+	if all := probeCertificates(e); len(all) > 0 {
+		t.Errorf("%+v", all)
+	}
+}
+
+// writeCertificate writes the certificate of httptest, and its key.
+func writeCertificate(t *testing.T, cert, key string) {
+	t.Helper()
+	server := httptest.NewTLSServer(http.NotFoundHandler())
+	defer server.Close()
+	pair := server.TLS.Certificates[0]
+	der, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: pair.Certificate[0]}, key: {Type: "PRIVATE KEY", Bytes: der}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestDoctorReadsTheProxy: a variable that cannot be used needs no network to be
+// found.
+func TestDoctorReadsTheProxy(t *testing.T) {
+	e := examineText(t, healthy)
+	if all := probeProxies(e); len(all) > 0 {
+		t.Fatalf("%+v", all)
+	}
+	t.Setenv("HTTPS_PROXY", "ftp://user:5ec2e700@proxy.example")
+	all := probeProxies(e)
+	only(t, all, losesRecords, "does not start", "HTTPS_PROXY")
+	if strings.Contains(all[0].what, "5ec2e700") {
+		t.Errorf("a password: %+v", all)
+	}
+	t.Setenv("HTTPS_PROXY", "http://proxy.example:3128")
+	t.Setenv("NO_PROXY", "*.example")
+	if all := probeProxies(e); len(all) > 0 {
+		only(t, all, losesRecords, "NO_PROXY")
+	}
+	t.Setenv("NO_PROXY", "10.0.0.0/99")
+	only(t, probeProxies(e), losesRecords, "does not start", "NO_PROXY")
+}
+
 // TestDoctorAsksV2 has a stand-in for each way in which the asking can end.
 func TestDoctorAsksV2(t *testing.T) {
 	asked := make(chan *http.Request, 1)
@@ -647,8 +710,25 @@ func TestUnreachable(t *testing.T) {
 		"certificate":         &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}},
 		"does not answer":     os.ErrDeadlineExceeded,
 	} {
-		if f := unreachable(address, err); f.severity != losesRecords || !strings.Contains(f.what, want) || !strings.HasPrefix(f.what, "v2.example ") {
+		if f := unreachable(address, err); strings.Contains(f.instead, "upstream`") != (want == "has no address") || f.severity != losesRecords || !strings.Contains(f.what, want) || !strings.HasPrefix(f.what, "v2.example ") {
 			t.Errorf("%v: %+v", err, f)
+		}
+	}
+}
+
+// TestUnreachableHere: behind an upstream of one's own is no firewall.
+func TestUnreachableHere(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	for address, here := range map[string]bool{
+		"http://127.0.0.1:9000": true, "https://127.0.0.1:9000": true, "https://[::1]:9000": true, "https://localhost:9000": true,
+		"http://v2.example": true, "https://v2.example": false,
+	} {
+		u, err := url.Parse(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f := unreachable(u, refused); strings.Contains(f.instead, "Nothing listens there") != here || strings.Contains(f.instead, "HTTPS_PROXY") == here {
+			t.Errorf("%s: %+v", address, f)
 		}
 	}
 }

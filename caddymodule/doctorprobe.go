@@ -19,9 +19,11 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
+	"github.com/caddyserver/caddy/v2"
 	"github.com/dustin/go-humanize"
 
 	"github.com/td-postback/gateway/postback"
@@ -42,6 +44,8 @@ func probeMachine(e *examined) (all []finding) {
 			}
 		}
 	}
+	all = append(all, probeCertificates(e)...)
+	all = append(all, probeProxies(e)...)
 	limit, machine := memory()
 	all = append(all, checkMemory(e, limit, machine)...)
 	if files, known := fileLimit(); known {
@@ -98,6 +102,22 @@ func probeFiles(b *foundBlock) (all []finding) {
 				losesRecords,
 				"The gateway does not start with this file: " + err.Error() + ".",
 				"Put the file there, and let the gateway's user read it. The doctor looks as the user who runs it.",
+			})
+		}
+	}
+	return all
+}
+
+// probeCertificates finds certificates that Caddy cannot load.
+func probeCertificates(e *examined) (all []finding) {
+	replacer := caddy.NewReplacer()
+	for _, pair := range e.certificates {
+		certificate, key := replacer.ReplaceKnown(pair.Certificate, ""), replacer.ReplaceKnown(pair.Key, "")
+		if _, err := tls.LoadX509KeyPair(certificate, key); err != nil {
+			all = append(all, finding{
+				losesRecords,
+				fmt.Sprintf("The gateway does not start with the certificate %s and the key %s of `tls`: %s.", certificate, key, err),
+				"Put both files there, as PEM, and let the gateway's user read them, or take them out: then Caddy gets a certificate itself. The doctor looks as the user who runs it.",
 			})
 		}
 	}
@@ -214,24 +234,51 @@ func probeClusters(e *examined) (all []finding) {
 	return all
 }
 
-// probeUpstream sends a record without a key, which v2 refuses and cannot store,
-// by the way of real ones.
-func probeUpstream(h *Handler, target string) []finding {
+// clientFor makes the client of a block for a target. It opens no connection.
+func clientFor(h *Handler, target string) (*upstream.Client, error) {
 	address, err := parseUpstream(target)
 	if err != nil {
-		return nil // the options are wrong, which is said already
+		return nil, nil //nolint:nilnil,nilerr // the options are wrong, which is said already
 	}
 	trust, err := h.trust()
 	if err != nil {
-		return nil // the same
+		return nil, nil //nolint:nilnil,nilerr // the same
 	}
 	h.leaving = new(atomic.Bool) // what Provision would have set
 	cfg := h.upstreamConfig(address, trust)
 	cfg.Retries = 0
-	client, err := upstream.New(cfg)
-	if err != nil {
-		return []finding{{losesRecords, "The gateway does not start: " + err.Error() + ".", "Correct the variable in the gateway's environment."}}
+	return upstream.New(cfg)
+}
+
+// probeProxies finds proxies in the environment that cannot be used. It asks
+// nobody.
+func probeProxies(e *examined) (all []finding) {
+	for _, b := range e.blocks {
+		for _, target := range b.targets() {
+			client, err := clientFor(b.handler, target)
+			if client != nil {
+				client.Close()
+			}
+			if err == nil {
+				continue
+			}
+			f := finding{losesRecords, "The gateway does not start: " + err.Error() + ".", "Correct the variable in the gateway's environment."}
+			if !slices.Contains(all, f) {
+				all = append(all, f)
+			}
+		}
 	}
+	return all
+}
+
+// probeUpstream sends a record without a key, which v2 refuses and cannot store,
+// by the way of real ones.
+func probeUpstream(h *Handler, target string) []finding {
+	client, err := clientFor(h, target)
+	if err != nil || client == nil {
+		return nil // which is said without asking
+	}
+	address := client.URL
 	defer client.Close()
 	record := postback.Request{
 		Host: address.Host, Destination: postback.Destination{Database: "td_doctor", Table: "td_doctor"},
@@ -283,6 +330,8 @@ func unreachable(address *url.URL, err error) finding {
 	case isCertificate || isRecord || isAlert || isHostname:
 		step = "does not show a certificate that this machine trusts"
 		instead = "See to the machine's clock and its certificate authorities. If a proxy of yours opens TLS, name its authority in `tls_ca`."
+	case errors.Is(err, syscall.ECONNREFUSED) && (address.Scheme == "http" || isLoopback(address.Hostname())):
+		step, instead = "takes no connection", "Nothing listens there: start it, or correct `upstream`."
 	case isDial && operation.Op == "dial":
 		step, instead = "takes no connection", "Open the way to it in the firewall, or set HTTPS_PROXY in the gateway's environment."
 	}
@@ -291,6 +340,12 @@ func unreachable(address *url.URL, err error) finding {
 		fmt.Sprintf("%s %s: %s.", address.Host, step, strings.TrimSuffix(err.Error(), ".")),
 		instead + " `td-doctor --offline` leaves this check out.",
 	}
+}
+
+// isLoopback reports whether a host is this machine.
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // checkAnswer judges what came back for a record without a key: v2 answers 403.

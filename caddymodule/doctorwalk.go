@@ -9,6 +9,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddytls"
 )
 
 // This file finds the td_postback blocks in a configuration that is only read,
@@ -21,6 +22,8 @@ type examined struct {
 	http   caddyhttp.App
 	logs   map[string]*caddy.CustomLog
 	blocks []*foundBlock
+
+	certificates caddytls.FileLoader // which Caddy loads at the start
 }
 
 // foundBlock is a td_postback handler and its surroundings.
@@ -59,6 +62,17 @@ func examine(config []byte) (*examined, error) {
 		if err := json.Unmarshal(raw, &e.http); err != nil {
 			return nil, err
 		}
+	}
+	if raw, ok := all.AppsRaw["tls"]; ok {
+		var app struct {
+			Certificates struct {
+				Files caddytls.FileLoader `json:"load_files"`
+			}
+		}
+		if err := json.Unmarshal(raw, &app); err != nil {
+			return nil, err
+		}
+		e.certificates = app.Certificates.Files
 	}
 	for _, name := range e.serverNames() {
 		server := e.http.Servers[name]
