@@ -266,7 +266,10 @@ func (c *Client) try(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
 	br := pool.AcquireReader(x.conn)
 	defer pool.ReleaseReader(br)
 	reusable, err = c.receive(x, br, t)
-	reusable = reusable && x.isSent()
+	// What is sent may still be in buffers that v2 does not read any more: behind a
+	// refusal of a long request, the next one would wait for nothing.
+	refused := x.aside && t.Status >= http.StatusMultipleChoices
+	reusable = reusable && x.isSent() && !refused
 	return err
 }
 

@@ -19,6 +19,7 @@ const (
 	refusal   = "HTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\nearly"
 	hangsUp   = "hangs up" // ends an early answer behind which v2 closes
 	readsOn   = "reads on" // ends one behind which v2 reads the body
+	buffers   = "buffers"  // ends one behind which only buffers take what comes
 	largeBody = postback.MaxBody
 )
 
@@ -41,13 +42,17 @@ func earlyDial(answer string) func(string) (net.Conn, error) {
 			if err != nil {
 				return
 			}
-			text := strings.TrimSuffix(strings.TrimSuffix(answer, hangsUp), readsOn)
+			text := strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(answer, hangsUp), readsOn), buffers)
 			if _, err := io.WriteString(v2, text); err != nil || strings.HasSuffix(answer, hangsUp) {
 				return
 			}
 			if strings.HasSuffix(answer, readsOn) {
 				_, _ = io.Copy(io.Discard, r.Body)
 				answerWell(v2)
+				return
+			}
+			if strings.HasSuffix(answer, buffers) {
+				_, _ = io.Copy(io.Discard, br)
 				return
 			}
 			<-closed // it reads no more
@@ -84,6 +89,7 @@ func TestEarlyAnswer(t *testing.T) {
 		{name: "a refusal", answer: refusal, status: 403},
 		{name: "a refusal, and v2 closes", answer: refusal + hangsUp, status: 403},
 		{name: "a refusal, and v2 reads the body", answer: refusal + readsOn, status: 403},
+		{name: "a refusal, and buffers take the body", answer: refusal + buffers, status: 403},
 		{name: "a redirect", answer: strings.Replace(refusal, "403", "307", 1), status: 307},
 		{name: "interim answers before it", answer: "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n" + refusal, status: 403},
 		{name: "an interim answer alone", answer: "HTTP/1.1 100 Continue\r\n\r\n", fails: isTimeout, after: 30 * time.Second},
