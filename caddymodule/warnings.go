@@ -195,8 +195,12 @@ func warnOfKept(logger *zap.Logger, result *spool.Result, host string, owner zap
 
 // warnOfDeadLetter tells of a record that nobody tries to deliver any more.
 func warnOfDeadLetter(logger *zap.Logger, reason spool.Fate, result *spool.Result, host string) {
+	account := zap.Skip()
+	if result.Account != "" { // v2 has refused it
+		account = zap.String("account", result.Account)
+	}
 	if c := deadLetterWarning.check(logger); c != nil {
-		c.Write(zap.String("reason", string(reason)), zap.Int("status", result.Status), zap.String("upstream", host), words(result.Words),
+		c.Write(zap.String("reason", string(reason)), zap.Int("status", result.Status), zap.String("upstream", host), words(result.Words), account,
 			zap.String("advice", "look at it with td-spool list --dead, and replay or drop it; how many there are is in the metrics"))
 	}
 }

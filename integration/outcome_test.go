@@ -243,6 +243,9 @@ func TestWordsOfV2(t *testing.T) {
 	says("400")
 	g.awaitState(t, func(s *spoolState) bool { return s.dead() == 1 })
 	logged("a kept record became a dead letter", "words", "400")
+	if line := warningLine(g.text(), "a kept record became a dead letter"); !strings.Contains(line, `"account":"`+account+`/…"`) {
+		t.Errorf("the warning is %s", line)
+	}
 	var letters []struct{ Words string }
 	if askAdmin(t, http.MethodGet, g.admin, "spool/records?dead=true", &letters); len(letters) != 1 || letters[0].Words != words("400") {
 		t.Errorf("got %+v", letters)
