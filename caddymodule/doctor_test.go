@@ -159,6 +159,9 @@ func TestDoctorFindsEachFault(t *testing.T) {
 		"a rule that never runs":           {[]string{"\tlog {\n", "\t@bad remote_ip 192.0.2.1\n\trespond @bad 403\n\tlog {\n"}, bites, []string{"`respond` never runs"}},
 		"a proxy that never runs":          {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01\n\t\treverse_proxy 127.0.0.1:1\n\t\t}\n"}, bites, []string{"`reverse_proxy` never runs", "`pass_thru`", "`route` block"}},
 		"a second td_postback":             {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01\n\t\ttd_postback eu01\n\t\t}\n"}, bites, []string{"`td_postback` never runs", "Take one td_postback out"}},
+		"a relative spool":                 {[]string{"td_postback us01", "td_postback us01 {\n\tspool {\n\t\tdir spool\n\t}\n}"}, bites, []string{"directory spool is relative", "`dir /"}},
+		"trust in everybody":               {[]string{"\t\tmax_header_size", "\t\ttrusted_proxies static private_ranges 0.0.0.0/0\n\t\tmax_header_size"}, bites, []string{"`trusted_proxies`", "anybody", "a.example on :80"}},
+		"trust in everybody of IPv6":       {[]string{"\t\tmax_header_size", "\t\ttrusted_proxies static 2000::/3\n\t\tmax_header_size"}, bites, []string{"`trusted_proxies`"}},
 		"https alone":                      {[]string{"http://a.example, https://a.example", "https://a.example"}, bites, []string{"http://", "a.example on :443"}},
 		"auto at another host":             {[]string{"td_postback us01", "td_postback auto"}, losesRecords, []string{"421", "a.example on :80"}},
 		"an option that Caddy refuses":     {[]string{"td_postback us01", "td_postback us01 {\n\tmax_buffered 1KiB\n}"}, losesRecords, []string{"does not start", "max_buffered"}},
@@ -279,6 +282,7 @@ func TestDoctorRaisesNoFalseAlarm(t *testing.T) {
 		"a log of other things":          {"\tlog default {", "\tlog certificates {\n\t\tinclude tls\n\t}\n\tlog default {"},
 		"the request left out of a log":  {"request td_key", "request delete"},
 		"https for other names":          {"http://, https:// {", "https://b.example {\n\trespond \"b\"\n}\n\nhttp://, https:// {"},
+		"private proxies":                {"\t\tmax_header_size", "\t\ttrusted_proxies static private_ranges 192.0.2.1\n\t\tmax_header_size"},
 		"plain http alone":               {"http://a.example, https://a.example", "http://a.example"},
 		"a spool shared":                 {"\t\ttd_postback us01\n", "\t\ttd_postback us01 {\n\t\t\tspool {\n\t\t\t\tdir /s\n\t\t\t}\n\t\t}\n"},
 	} {
@@ -592,6 +596,16 @@ func TestDoctorReadsTheProxy(t *testing.T) {
 	}
 	t.Setenv("NO_PROXY", "10.0.0.0/99")
 	only(t, probeProxies(e), losesRecords, "does not start", "NO_PROXY")
+}
+
+// TestDoctorNotesKeys: a spool in clear is a note, and no fault.
+func TestDoctorNotesKeys(t *testing.T) {
+	e := examineText(t, strings.Replace(healthy, "td_postback us01", "td_postback us01 {\nspool\n}", 1))
+	only(t, noteKeys(e), inOrder, "not encrypted", "`key_file`")
+	e = examineText(t, strings.Replace(healthy, "td_postback us01", "td_postback us01 {\nspool {\nkey_file /k\n}\n}", 1))
+	if all := slices.Concat(noteKeys(e), noteKeys(examineText(t, healthy))); len(all) > 0 {
+		t.Errorf("%+v", all)
+	}
 }
 
 // TestDoctorAsksV2 has a stand-in for each way in which the asking can end.

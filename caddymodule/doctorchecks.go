@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -47,8 +49,8 @@ func checkConfiguration(e *examined) []finding {
 	}
 	var all []finding
 	for _, check := range []func(*examined) []finding{
-		checkShadows, checkPath, checkPassword, checkBodySize, checkOptions, checkRedirects, checkCatchAll, checkAuto, checkSpools, checkNext,
-		checkHeaderSize, checkHandover, checkLogs, checkUpstream, checkGrace, checkTimeouts, checkUnreached, checkPlainHTTP,
+		checkShadows, checkPath, checkPassword, checkBodySize, checkOptions, checkRedirects, checkCatchAll, checkAuto, checkSpools, checkSpoolDir, checkNext,
+		checkHeaderSize, checkHandover, checkLogs, checkUpstream, checkGrace, checkTimeouts, checkUnreached, checkPlainHTTP, checkProxies,
 	} {
 		all = append(all, check(e)...)
 	}
@@ -311,6 +313,68 @@ func checkSpools(e *examined) (all []finding) {
 		spools[place] = options
 	}
 	return all
+}
+
+// checkSpoolDir finds spools whose place depends on where the gateway is started.
+func checkSpoolDir(e *examined) (all []finding) {
+	for _, b := range e.blocks {
+		options := b.handler.Spool
+		if b.problem != nil || options == nil || len(options.NATS) > 0 || filepath.IsAbs(options.Dir) {
+			continue
+		}
+		f := finding{
+			bites,
+			fmt.Sprintf("The spool's directory %s is relative to where the gateway is started: started elsewhere, it does not find the records that it has kept.", options.Dir),
+			"Write the whole path into `dir` of `spool`, such as `dir /var/lib/td-postback/spool`.",
+		}
+		if !slices.Contains(all, f) {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// noteKeys says which spools hold write keys that can be read: that is right on a
+// disk that nobody else reads.
+func noteKeys(e *examined) []finding {
+	places := e.places(func(b *foundBlock) bool {
+		return b.problem == nil && b.handler.Spool != nil && b.handler.Spool.KeyFile == ""
+	})
+	if places == "" {
+		return nil
+	}
+	return []finding{{
+		inOrder,
+		"The spool is not encrypted, and its records hold write keys, at " + places + ". Whoever can read or copy its disk can read them.",
+		"If others can, write `key_file` into `spool`: docs/spool.md.",
+	}}
+}
+
+// checkProxies finds servers that believe anybody about a client's address.
+func checkProxies(e *examined) []finding {
+	places := e.places(func(b *foundBlock) bool {
+		var source struct{ Ranges []string }
+		return json.Unmarshal(b.server.TrustedProxiesRaw, &source) == nil && slices.ContainsFunc(source.Ranges, tooWide)
+	})
+	if places == "" {
+		return nil
+	}
+	return []finding{{
+		bites,
+		"`trusted_proxies` trusts a large part of the internet: anybody there may invent the client address that records and logs have, at " + places + ".",
+		e.advice(inServers("trusted_proxies static 192.0.2.0/24")+"\nwith the addresses of your balancer, or take `trusted_proxies` out.",
+			"Set the ranges of apps.http.servers.NAME.trusted_proxies to the addresses of your balancer, or take it out."),
+	}}
+}
+
+// tooWide reports whether a network is larger than those that one owner has: the
+// private ones end at 10.0.0.0/8 and fc00::/7.
+func tooWide(network string) bool {
+	prefix, err := netip.ParsePrefix(network)
+	if err != nil {
+		return false // it is one address, or fails the load
+	}
+	return prefix.Addr().Is4() && prefix.Bits() < 8 || prefix.Bits() < 7
 }
 
 // checkNext finds handoff and pass_thru with nothing behind them.
