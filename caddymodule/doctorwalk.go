@@ -374,6 +374,10 @@ func mayMatch(earlier, later caddyhttp.RawMatcherSets) bool {
 		if _, ok := set["path"]; ok && !matchesEvents(set["path"]) {
 			return false
 		}
+		var not caddyhttp.RawMatcherSets
+		if json.Unmarshal(set["not"], &not) == nil && len(not) > 0 && covers(not, nil) {
+			return false
+		}
 		hosts := texts(set["host"])
 		return len(hosts) == 0 || len(later) == 0 || slices.ContainsFunc(later, func(other caddy.ModuleMap) bool {
 			others := texts(other["host"])
