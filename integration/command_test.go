@@ -156,9 +156,9 @@ func TestCommandErrors(t *testing.T) {
 // TestFlagErrors misspells flags of the other commands.
 func TestFlagErrors(t *testing.T) {
 	for _, tc := range []struct{ args, says string }{
-		{"td-spool --adress x status", "did you mean --address?"},
+		{"td-spool --addresss x status", "did you mean --address?"},
 		{"td-spool status --queu x", "did you mean --queue?"},
-		{"td-spool list --daed", "did you mean --dead?"},
+		{"td-spool list --deadd", "did you mean --dead?"},
 		{"td-doctor --ofline", "did you mean --offline?"},
 		{"td-doctor offline", "did you mean --offline?"},
 	} {
