@@ -38,7 +38,7 @@ func TestDoctor(t *testing.T) {
 		"a misspelt option":               {[]string{"--config", write(t, "Caddyfile", ":8080\ntd_postback us01 {\n\tmax_bod 1\n}\n")}, 1, []string{"max_bod is no option of td_postback"}},
 		"no file":                         {[]string{"--config", "nosuch"}, 1, []string{"nosuch"}},
 		"no such adapter":                 {[]string{"--config", "../Caddyfile.example", "--adapter", "toml"}, 1, []string{`--adapter "toml"`}},
-		"a stray argument":                {[]string{"../Caddyfile.example"}, 1, []string{"unknown"}},
+		"a stray argument":                {[]string{"../Caddyfile.example"}, 1, []string{"takes no argument"}},
 		"v2 that cannot be reached":       {[]string{"--config", write(t, "Caddyfile", strings.Replace(tried, stand.URL, "http://"+freeAddr(t), 1))}, 1, []string{"takes no connection", "Nothing listens there: start it, or correct `upstream`", "--offline"}},
 		"a certificate that is not there": {[]string{"--config", write(t, "Caddyfile", "https://a.example {\ntls nosuch.pem nosuch.key\ntd_postback us01\n}\n"), "--offline"}, 1, []string{"does not start", "nosuch.pem"}},
 	} {
