@@ -124,7 +124,9 @@ func runRecipe(t *testing.T, td *treasureData, heading string, env ...string) (g
 	g.process = start(t, append(env, td.env...), "run", "--adapter", "caddyfile", "--config", config)
 	g.await(t, "serving initial configuration", 1)
 
-	output, _ := run(t, "td-doctor", "--offline", "--config", config)
+	doctor := start(t, append(env, td.env...), "td-doctor", "--offline", "--config", config)
+	<-doctor.exited
+	output := doctor.text()
 	for _, fault := range []string{"answers every call", "redirected to https", "empty 200", "never runs", "does not start", "nothing behind"} {
 		if strings.Contains(output, fault) {
 			t.Errorf("the doctor says of the recipe: %s", output)
