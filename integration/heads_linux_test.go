@@ -35,6 +35,7 @@ const (
 // take no answer. Memory stays within MemoryMax, and an ordinary caller is served
 // afterwards.
 func TestHeadsOverHTTP2(t *testing.T) {
+	t.Parallel()
 	v2 := listen(t, &http.Server{Handler: &sandbox.Sandbox{}}) //nolint:gosec // loopback
 	pair := newCertificate(t, "localhost")
 	for _, test := range []struct {
@@ -50,6 +51,7 @@ func TestHeadsOverHTTP2(t *testing.T) {
 		{"small enough, and takes no answer", 12, 1, flood{fields: 8_000, body: true, deaf: true}, map[string]bool{"200": true, "503": true}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			addr := freeAddr(t)
 			_, port, _ := net.SplitHostPort(addr)
 			g := &gateway{addr: addr, process: startBinary(t, plainBinary(t), nil, "run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile",

@@ -740,11 +740,11 @@ func TestPausesWhileV2IsDown(t *testing.T) {
 	})
 }
 
-// The same from the files of a disk: in synctest's bubble, what it syncs takes
-// no time.
-func TestDownForEightDaysOnDisk(t *testing.T) {
+// The same from the files of a disk, for two days: in synctest's bubble, what it
+// syncs takes no time.
+func TestDownForTwoDaysOnDisk(t *testing.T) {
 	t.Parallel()
-	const queue, records = "https://us01.records.in.treasuredata.com", 8 * 12 * 16
+	const queue, records = "https://us01.records.in.treasuredata.com", 2 * 12 * 16
 	synctest.Test(t, func(t *testing.T) {
 		time.Sleep(time.Until(today))
 		log, err := disk.Open(disk.Config{
@@ -758,7 +758,7 @@ func TestDownForEightDaysOnDisk(t *testing.T) {
 		v2.always(spool.Result{Status: 503, RetryAfter: time.Hour})
 		var delivered, old atomic.Int64
 		d := spool.NewDeliverer(log.Queue(queue), &spool.Gate{}, spool.Delivery{
-			Send: v2.send, Limits: spool.Limits{InFlight: 100, Rate: 100, MaxAge: 6 * day},
+			Send: v2.send, Limits: spool.Limits{InFlight: 100, Rate: 100, MaxAge: day * 3 / 2},
 			OnFate: func(fate spool.Fate, _ spool.Result) {
 				switch fate {
 				case spool.Delivered:
@@ -791,7 +791,7 @@ func TestDownForEightDaysOnDisk(t *testing.T) {
 		}
 		depth, err := log.Depth(queue)
 		if err != nil || depth.Dead != int(old.Load()) || depth.Records != records-depth.Dead {
-			t.Errorf("after 8 days the depth is %+v, %v, and %d were too old", depth, err, old.Load())
+			t.Errorf("after two days the depth is %+v, %v, and %d were too old", depth, err, old.Load())
 		}
 		v2.mu.Lock()
 		v2.got = nil
@@ -805,7 +805,7 @@ func TestDownForEightDaysOnDisk(t *testing.T) {
 		if err != nil || depth.Records != 0 || depth.Dead != dead || int(delivered.Load()) != records-dead {
 			t.Errorf("the depth is %+v, %v; %d were delivered and %d too old, of %d", depth, err, delivered.Load(), dead, records)
 		}
-		if want := 2 * 12 * 16; dead < want-16 || dead > want+16 {
+		if want := 6 * 16; dead < want-16 || dead > want+16 {
 			t.Errorf("%d records became too old, want about %d", dead, want)
 		}
 		letters, err := log.Letters(queue, 0, records)
