@@ -263,6 +263,7 @@ func FuzzKey(f *testing.F) {
 	f.Add("%00", "\t", "1/a\x7f", "TD12 x", "TD1 1/a")
 	f.Add("1/a%23#%", "#", "1/,", "TD1 1/t", "")
 	f.Add("", "1/", "", "TD1 1/'", "")
+	f.Add("", "0", "", "TD1 1/a#\x00", "TD1 #")
 	f.Fuzz(func(t *testing.T, value, header1, header2, auth1, auth2 string) {
 		trim := func(s string) string { return strings.Trim(s, " \t\r\n") }
 		cut := func(s string) string { return trim(strings.SplitN(s, "#", 2)[0]) }
@@ -275,9 +276,10 @@ func FuzzKey(f *testing.F) {
 		}
 		td1 := ""
 		for _, auth := range []string{auth2, auth1} { // the first one stays
-			scheme, key, _ := strings.Cut(strings.ReplaceAll(trim(auth), "\t", " "), " ")
+			auth = cut(auth)
+			scheme, key, _ := strings.Cut(strings.ReplaceAll(auth, "\t", " "), " ")
 			if strings.ToUpper(scheme) == "TD1" && trim(key) != "" {
-				td1 = trim(trim(auth)[len("TD1"):])
+				td1 = trim(auth[len("TD1"):])
 			}
 		}
 		var want Credentials
