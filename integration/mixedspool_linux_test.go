@@ -39,7 +39,7 @@ func mixWithSpool(t *testing.T, mode string, total int) {
 	v2 := newFlakySandbox()
 	server := httptest.NewServer(v2)
 	t.Cleanup(server.Close)
-	g, inside := serveOnDisk(t, "size=64m", server.URL, "mode "+mode+"\n max_size 40MiB\n dead_size 8MiB\n drain_rate 100000")
+	g, inside := serveOnDisk(t, "size=512m", server.URL, "mode "+mode+"\n max_size 320MiB\n dead_size 16MiB\n drain_rate 100000")
 
 	var next atomic.Int64
 	var told tally
