@@ -59,13 +59,13 @@ func (h *Handler) refuseUndelivered(c *call, err error) {
 // not be asked, the record is kept at once: no caller waits for a kept record, so
 // those try whether v2 takes them again.
 func (h *Handler) forwardOrKeep(c *call) {
-	account, down := c.out.Credentials.Payer(), c.to.queue.IsOpen()
-	unkept := errUnjudged
+	down, unkept := c.to.queue.IsOpen(), errUnjudged
 	if down || h.Spool.Mode == spoolAlways && !c.to.queue.Hesitates() {
 		if unkept = h.keep(c, !down); unkept == nil {
 			return
 		}
 	}
+	account := c.out.Credentials.Payer()
 	switch {
 	case c.to.queue.Allow(account): // a spool that takes nothing must not stop what v2 takes
 		h.forwardFirst(c, account)

@@ -134,10 +134,7 @@ func value(s string, i int, ends string) (from, to int) {
 func behind(s string, i int, word string) int {
 	for k := range len(word) {
 		c, width := charAt(s, i)
-		if 'A' <= c && c <= 'Z' {
-			c += 'a' - 'A'
-		}
-		if width == 0 || c != word[k] {
+		if width == 0 || lower(c) != word[k] {
 			return -1
 		}
 		i += width
