@@ -40,6 +40,7 @@ var layers = map[string]layer{
 
 	// What tests and measures the others from outside.
 	"spool/cluster/natstest": {},
+	"spool/mounttest":        {},
 	"integration":            {},
 	"bench":                  {},
 	"bench/standin":          {},

@@ -4,54 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/td-postback/gateway/spool"
+	"github.com/td-postback/gateway/spool/mounttest"
 )
-
-const ownMounts = "TEST_CLUSTER_MOUNTS"
-
-// withMounts runs a test again in a process that has mounts of its own, which
-// are gone when it ends, and reports whether this is that process.
-func withMounts(t *testing.T) bool {
-	t.Helper()
-	if os.Getenv(ownMounts) != "" {
-		return true
-	}
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(exe, "-test.run=^"+t.Name()+"$", "-test.v", "-test.count=1")
-	cmd.Env = append(os.Environ(), ownMounts+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
-	if os.Getuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
-	}
-	out, err := cmd.CombinedOutput()
-	if errors.Is(err, syscall.EPERM) {
-		t.Fatal("this test mounts a small disk: it needs root, or a kernel that gives users namespaces of their own")
-	}
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	t.Logf("%s", out)
-	return false
-}
 
 // smallDisk makes a disk of so many bytes.
 func smallDisk(t *testing.T, dir string, bytes int) {
 	t.Helper()
-	// Without this, mounts would be seen outside.
-	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
-		t.Fatal(err)
-	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +30,7 @@ func smallDisk(t *testing.T, dir string, bytes int) {
 // refused, soon at once, and nothing that was acknowledged is lost.
 func TestServersDiskFull(t *testing.T) {
 	t.Parallel()
-	if !withMounts(t) {
+	if !mounttest.Own(t) {
 		return
 	}
 	for name, full := range map[string]int{"one": 1, "all": 3} {

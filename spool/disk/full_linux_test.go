@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,48 +12,13 @@ import (
 	"testing"
 
 	"github.com/td-postback/gateway/spool"
+	"github.com/td-postback/gateway/spool/mounttest"
 )
-
-const ownMounts = "TEST_SPOOL_MOUNTS"
-
-// withMounts runs a test again in a process that has mounts of its own, which
-// are gone when it ends, and reports whether this is that process.
-func withMounts(t *testing.T) bool {
-	t.Helper()
-	if os.Getenv(ownMounts) != "" {
-		return true
-	}
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(exe, "-test.run=^"+t.Name()+"$", "-test.v", "-test.count=1")
-	cmd.Env = append(os.Environ(), ownMounts+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
-	if os.Getuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
-	}
-	out, err := cmd.CombinedOutput()
-	if errors.Is(err, syscall.EPERM) {
-		t.Fatal("this test mounts a small disk: it needs root, or a kernel that gives users namespaces of their own")
-	}
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	t.Logf("%s", out)
-	return false
-}
 
 // mount makes a small disk.
 func mount(t *testing.T, bytes int, options string) string {
 	t.Helper()
 	dir := t.TempDir()
-	// Without this, mounts would be seen outside.
-	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
-		t.Fatal(err)
-	}
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, strings.TrimSuffix(fmt.Sprintf("size=%d,%s", bytes, options), ",")); err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +98,7 @@ func (k *kept) check(t *testing.T, when string, d *Disk) {
 // are noted, and the spool goes on by itself.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
-	if !withMounts(t) {
+	if !mounttest.Own(t) {
 		return
 	}
 	small := mount(t, 3<<20, "")
@@ -207,7 +171,7 @@ func TestFullDisk(t *testing.T) {
 // On a full disk, dead letters can be made and dropped, in one file or many.
 func TestDeadLettersOnAFullDisk(t *testing.T) {
 	t.Parallel()
-	if !withMounts(t) {
+	if !mounttest.Own(t) {
 		return
 	}
 	small := mount(t, 3<<20, "")
@@ -241,7 +205,7 @@ func TestDeadLettersOnAFullDisk(t *testing.T) {
 // all that is there can be read, and when the disk is back the spool is, too.
 func TestReadOnlyDisk(t *testing.T) {
 	t.Parallel()
-	if !withMounts(t) {
+	if !mounttest.Own(t) {
 		return
 	}
 	small := mount(t, 16<<20, "")
@@ -296,7 +260,7 @@ func fullDisk(t *testing.T, size int, options string) (d *Disk, ev *events, reco
 // after a restart: nothing that was answered for comes again.
 func TestFullDiskIsEmptied(t *testing.T) {
 	t.Parallel()
-	if !withMounts(t) {
+	if !mounttest.Own(t) {
 		return
 	}
 	for _, size := range []int{100, 2000, 30_000, 200_000} {
@@ -368,7 +332,7 @@ func TestFullDiskIsEmptied(t *testing.T) {
 // whole; and what could not be noted is told of.
 func TestFullDiskWithoutASpare(t *testing.T) {
 	t.Parallel()
-	if !withMounts(t) {
+	if !mounttest.Own(t) {
 		return
 	}
 	d, ev, records := fullDisk(t, 2000, "")
@@ -404,7 +368,7 @@ func TestFullDiskWithoutASpare(t *testing.T) {
 // A disk with room, but without a name for another file.
 func TestDiskWithoutNames(t *testing.T) {
 	t.Parallel()
-	if !withMounts(t) {
+	if !mounttest.Own(t) {
 		return
 	}
 	small := mount(t, 32<<20, "nr_inodes=20")
@@ -453,7 +417,7 @@ func TestDiskWithoutNames(t *testing.T) {
 // What the spool may use is compared with what its disk has.
 func TestSmallDisk(t *testing.T) {
 	t.Parallel()
-	if !withMounts(t) {
+	if !mounttest.Own(t) {
 		return
 	}
 	small := mount(t, 4<<20, "")

@@ -16,17 +16,20 @@ import (
 	"github.com/td-postback/gateway/spool"
 )
 
+// limited marks the process that has a limit of its own.
+const limited = "TEST_SPOOL_LIMITED"
+
 // A file cannot grow any more, which is no full disk: it is written no more,
 // what is in it comes, and new records go to other files.
 func TestFileThatCannotGrow(t *testing.T) {
 	t.Parallel()
-	if os.Getenv(ownMounts) == "" { // the limit is for the whole process
+	if os.Getenv(limited) == "" { // the limit is for the whole process
 		exe, err := os.Executable()
 		if err != nil {
 			t.Fatal(err)
 		}
 		cmd := exec.Command(exe, "-test.run=^"+t.Name()+"$", "-test.v")
-		cmd.Env = append(os.Environ(), ownMounts+"=1")
+		cmd.Env = append(os.Environ(), limited+"=1")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
