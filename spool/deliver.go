@@ -103,6 +103,9 @@ type Limits struct {
 	// MaxAge is when a record becomes a dead letter: v2 ignores the time of an
 	// old one. More than 0.
 	MaxAge time.Duration
+
+	// Batching says which records share a request. Its zero value: none do.
+	Batching
 }
 
 // Delivery says how the records of a queue are delivered.

@@ -43,6 +43,10 @@ type Entry struct {
 	ID
 	Record
 	Tries int // how often it was tried before, as far as is known
+
+	// Namespace and ID name the record among all records of all spools, also after
+	// a crash (RFC 9562 section 6.5). Zero if the Log has no such name for it.
+	Namespace [16]byte
 }
 
 // Queue gives out records in the order in which they were appended. It gives out a
