@@ -1,9 +1,27 @@
 package spool
 
-import "time"
+import (
+	"context"
+	"math"
+	"sync/atomic"
+	"time"
+)
 
-// This file says what a batch is: records that go to v2 together, in one request of
-// its batch API. deliver.go sends them.
+// This file makes batches of records, which go to v2 together in one request of its
+// batch API, and decides by its answer what becomes of each.
+
+const (
+	// maxBatchBytes is what v2 takes in a request, in bytes of its array of records.
+	maxBatchBytes = 5_000_000
+
+	// maxForming bounds the bytes of the records that wait for others, and
+	// batchCost is what a batch takes beside its records.
+	maxForming = 16 << 20
+	batchCost  = 512
+
+	// maxRefusals is how often a receipt refuses a record until it is a dead letter.
+	maxRefusals = 5
+)
 
 // Part is what a record is in a batch.
 type Part struct {
@@ -41,4 +59,325 @@ type BatchResult struct {
 type Receipt struct {
 	Taken bool
 	Words string // in which v2 refused it, on one line and without keys
+}
+
+// item is a record in a batch.
+type item struct {
+	Entry
+	part []byte
+}
+
+// batch is records that share a request.
+type batch struct {
+	kind  kind
+	items []item
+	size  int       // bytes of the array
+	held  int       // bytes of all that it holds
+	until time.Time // when it goes, even if there is room for more
+}
+
+// kind is what the records of a batch have in common.
+type kind struct {
+	group string
+	tries int // a failed batch comes again in smaller ones, which have a kind each
+}
+
+// kindOf is the kind of a record's batch.
+func kindOf(group string, tries int) kind { return kind{group, min(tries, len(shrink)-1)} }
+
+// shrink is by what the number of records in a batch is divided, by how often they
+// were tried. Where one record makes all fail, it is soon alone.
+var shrink = [...]int{1, 4, 16, 64, 512}
+
+// forming is the batches that are not full yet. Only Run uses it, but for the
+// limits.
+type forming struct {
+	most atomic.Int64
+	wait atomic.Int64
+
+	open  map[kind]*batch
+	queue []*batch // those that were begun first go first; some are gone already
+	held  int      // bytes of all
+	ratio atomic.Uint64
+}
+
+func (f *forming) setLimits(l Batching) {
+	f.most.Store(int64(l.Most))
+	f.wait.Store(int64(l.Wait))
+}
+
+// limit is how many records a batch may have; 0 without batches.
+func (f *forming) limit() int { return int(f.most.Load()) }
+
+// add puts a record into the batch of its kind. It returns a batch that is full.
+func (f *forming) add(k kind, i item, now time.Time) (b *batch, full bool) {
+	b = f.open[k]
+	if b == nil {
+		b = &batch{kind: k, size: len("[]"), held: batchCost, until: now.Add(time.Duration(f.wait.Load()))}
+		if f.open == nil {
+			f.open = map[kind]*batch{}
+		}
+		f.open[k] = b
+		f.queue = append(f.queue, b)
+		f.held += batchCost
+	}
+	b.items = append(b.items, i)
+	b.size += len(i.part) + len(",")
+	held := len(i.part) + len(i.Data)
+	b.held += held
+	f.held += held
+	return b, len(b.items) >= f.mostOf(k)
+}
+
+// fits reports whether a batch of the kind has room for so many bytes more.
+func (f *forming) fits(k kind, size int) bool {
+	b := f.open[k]
+	return b == nil || b.size+size+len(",") <= maxBatchBytes
+}
+
+// mostOf is how many records a batch of a kind may have.
+func (f *forming) mostOf(k kind) int { return max(1, f.limit()/shrink[k.tries]) }
+
+// remove takes a batch out: it goes. What is left of it in the queue is empty.
+func (f *forming) remove(b *batch) *batch {
+	delete(f.open, b.kind)
+	f.held -= b.held
+	removed := *b
+	b.items = nil
+	return &removed
+}
+
+// next is when the next batch goes.
+func (f *forming) next() (until time.Time, some bool) {
+	for len(f.queue) > 0 && f.open[f.queue[0].kind] != f.queue[0] {
+		f.queue = f.queue[1:]
+	}
+	if len(f.queue) == 0 {
+		f.queue = nil
+		return until, false
+	}
+	return f.queue[0].until, true
+}
+
+// due takes out a batch that goes at a time, or nil.
+func (f *forming) due(at time.Time) *batch {
+	until, some := f.next()
+	if !some || until.After(at) {
+		return nil
+	}
+	return f.remove(f.queue[0])
+}
+
+// all takes all batches out.
+func (f *forming) all() (batches []*batch) {
+	for _, b := range f.queue {
+		if f.open[b.kind] == b {
+			batches = append(batches, f.remove(b))
+		}
+	}
+	f.queue = nil
+	return batches
+}
+
+// weight is about how many bytes a record of a batch makes v2's connection carry:
+// by how well those before it could be compressed.
+func (f *forming) weight(size int) int {
+	ratio := math.Float64frombits(f.ratio.Load())
+	if ratio == 0 {
+		return size
+	}
+	return int(ratio*float64(size)) + 1
+}
+
+// learn notes how well a batch could be compressed.
+func (f *forming) learn(r *BatchResult) {
+	if r.Plain == 0 || r.Sent == 0 {
+		return
+	}
+	ratio := float64(r.Sent) / float64(r.Plain)
+	if old := math.Float64frombits(f.ratio.Load()); old > 0 {
+		ratio = 0.9*old + 0.1*ratio
+	}
+	f.ratio.Store(math.Float64bits(ratio)) // two at once: one of them is not learned from
+}
+
+// part makes of a record what it is in a batch. It says no to one that goes alone.
+// What has gone in a batch and may have been taken goes so again, also if there are
+// no batches any more: only there does v2 drop the repeat.
+func (d *Deliverer) part(e Entry) (Part, bool) {
+	if d.how.Part == nil || d.forming.limit() == 0 && d.marks.get(e.ID).unanswered.IsZero() {
+		return Part{}, false
+	}
+	return d.how.Part(e)
+}
+
+// add adds a record to a batch as soon as it may go, and sends the batch if it is
+// full.
+func (d *Deliverer) add(ctx context.Context, account string, i item, group string) {
+	if d.turn(ctx, d.forming.weight(len(i.part))) != nil {
+		d.queue.Later(i.Entry, 0)
+		return
+	}
+	now := time.Now()
+	if d.isOld(i.Entry, now) {
+		d.Forgo(account, now)
+		d.aside(ctx, i.Entry, func() { d.bury(i.Entry, Result{}, TooOld) })
+		return
+	}
+	if d.IsOpen() { // it is to find out whether v2 is up
+		d.sendBatch(ctx, &batch{kind: kind{group: group}, items: []item{i}, held: len(i.Data) + len(i.part)})
+		return
+	}
+	k := kindOf(group, i.Tries)
+	if !d.forming.fits(k, len(i.part)) {
+		d.sendBatch(ctx, d.forming.remove(d.forming.open[k]))
+	}
+	if b, full := d.forming.add(k, i, now); full {
+		d.sendBatch(ctx, d.forming.remove(b))
+	}
+	if d.forming.held > maxForming {
+		for _, b := range d.forming.all() {
+			d.sendBatch(ctx, b)
+		}
+	}
+	d.sendFormed(ctx, now)
+}
+
+// sendFormed sends the batches that go before a time.
+func (d *Deliverer) sendFormed(ctx context.Context, before time.Time) {
+	for b := d.forming.due(before); b != nil; b = d.forming.due(before) {
+		if d.IsOpen() { // since they were begun
+			d.putBack(b.items)
+			continue
+		}
+		d.sendBatch(ctx, b)
+	}
+}
+
+// sendBatch sends a batch as soon as there is room. If ctx ends before, it puts the
+// records back.
+func (d *Deliverer) sendBatch(ctx context.Context, b *batch) {
+	release, err := d.occupy(ctx, b.held)
+	if err != nil {
+		d.putBack(b.items)
+		return
+	}
+	d.running.Go(func() {
+		defer release()
+		d.exchange(ctx, b.kind.group, b.items)
+	})
+}
+
+// putBack puts records back that were not sent.
+func (d *Deliverer) putBack(items []item) {
+	now := time.Now()
+	for _, i := range items {
+		d.forgo(d.accountOf(i.Entry), now)
+		d.queue.Later(i.Entry, 0)
+	}
+}
+
+// exchange sends records of a group in one request, and decides by v2's answer what
+// becomes of each.
+func (d *Deliverer) exchange(ctx context.Context, group string, items []item) {
+	records := make([][]byte, len(items))
+	for n, i := range items {
+		records[n] = i.part
+	}
+	sent := time.Now()
+	r := d.how.SendBatch(group, records)
+	d.forming.learn(&r)
+	switch {
+	case r.Status == statusTooManyRequests:
+		for _, i := range items {
+			d.limited(i.Entry, sent, r.Result)
+			d.tell(Retried, r.Result)
+		}
+	case r.NotTaken():
+		d.repeat(items, sent, r.Result)
+	case r.Status < statusRedirect:
+		d.Success()
+		d.readReceipts(items, sent, r)
+	case r.Status == statusUnauthorized || r.Status == statusForbidden || d.isFault(r.Status) && len(items) == 1:
+		for _, i := range items {
+			d.Answered(d.accountOf(i.Entry), sent, r.Result)
+			d.bury(i.Entry, r.Result, Refused)
+		}
+	case d.isFault(r.Status):
+		d.halve(ctx, group, items)
+	default: // not about the records: this host may not have the batch API
+		for _, i := range items {
+			sent := time.Now()
+			d.settle(i.Entry, sent, d.how.Send(i.Data))
+		}
+	}
+}
+
+// isFault reports whether an answer to a batch is due to some of its records.
+func (d *Deliverer) isFault(status int) bool {
+	return status == statusBadRequest || status == statusTooLarge || status == statusUnprocessable
+}
+
+// halve sends two halves of a batch that v2 has refused, to find the records that it
+// refuses: none is lost for the sake of another.
+func (d *Deliverer) halve(ctx context.Context, group string, items []item) {
+	if ctx.Err() != nil || d.IsOpen() {
+		d.putBack(items)
+		return
+	}
+	first, second := items[:len(items)/2], items[len(items)/2:]
+	if cost := d.cost.Load(); d.room.TryAcquire(cost) {
+		d.running.Go(func() {
+			defer d.room.Release(cost)
+			d.exchange(ctx, group, first)
+		})
+	} else {
+		d.exchange(ctx, group, first)
+	}
+	d.exchange(ctx, group, second)
+}
+
+// repeat puts the records of a batch back that v2 has not taken now. They come again
+// together.
+func (d *Deliverer) repeat(items []item, sent time.Time, r Result) {
+	tries := items[0].Tries
+	for _, i := range items {
+		tries = min(tries, i.Tries)
+	}
+	if tries == 0 || d.IsOpen() { // see settle
+		d.Failure(sent, r.hostPause())
+	}
+	pause := max(retryPause(tries), min(r.RetryAfter, r.longest()))
+	for _, i := range items {
+		d.forgo(d.accountOf(i.Entry), sent)
+		one := r
+		one.Safe = r.Ambiguous && d.marks.unanswered(i.ID, sent)
+		d.queue.Later(i.Entry, pause)
+		d.tell(Retried, one)
+	}
+}
+
+// readReceipts decides about the records of a batch of which v2 has taken some, or
+// all.
+func (d *Deliverer) readReceipts(items []item, sent time.Time, r BatchResult) {
+	for n, i := range items {
+		d.accept(d.accountOf(i.Entry), sent)
+		one := r.Result
+		switch {
+		case r.Receipts == nil && r.Status != statusPartial, r.Receipts != nil && r.Receipts[n].Taken:
+			one.Ambiguous = d.marks.get(i.ID).expired(sent)
+			d.delivered(i.Entry, one)
+			continue
+		case r.Receipts != nil:
+			one.Words = r.Receipts[n].Words
+		default: // v2 does not say which
+			one.Ambiguous, one.Safe = true, d.marks.unanswered(i.ID, sent)
+		}
+		if d.marks.refusal(i.ID, i.Tries+1) >= maxRefusals {
+			d.bury(i.Entry, one, Refused)
+			continue
+		}
+		d.queue.Later(i.Entry, retryPause(i.Tries))
+		d.tell(Retried, one)
+	}
 }

@@ -15,7 +15,8 @@ const (
 	// maxHeld bounds the memory of the records on their way, in bytes.
 	maxHeld = 64 << 20
 
-	// takeAtOnce is how many records are taken from the queue at a time.
+	// takeAtOnce is how many records are taken from the queue at a time, if a batch
+	// does not have more.
 	takeAtOnce = 128
 
 	// maxLive bounds how many records may pass the limiter at once. Each live
@@ -46,8 +47,14 @@ const (
 // The statuses of HTTP that decide what becomes of a record (RFC 9110 section
 // 15, RFC 6585 section 4).
 const (
+	statusPartial         = 206
 	statusRedirect        = 300 // and above: not taken
+	statusBadRequest      = 400
+	statusUnauthorized    = 401
+	statusForbidden       = 403
 	statusRequestTimeout  = 408
+	statusTooLarge        = 413
+	statusUnprocessable   = 422
 	statusTooManyRequests = 429
 	statusServerError     = 500 // and above
 	statusUnavailable     = 503
@@ -62,8 +69,11 @@ type Result struct {
 	Err        error         // why there is no answer
 
 	// Ambiguous means that v2 did not say that it has taken the record, but may
-	// have.
+	// have. Of a record that was delivered: it may have taken it before, too.
 	Ambiguous bool
+
+	// Safe means that v2 drops the repeat of an ambiguous record.
+	Safe bool
 }
 
 // NotTaken reports whether v2 has not taken the record, but may later: there
@@ -113,6 +123,12 @@ type Delivery struct {
 	// Send sends a record to v2. It is called from many goroutines.
 	Send func(data []byte) Result
 
+	// Part makes of a record what it is in a batch. It says no to one that must go
+	// alone. SendBatch sends records of one group in one request, and is called from
+	// many goroutines. Without both, Batching is not used.
+	Part      func(e Entry) (Part, bool)
+	SendBatch func(group string, records [][]byte) BatchResult
+
 	// Account names the account that a record is of: v2's 429 is for all of its
 	// records, and for no others. Without it, all records are of one account.
 	Account func(data []byte) string
@@ -143,8 +159,10 @@ type Deliverer struct {
 	credit   atomic.Int64  // how many bytes may pass it at once
 	credited chan struct{} // there is more
 	room     *semaphore.Weighted
-	cost     atomic.Int64 // of a small record in it
+	cost     atomic.Int64 // of a small request in it
 	taken    []Entry      // by Run, and not sent yet
+	forming  forming      // the same, in batches
+	marks    marks
 	probes   int          // how often a record was taken while v2 was down
 	portion  atomic.Int64 // how many records of an account that was paused come back at a time
 	running  sync.WaitGroup
@@ -175,6 +193,7 @@ func (d *Deliverer) SetLimits(l Limits) {
 	d.maxAge.Store(int64(l.MaxAge))
 	d.bytes.Store(l.BytesRate)
 	d.portion.Store(int64(max(1, min(l.InFlight, l.Rate/8)))) // so that others wait for them an eighth of a second
+	d.forming.setLimits(l.Batching)
 }
 
 // Arrived notes that a record of so many bytes was appended just now. If v2 is up,
@@ -211,6 +230,7 @@ func (d *Deliverer) Run(ctx context.Context) {
 			d.taken = d.taken[1:]
 			d.dispatch(ctx, e)
 		}
+		d.sendFormed(ctx, time.Now())
 	}
 	d.giveBack()
 	done := make(chan struct{})
@@ -226,13 +246,19 @@ func (d *Deliverer) Run(ctx context.Context) {
 
 // take waits for records. It reports whether there may be more.
 func (d *Deliverer) take(ctx context.Context) bool {
+	wait := ctx
+	if until, some := d.forming.next(); some {
+		var cancel context.CancelFunc
+		wait, cancel = context.WithDeadline(ctx, until)
+		defer cancel()
+	}
 	var err error
 	if !d.IsOpen() {
-		d.taken, err = d.queue.Take(ctx, takeAtOnce)
+		d.taken, err = d.queue.Take(wait, max(takeAtOnce, d.forming.limit()))
 	} else {
-		d.taken, err = d.takeProbe(ctx)
+		d.taken, err = d.takeProbe(wait)
 	}
-	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrClosed) {
+	if err != nil && wait.Err() == nil && !errors.Is(err, ErrClosed) {
 		d.failed(err)
 		sleep(ctx, logPause)
 	}
@@ -260,46 +286,80 @@ func (d *Deliverer) giveBack() {
 		d.queue.Later(e, 0)
 	}
 	d.taken = nil
+	for _, b := range d.forming.all() {
+		d.putBack(b.items)
+	}
 }
 
-// dispatch sends a record as soon as it may go. If ctx ends before, it puts the
-// record back.
+// dispatch sends a record as soon as it may go, or adds it to a batch. If ctx ends
+// before, it puts the record back.
 func (d *Deliverer) dispatch(ctx context.Context, e Entry) {
-	now := time.Now()
-	account, old := d.accountOf(e), d.isOld(e, now)
+	account := d.accountOf(e)
 	refused, known := d.refused.get(e.ID)
-	buried := old || known // it is not sent
-	if buried {
+	switch old := d.isOld(e, time.Now()); {
+	case known:
 		d.skip(account)
-	} else if !d.admitted(account, e) {
-		return
+		d.aside(ctx, e, func() { d.bury(e, refused, Refused) })
+	case old:
+		d.skip(account)
+		d.aside(ctx, e, func() { d.bury(e, Result{}, TooOld) })
+	case !d.admitted(account, e):
+	default:
+		if part, batched := d.part(e); batched {
+			d.add(ctx, account, item{e, part.Record}, part.Group)
+		} else {
+			d.sendAlone(ctx, account, e)
+		}
 	}
-	cost := min(max(int64(len(e.Data)), d.cost.Load()), maxHeld)
-	if d.room.Acquire(ctx, cost) != nil {
+}
+
+// aside runs what waits for the disk or for v2 in a goroutine of its own, as soon
+// as there is room. If ctx ends before, it puts the record back.
+func (d *Deliverer) aside(ctx context.Context, e Entry, do func()) {
+	release, err := d.occupy(ctx, len(e.Data))
+	if err != nil {
 		d.queue.Later(e, 0)
 		return
 	}
-	if !buried {
-		if d.turn(ctx, len(e.Data)) != nil {
-			d.room.Release(cost)
-			d.queue.Later(e, 0)
-			return
-		}
-		now = time.Now()
-		if old = d.isOld(e, now); old { // by waiting
-			d.Forgo(account, now)
-		}
+	d.running.Go(func() {
+		defer release()
+		do()
+	})
+}
+
+// occupy waits for room for a request of so many bytes.
+func (d *Deliverer) occupy(ctx context.Context, size int) (release func(), err error) {
+	cost := min(max(int64(size), d.cost.Load()), maxHeld)
+	if err := d.room.Acquire(ctx, cost); err != nil {
+		return nil, err
+	}
+	return func() { d.room.Release(cost) }, nil
+}
+
+// sendAlone sends a record in a request of its own.
+func (d *Deliverer) sendAlone(ctx context.Context, account string, e Entry) {
+	release, err := d.occupy(ctx, len(e.Data))
+	if err != nil {
+		d.queue.Later(e, 0)
+		return
+	}
+	if d.turn(ctx, len(e.Data)) != nil {
+		release()
+		d.queue.Later(e, 0)
+		return
+	}
+	now := time.Now()
+	old := d.isOld(e, now) // by waiting
+	if old {
+		d.Forgo(account, now)
 	}
 	d.running.Go(func() {
-		defer d.room.Release(cost)
-		switch {
-		case known:
-			d.bury(e, refused, Refused)
-		case old:
+		defer release()
+		if old {
 			d.bury(e, Result{}, TooOld)
-		default:
-			d.settle(e, now, d.how.Send(e.Data))
+			return
 		}
+		d.settle(e, now, d.how.Send(e.Data))
 	})
 }
 
@@ -341,6 +401,7 @@ func (d *Deliverer) pace(ctx context.Context, size int) error {
 	}
 	reserved := d.limiter.Reserve()
 	if wait := reserved.Delay(); wait > 0 {
+		d.sendFormed(ctx, time.Now().Add(wait)) // they do not wait longer for this one
 		timer := time.NewTimer(wait)
 		defer timer.Stop()
 		select {
@@ -370,6 +431,7 @@ func (d *Deliverer) paceBytes(ctx context.Context, size int) error {
 			d.thin = d.thin.Add(time.Duration(float64(size) / float64(limit) * float64(time.Second)))
 			return nil
 		}
+		d.sendFormed(ctx, now.Add(wait))
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
@@ -402,12 +464,19 @@ func (d *Deliverer) settle(e Entry, sent time.Time, r Result) {
 		d.tell(Retried, r)
 	case r.Status < statusRedirect:
 		d.Answered(account, sent, r)
-		d.queue.Ack(e)
-		d.tell(Delivered, r)
+		r.Ambiguous = !d.marks.get(e.ID).unanswered.IsZero() // alone, no repeat is dropped
+		d.delivered(e, r)
 	default:
 		d.Answered(account, sent, r)
 		d.bury(e, r, Refused)
 	}
+}
+
+// delivered notes that v2 has taken a record.
+func (d *Deliverer) delivered(e Entry, r Result) {
+	d.marks.forget(e.ID)
+	d.queue.Ack(e)
+	d.tell(Delivered, r)
 }
 
 // longest is how long a record waits at most because v2 asked for it.
@@ -495,6 +564,7 @@ func (d *Deliverer) bury(e Entry, r Result, why Fate) {
 	if errors.Is(err, ErrFull) && why == Refused {
 		d.queue.Ack(e)
 		d.refused.forget(e.ID)
+		d.marks.forget(e.ID)
 		d.tell(RefusedUnkept, r)
 		return
 	}
@@ -507,6 +577,7 @@ func (d *Deliverer) bury(e Entry, r Result, why Fate) {
 		return
 	}
 	d.refused.forget(e.ID)
+	d.marks.forget(e.ID)
 	d.tell(why, r)
 }
 

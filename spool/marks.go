@@ -1,0 +1,98 @@
+package spool
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// maxMarks bounds how many records have a mark.
+	maxMarks = 100_000
+
+	// repeatsDropped is how long v2 remembers a record of a batch by its uuid, and
+	// drops a repeat.
+	repeatsDropped = time.Hour
+)
+
+// marks remember of some records what became of their batches. The zero marks
+// remember nothing.
+type marks struct {
+	some atomic.Bool // nearly never
+
+	mu sync.Mutex
+	of map[ID]mark
+}
+
+// mark is what is remembered of one record.
+type mark struct {
+	unanswered time.Time // v2 may have taken it then: the first time
+	refusals   int       // how often a receipt has refused it
+}
+
+// expired reports whether v2 may have taken the record so long ago that it took it
+// again now.
+func (m mark) expired(now time.Time) bool {
+	return !m.unanswered.IsZero() && now.Sub(m.unanswered) >= repeatsDropped
+}
+
+// get returns what is remembered of a record.
+func (m *marks) get(id ID) mark {
+	if !m.some.Load() {
+		return mark{}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.of[id]
+}
+
+// unanswered notes that v2 may have taken a record of a batch that was sent then.
+// It says no if there is no room to note it.
+func (m *marks) unanswered(id ID, sent time.Time) bool {
+	return m.change(id, func(old mark) mark {
+		if old.unanswered.IsZero() {
+			old.unanswered = sent
+		}
+		return old
+	})
+}
+
+// refusal notes that a receipt has refused a record, and returns how often that was
+// so. Without room to note it, tries is the answer: it is more, or as much.
+func (m *marks) refusal(id ID, tries int) (refusals int) {
+	noted := m.change(id, func(old mark) mark {
+		old.refusals++
+		refusals = old.refusals
+		return old
+	})
+	if !noted {
+		return tries
+	}
+	return refusals
+}
+
+func (m *marks) change(id ID, how func(mark) mark) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	old, known := m.of[id]
+	if !known && len(m.of) >= maxMarks {
+		return false
+	}
+	if m.of == nil {
+		m.of = map[ID]mark{}
+	}
+	m.of[id] = how(old)
+	m.some.Store(true)
+	return true
+}
+
+// forget says that the record is gone.
+func (m *marks) forget(id ID) {
+	if !m.some.Load() {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.of, id)
+	m.some.Store(len(m.of) > 0)
+}
