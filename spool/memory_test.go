@@ -324,3 +324,15 @@ func (l *memoryLog) Close() error {
 	l.closed = true
 	return nil
 }
+
+// all returns the records that are in a state.
+func (m *memory) all(s state) (found []kept) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, k := range m.records {
+		if k.state == s {
+			found = append(found, k)
+		}
+	}
+	return found
+}
