@@ -54,6 +54,8 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //			max_age    <duration>
 //			drain_rate <n>
 //			bytes_rate <size>
+//			batch      <n>
+//			batch_wait <duration>
 //			key_file   <file>
 //		}
 //	}
@@ -162,6 +164,10 @@ func (s *Spool) unmarshalOption(d *caddyfile.Dispenser, option string) (err erro
 		s.DrainRate, err = countArg(d, 1)
 	case "bytes_rate":
 		s.BytesRate, err = sizeArg(d)
+	case "batch":
+		s.Batch, err = countArg(d, 1)
+	case "batch_wait":
+		s.BatchWait, err = durationArg(d)
 	case "key_file":
 		s.KeyFile, err = wordArg(d, "a file")
 	default:

@@ -35,7 +35,7 @@ func TestDurationText(t *testing.T) {
 func FuzzOptionsJSON(f *testing.F) {
 	for _, seed := range []string{
 		`{"region":"us01","retries":0,"spool":{"mode":"always","max_age":"6d","nats":["nats://x"]}}`, `{"regoin":1}`, `{"spool":null,"retries":null}`,
-		`{"spool":{"dir":7}}`, `[]`, `null`, `{"max_body":1e3}`, `{"max_age":1}`, `{"dial_timeout":"x"}`, `{`,
+		`{"spool":{"dir":7}}`, `[]`, `null`, `{"max_body":1e3}`, `{"max_age":1}`, `{"dial_timeout":"x"}`, `{`, `{"spool":{"batch":500,"batch_wait":"1s"}}`,
 	} {
 		f.Add([]byte(seed))
 	}

@@ -36,6 +36,13 @@ const (
 // maxSpoolAge is when v2 ignores a record's time (see docs/requests.md, "td_record_time").
 const maxSpoolAge = 7 * 24 * time.Hour
 
+// What the options about batches may be.
+const (
+	maxBatch         = 500 // records, v2's limit
+	defaultBatchWait = 200 * time.Millisecond
+	maxBatchWait     = time.Minute // longer, and data that is there is missed
+)
+
 const allowedSpoolAge = "more than 0 and at most 7d, when v2 ignores a record's time"
 
 // Spool keeps records that v2 does not take now, and delivers them later. A
@@ -80,6 +87,16 @@ type Spool struct {
 	// arrive at the time. It leaves room on a thin uplink. Default: not limited.
 	BytesRate int64 `json:"bytes_rate,omitempty"`
 
+	// How many records may share a request to v2, by v2's batch API: those of the
+	// same database, table and key. With 1, each has a request of its own there,
+	// and v2 still drops what is repeated. Between 1 and 500, v2's own limit.
+	// Default: no batches, each record goes by Postback.
+	Batch int `json:"batch,omitempty"`
+
+	// How long a record waits at most for others to share its request. More than 0
+	// and at most 1m, and only together with `batch`. Default: 200ms.
+	BatchWait caddy.Duration `json:"batch_wait,omitempty"`
+
 	// A file with a key of 32 bytes as 64 hexadecimal digits. With it, records
 	// are encrypted on disk: they hold write keys.
 	KeyFile string `json:"key_file,omitempty"`
@@ -92,6 +109,9 @@ func (s *Spool) applyDefaults() {
 	setDefault(&s.DeadSize, max(1, s.MaxSize/spool.DeadShare))
 	setDefault(&s.MaxAge, caddy.Duration(spool.DefaultMaxAge))
 	setDefault(&s.DrainRate, spool.DefaultRate)
+	if s.Batch != 0 {
+		setDefault(&s.BatchWait, caddy.Duration(defaultBatchWait))
+	}
 	if len(s.NATS) == 0 {
 		setDefault(&s.Dir, defaultSpoolDir())
 	}
@@ -125,6 +145,21 @@ func (s *Spool) validate() error {
 	}
 	if s.BytesRate < 0 {
 		return fmt.Errorf("spool bytes_rate %d: must be more than 0 bytes, or be left out for no limit", s.BytesRate)
+	}
+	return s.validateBatch()
+}
+
+// validateBatch refuses values of the options about batches.
+func (s *Spool) validateBatch() error {
+	if s.Batch < 0 || s.Batch > maxBatch {
+		return fmt.Errorf("spool batch %d: must be between 1 and %d, as many records as v2 takes in one request, or be left out for no batches", s.Batch, maxBatch)
+	}
+	wait := time.Duration(s.BatchWait)
+	if s.Batch == 0 && wait != 0 {
+		return fmt.Errorf("spool batch_wait %s: no record waits for others without batch: set batch too, or leave batch_wait out", durationText(wait))
+	}
+	if wait < 0 || wait > maxBatchWait {
+		return fmt.Errorf("spool batch_wait %s: must be more than 0 and at most %s", durationText(wait), durationText(maxBatchWait))
 	}
 	return nil
 }
@@ -169,7 +204,7 @@ func (s *Spool) key() ([]byte, error) {
 // differ only in when a record goes there.
 func (s *Spool) agrees(other *Spool) bool {
 	return s.MaxSize == other.MaxSize && s.DeadSize == other.DeadSize && s.MaxAge == other.MaxAge && s.DrainRate == other.DrainRate && s.BytesRate == other.BytesRate &&
-		s.KeyFile == other.KeyFile && slices.Equal(s.NATS, other.NATS)
+		s.Batch == other.Batch && s.BatchWait == other.BatchWait && s.KeyFile == other.KeyFile && slices.Equal(s.NATS, other.NATS)
 }
 
 // sharedSpool is a spool that configurations share.
@@ -221,6 +256,7 @@ func (h *Handler) spoolBlock() *spool.Block {
 			Rate:      h.Spool.DrainRate,
 			BytesRate: h.Spool.BytesRate,
 			MaxAge:    time.Duration(h.Spool.MaxAge),
+			Batching:  spool.Batching{Most: h.Spool.Batch, Wait: time.Duration(h.Spool.BatchWait)},
 		},
 		Sender: h.newSender,
 	}

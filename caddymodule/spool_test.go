@@ -197,6 +197,8 @@ func TestValidateRefuses(t *testing.T) {
 		"another td_postback block has other options":   {g.handler(v2), g.handler(v2, `"max_size":20971520`)},
 		"other options for it: give both the same":      {g.handler(v2), g.handler(v2, `"drain_rate":7`)},
 		"give both the same, or each a dir of its own":  {g.handler(v2), g.handler(v2, encrypted)},
+		"another td_postback block has other options ":  {g.handler(v2, `"batch":500`), g.handler(v2)},
+		"has other options for it: give both the same":  {g.handler(v2, `"batch":500`), g.handler(v2, `"batch":500`, `"batch_wait":"1s"`)},
 		"spool max_size 5: must be at least":            {g.handler(v2, `"max_size":5`)},
 		"spool key_file":                                {g.handler(v2, `"key_file":"/nonexistent"`)},
 		`spool nats "ftp://a.example": must be nats://`: {`{"handler":"td_postback","upstream":"` + v2 + `","spool":{"nats":["ftp://a.example"]}}`},
@@ -209,6 +211,9 @@ func TestValidateRefuses(t *testing.T) {
 	}
 	if err := validate(t, g.config(g.handler(v2), g.handler(v2, `"mode":"always"`))); err != nil {
 		t.Errorf("another mode: %v", err)
+	}
+	if err := validate(t, g.config(g.handler(v2, `"batch":500`), g.handler(v2, `"batch":500`, `"batch_wait":"200ms"`))); err != nil {
+		t.Errorf("the default as it is, and written out: %v", err)
 	}
 	g.load(t, g.handler(v2))
 	if err := validate(t, g.config(g.handler(v2, encrypted))); err == nil || !strings.Contains(err.Error(), "it is open with another key_file") {
