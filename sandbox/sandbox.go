@@ -1,8 +1,9 @@
-// Package sandbox is a strict stand-in for Postback API v2: it takes what v2's
-// published contract takes, refuses the rest, and prints every record as v2
-// would receive it, or why it is refused. Like v2, it does not know whether a
-// write key is right and answers 200 to any. Records for some tables it refuses
-// on purpose: answer_400, answer_403, answer_429, answer_503 and answer_never.
+// Package sandbox is a strict stand-in for v2, its Postback API and its batch API:
+// it takes what v2's published contract takes, refuses the rest, and prints every
+// record as v2 would receive it, or why it is refused. Like v2, it does not know
+// whether a write key is right and answers 200 to any. Records for some tables it
+// refuses on purpose: answer_400, answer_403, answer_422, answer_429, answer_503 and
+// answer_never, and some of answer_206.
 package sandbox
 
 import (
@@ -28,21 +29,40 @@ type Record struct {
 	// Authorization. Key is the key in it.
 	Via, Key string
 
-	// Body is the body, byte for byte.
+	// Body is the body, byte for byte; of a batch, what stands in its array.
 	Body []byte
+
+	// Batch says that the record came by the batch API, and UUID by what v2 knows
+	// a repeat of it: 36 characters, in lower case. A record that came without one
+	// has none.
+	Batch bool
+	UUID  string
 
 	// Header is the request's header, and Query its raw query.
 	Header http.Header
 	Query  string
 }
 
-// String is the record on one line, with the key masked.
+// String is the record on one line, with the key masked. The uuid is not in it: v2
+// does not store it.
 func (r Record) String() string {
-	body := new(bytes.Buffer)
-	if json.Compact(body, r.Body) != nil {
-		fmt.Fprintf(body, "%q", r.Body)
+	stored := r.Body
+	if r.Batch {
+		stored = withoutUUID(stored)
 	}
-	return fmt.Sprintf("record %s.%s  key %s via %s  %s", r.Database, r.Table, maskKey(r.Key), r.Via, body)
+	body := new(bytes.Buffer)
+	if json.Compact(body, stored) != nil {
+		fmt.Fprintf(body, "%q", stored)
+	}
+	return fmt.Sprintf("record %s.%s  key %s via %s  %s", r.Database, r.Table, maskKey(r.Key), r.way(), body)
+}
+
+// way is how the record came.
+func (r Record) way() string {
+	if r.Batch {
+		return r.Via + ", by batch"
+	}
+	return r.Via
 }
 
 // refusal says on one line why v2 would not take the record.
@@ -53,8 +73,8 @@ func (r Record) refusal(status int, message string) string {
 	}
 	switch {
 	case r.Key != "":
-		line += "  key " + maskKey(r.Key) + " via " + r.Via
-	case status == http.StatusForbidden:
+		line += "  key " + maskKey(r.Key) + " via " + r.way()
+	case status == http.StatusForbidden || status == http.StatusUnauthorized:
 		line += "  no key"
 	}
 	if status == 0 {
@@ -75,18 +95,20 @@ func maskKey(key string) string {
 
 // Sandbox is the stand-in, as an http.Handler. Its zero value works.
 type Sandbox struct {
-	// Out gets one line for every request, if it is not nil.
+	// Out gets one line for every record, and for every request that is refused,
+	// if it is not nil.
 	Out io.Writer
 
 	// Received is called with every record before it is answered, if it is
-	// not nil.
+	// not nil. A repeat that v2 would drop by its uuid is none.
 	Received func(Record)
 
 	// Fail makes the sandbox misbehave on purpose, if it is not nil: when it
 	// returns true it has answered the request, or broken it off, itself.
 	Fail func(http.ResponseWriter, *http.Request) bool
 
-	mu sync.Mutex // one line at a time
+	mu      sync.Mutex // one line at a time
+	repeats repeats
 }
 
 var eventPath = regexp.MustCompile(`^/postback/v3/event/([A-Za-z0-9_]+)/([A-Za-z0-9_]+)$`)
@@ -94,6 +116,10 @@ var eventPath = regexp.MustCompile(`^/postback/v3/event/([A-Za-z0-9_]+)/([A-Za-z
 // ServeHTTP answers one request by v2's contract.
 func (s *Sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.Fail != nil && s.Fail(w, r) {
+		return
+	}
+	if isBatch(r) {
+		s.serveBatch(w, r)
 		return
 	}
 	record, status, message := receive(r)
@@ -119,6 +145,7 @@ var refusals = map[string]struct {
 }{
 	"answer_400":   {http.StatusBadRequest, "this table takes no record: it is for trying a 400"},
 	"answer_403":   {http.StatusForbidden, "this table takes no key: it is for trying a 403"},
+	"answer_422":   {http.StatusUnprocessableEntity, "this table takes no record: it is for trying a 422"},
 	"answer_429":   {http.StatusTooManyRequests, "this table is always over its limit: it is for trying a 429"},
 	"answer_503":   {http.StatusServiceUnavailable, "this table is always down: it is for trying a 503"},
 	"answer_never": {0, "no answer"},
@@ -159,7 +186,7 @@ func (s *Sandbox) print(line string) {
 func receive(r *http.Request) (record Record, status int, message string) {
 	path := eventPath.FindStringSubmatch(r.URL.EscapedPath())
 	if path == nil {
-		return record, http.StatusNotFound, "the path must be /postback/v3/event/{database}/{table}"
+		return record, http.StatusNotFound, "the path must be /postback/v3/event/{database}/{table}, or /{database}/{table} for a batch"
 	}
 	record = Record{Database: path[1], Table: path[2], Header: r.Header, Query: r.URL.RawQuery}
 	if r.Method != http.MethodPost {
