@@ -3,6 +3,7 @@ package postback
 import (
 	"net/http"
 	"net/textproto"
+	"slices"
 	"strings"
 )
 
@@ -84,15 +85,16 @@ func describesContent(name string) bool {
 	return false
 }
 
-// describesBytes reports whether a header holds only for the very bytes of a
-// body (RFC 9530 and what came before it).
-func describesBytes(name string) bool {
-	switch name {
-	case "Content-Digest", "Repr-Digest", "Digest", "Content-Md5":
-		return true
-	}
-	return false
+// bytesHeaders are the headers that hold only for the very bytes of a body: its
+// digests (RFC 9530 and what came before it), the part that it is of something (RFC
+// 9110 section 14.4), and signatures (RFC 9421, webhooks, AWS).
+var bytesHeaders = []string{
+	"Content-Digest", "Repr-Digest", "Digest", "Content-Md5", "Content-Range",
+	"Signature", "Signature-Input", "X-Signature", "X-Hub-Signature", "X-Hub-Signature-256", "X-Amz-Content-Sha256",
 }
+
+// describesBytes reports whether a header holds only for the very bytes of a body.
+func describesBytes(name string) bool { return slices.Contains(bytesHeaders, name) }
 
 // mustStay reports whether the bytes of the body must stay as they are, since a
 // header that goes to v2 holds for them.
@@ -103,8 +105,7 @@ func (q *Request) mustStay() bool {
 	case q.Compressed():
 		return true
 	}
-	return !q.unmarked &&
-		len(q.Header["Content-Digest"])+len(q.Header["Repr-Digest"])+len(q.Header["Digest"])+len(q.Header["Content-Md5"]) > 0
+	return !q.unmarked && slices.ContainsFunc(bytesHeaders, func(name string) bool { return len(q.Header[name]) > 0 })
 }
 
 // Compressed reports whether the body is not the JSON itself, by the caller's
@@ -114,12 +115,15 @@ func (q *Request) Compressed() bool {
 	if q.FromQuery {
 		return false
 	}
-	for _, value := range q.Header["Content-Encoding"] {
-		for coding := range strings.SplitSeq(value, ",") {
-			switch strings.ToLower(textproto.TrimString(coding)) {
-			case "gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd", "dcb", "dcz", "aes128gcm", "exi", "pack200-gzip":
-				return true
-			}
+	return slices.ContainsFunc(q.Header["Content-Encoding"], isCompressed)
+}
+
+// isCompressed reports whether a Content-Encoding has a coding that HTTP has.
+func isCompressed(contentEncoding string) bool {
+	for coding := range strings.SplitSeq(contentEncoding, ",") {
+		switch strings.ToLower(textproto.TrimString(coding)) {
+		case "gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd", "dcb", "dcz", "aes128gcm", "exi", "pack200-gzip":
+			return true
 		}
 	}
 	return false

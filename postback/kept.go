@@ -53,25 +53,25 @@ func (q *Request) SurelyRefused() bool {
 
 // KeptPayer is the Payer of a request that AppendKept has written. It reads no more
 // than the head, and is empty if there is no key in it.
-func KeptPayer(data []byte) string { return payerOf(keptKey(data)) }
+func KeptPayer(data []byte) string { return payerOf(string(keptKey(data))) }
 
 // KeptAccount is the same for Account.
 func KeptAccount(data []byte) string {
-	kept := Credentials{WriteKey: keptKey(data)}
+	kept := Credentials{WriteKey: string(keptKey(data))}
 	return kept.Account()
 }
 
 // keptKey is the key that v2 uses of a request that AppendKept has written.
-func keptKey(data []byte) (key string) {
-	for line := range bytes.SplitSeq(data, []byte("\r\n")) {
+func keptKey(data []byte) (key []byte) {
+	for line := range bytes.SplitSeq(data, crlf) {
 		if len(line) == 0 {
 			break // the end of the head
 		}
 		if value, ok := bytes.CutPrefix(line, []byte(WriteKeyHeader+": ")); ok {
-			key = string(value)
+			key = value
 		}
 		if value, ok := bytes.CutPrefix(line, []byte("Authorization: TD1 ")); ok {
-			return string(value)
+			return value
 		}
 	}
 	return key

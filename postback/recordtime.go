@@ -63,19 +63,19 @@ func timeChangeOf(dst, body []byte, arrival time.Time, fromQuery bool) timeChang
 		return timeChange{timed: TimeNoObject}
 	}
 	own, plain := findTimes(body)
-	if !own.found && !fromQuery {
+	if own.end == 0 && !fromQuery {
 		own = plain
 	}
-	switch {
-	case own.found && usableTime(body[own.from:own.to], arrival):
+	switch found := own.end > 0; {
+	case found && usableTime(body[own.value:own.end], arrival):
 		return timeChange{timed: TimeOwn}
-	case own.found && !fromQuery, !PlausibleTime(arrival):
+	case found && !fromQuery, !PlausibleTime(arrival):
 		return timeChange{timed: TimeUnusable}
-	case own.found:
-		return timeChange{strconv.AppendInt(dst, arrival.Unix(), 10), own.from, own.to, TimeAdded}
+	case found:
+		return timeChange{strconv.AppendInt(dst, arrival.Unix(), 10), own.value, own.end, TimeAdded}
 	}
-	end := len(bytes.TrimRight(body, jsonSpace)) - len("}")
-	if members := body[bytes.IndexByte(body, '{')+1 : end]; len(bytes.TrimLeft(members, jsonSpace)) > 0 {
+	end, empty := objectEnd(body)
+	if !empty {
 		dst = append(dst, ',')
 	}
 	dst = append(dst, `"td_record_time":`...)
@@ -104,54 +104,75 @@ func usableTime(value []byte, now time.Time) bool {
 	return !at.Before(now.Add(-maxAge)) && !at.After(now.Add(maxAhead))
 }
 
-// memberValue is where the value of a member is in a body.
-type memberValue struct {
-	from, to int
-	found    bool
+// objectEnd finds the bracket that ends a body, which is one valid JSON object, and
+// says whether it has no member.
+func objectEnd(body []byte) (end int, empty bool) {
+	end = len(bytes.TrimRight(body, jsonSpace)) - len("}")
+	inside := body[bytes.IndexByte(body, '{')+1 : end]
+	return end, len(bytes.TrimLeft(inside, jsonSpace)) == 0
+}
+
+// member is where a member of an object is in a body.
+type member struct {
+	name, nameEnd int // of the inside of its name, between the quotes
+	value, end    int
+}
+
+// members goes through the members of a body, which is one valid JSON object. Those
+// of objects inside do not count.
+type members struct {
+	body    []byte
+	at      int
+	deepest int // how many brackets were open at a time, so far
+}
+
+func newMembers(body []byte) members {
+	return members{body: body, at: bytes.IndexByte(body, '{') + 1, deepest: 1}
+}
+
+// next returns the next member, and false behind the last one.
+func (m *members) next() (next member, ok bool) {
+	depth := 1
+	for ; m.at < len(m.body); m.at++ {
+		switch m.body[m.at] {
+		case '{', '[':
+			depth++
+			m.deepest = max(m.deepest, depth)
+		case '}', ']', ',':
+			if m.body[m.at] != ',' {
+				depth--
+			}
+			if next.value > 0 && (depth == 0 || depth == 1 && m.body[m.at] == ',') {
+				next.end = m.at
+				m.at++
+				return next, true
+			}
+		case ':':
+			if next.value == 0 {
+				next.value = m.at + 1
+			}
+		case '"':
+			start := m.at + 1
+			m.at = start + len(stringInside(m.body[start:]))
+			if next.value == 0 {
+				next.name, next.nameEnd = start, min(m.at, len(m.body))
+			}
+		}
+	}
+	return member{}, false
 }
 
 // findTimes finds the members td_record_time and time of a body, which is one
-// valid JSON object. Those of objects inside do not count. Of a name that comes
-// twice, the last one counts.
-func findTimes(body []byte) (recordTime, plain memberValue) {
-	var (
-		depth = 0
-		name  = false      // the next string is a member's name
-		at    *memberValue // the member whose value is being read, if it is a time
-	)
-	for i := 0; i < len(body); i++ {
-		switch c := body[i]; c {
-		case '{', '[':
-			depth++
-			name = depth == 1
-		case '}', ']', ',':
-			if c != ',' {
-				depth--
-			}
-			if end := depth == 0 || depth == 1 && c == ','; end && at != nil {
-				at.to, at = i, nil
-			}
-			name = depth == 1 && c == ','
-		case ':':
-			if depth == 1 && at != nil {
-				at.from = i + 1
-			}
-		case '"':
-			text := stringInside(body[i+1:])
-			i += len(text) + 1
-			if !name {
-				continue
-			}
-			name = false
-			switch {
-			case spells(text, "td_record_time"):
-				at = &recordTime
-			case spells(text, "time"):
-				at = &plain
-			default:
-				continue
-			}
-			at.found = true
+// valid JSON object. Without one, its end is 0. Of a name that comes twice, the last
+// one counts.
+func findTimes(body []byte) (recordTime, plain member) {
+	all := newMembers(body)
+	for m, ok := all.next(); ok; m, ok = all.next() {
+		switch name := body[m.name:m.nameEnd]; {
+		case spells(name, "td_record_time", false):
+			recordTime = m
+		case spells(name, "time", false):
+			plain = m
 		}
 	}
 	return recordTime, plain
@@ -159,6 +180,9 @@ func findTimes(body []byte) (recordTime, plain memberValue) {
 
 // stringInside cuts text before the quote that ends a JSON string.
 func stringInside(text []byte) []byte {
+	if end := bytes.IndexByte(text, '"'); end >= 0 && bytes.IndexByte(text[:end], '\\') < 0 {
+		return text[:end]
+	}
 	for i := 0; i < len(text); i++ {
 		switch text[i] {
 		case '"':
@@ -170,18 +194,22 @@ func stringInside(text []byte) []byte {
 	return text
 }
 
-// spells reports whether the inside of a JSON string means a name of small
-// letters and underscores. JSON has one escape for these: \u00 and two digits.
-func spells(text []byte, name string) bool {
+// spells reports whether the inside of a JSON string means a name of small letters
+// and underscores, or the same in any case. JSON has one escape for these: \u00 and
+// two digits.
+func spells(text []byte, name string, anyCase bool) bool {
 	for i := range len(name) {
-		switch {
-		case len(text) > 0 && text[0] == name[i]:
-			text = text[1:]
-		case len(text) >= 6 && string(text[:4]) == `\u00` && unhex(text[4])<<4|unhex(text[5]) == name[i]:
-			text = text[6:]
-		default:
+		if len(text) == 0 {
 			return false
 		}
+		c, width := text[0], 1
+		if len(text) >= 6 && string(text[:4]) == `\u00` {
+			c, width = unhex(text[4])<<4|unhex(text[5]), 6
+		}
+		if c != name[i] && (!anyCase || lower(c) != name[i]) {
+			return false
+		}
+		text = text[width:]
 	}
 	return len(text) == 0
 }
