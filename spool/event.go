@@ -27,6 +27,7 @@ const (
 	SmallDisk   EventKind = "the spool's disk has less room than it may use"
 	Unnoted     EventKind = "that records were delivered could not be noted" // so many come again
 	Disturbed   EventKind = "the spool's cluster is disturbed"               // no record is refused or lost
+	Unnamed     EventKind = "a queue of the spool has no name now"           // its records have no Namespace; it is tried again
 )
 
 // String says what happened.

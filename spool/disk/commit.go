@@ -378,6 +378,7 @@ func (q *queue) writable() (*segment, error) {
 	if err != nil {
 		return nil, err
 	}
+	q.identify()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.active = s
@@ -596,6 +597,7 @@ func (q *queue) tidy() {
 		q.probe()
 	}
 	q.loadLater()
+	q.identifyLater()
 	_ = q.disk.spare.missing() // as soon as there is room for it, whether or not a record comes
 	q.mu.Lock()
 	var idle []*segment

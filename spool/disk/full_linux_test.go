@@ -328,6 +328,44 @@ func TestFullDiskIsEmptied(t *testing.T) {
 	}
 }
 
+// A spool of before finds its disk full to the last byte: its records go on without
+// a name, and get one as soon as there is room.
+func TestNoRoomForANamespace(t *testing.T) {
+	t.Parallel()
+	if !mounttest.Own(t) {
+		return
+	}
+	d, ev, records := fullDisk(t, 2000, "")
+	shut(t, d)
+	if err := os.Remove(namespacePath(t, d.cfg.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	fillUp(t, filepath.Join(filepath.Dir(d.cfg.Dir), "filler2"))
+	d = open(t, Config{Dir: d.cfg.Dir, MaxSize: 8 << 20, OnEvent: ev.add})
+	all := takeAll(t, "full", d)
+	for _, e := range all {
+		if e.Namespace != [16]byte{} {
+			t.Fatalf("a record has the name %x", e.Namespace)
+		}
+	}
+	if told := ev.of(spool.Unnamed); len(all) != records || len(told) != 1 || !errors.Is(told[0].Err, syscall.ENOSPC) {
+		t.Errorf("%d of %d records come; told %v", len(all), records, told)
+	}
+	for _, e := range all[1:] {
+		d.Queue(q1).Ack(e)
+	}
+	e := all[:1]
+	eventually(t, "the last one has a name", func() bool {
+		d.Queue(q1).Later(e[0], 0)
+		e = take(t, d, 1)
+		return e[0].Namespace != [16]byte{}
+	})
+	want := uuidsOf(t, e)
+	shut(t, d)
+	d = open(t, Config{Dir: d.cfg.Dir, MaxSize: 8 << 20, OnEvent: ev.add})
+	expectUUIDs(t, "later", takeAll(t, "later", d), want)
+}
+
 // Without a spare, of a version before, a full disk is emptied by deleting files
 // whole; and what could not be noted is told of.
 func TestFullDiskWithoutASpare(t *testing.T) {

@@ -99,6 +99,7 @@ func (q *queue) load() error {
 	if files, err = q.finish(files); err != nil {
 		return err
 	}
+	q.identify()
 	for _, f := range files {
 		first, salt, ok := parseSegmentName(f.Name())
 		if !ok || q.has(first) {

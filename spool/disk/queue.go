@@ -33,6 +33,9 @@ type queue struct {
 	orders   []*order // about records that are there
 	closed   bool
 
+	namespace namespace // zero while it is not known
+	unnamedAt time.Time // when it could not be read or made last; zero if it could. run's alone, once it runs
+
 	missed   error // why the directory could not be taken over; nil if it was. run's alone, once it runs
 	missedAt time.Time
 
@@ -128,7 +131,7 @@ func (q *queue) takeAhead() (e spool.Entry, ok bool) {
 		s.ahead = map[spool.ID]bool{}
 	}
 	s.ahead[id] = true
-	return spool.Entry{ID: id, Record: r}, true
+	return spool.Entry{ID: id, Record: r, Namespace: q.namespaceOf(s).of(r)}, true
 }
 
 // Holds says that a record that was given out costs nothing.
@@ -238,6 +241,7 @@ func (q *queue) read(s *segment, n int) (entries []spool.Entry) {
 	var damaged, unsealed []spool.ID
 	var wrongKey error
 	size, cursor, more := 0, s.cursor, false
+	names := q.namespaceOf(s)
 	err := s.each(cursor, func(id spool.ID, value []byte) bool {
 		if len(entries) == n || size > maxTaken {
 			more = true
@@ -260,7 +264,7 @@ func (q *queue) read(s *segment, n int) (entries []spool.Entry) {
 			damaged = append(damaged, id)
 			return true
 		}
-		entries = append(entries, spool.Entry{ID: id, Record: r})
+		entries = append(entries, spool.Entry{ID: id, Record: r, Namespace: names.of(r)})
 		size += len(r.Data)
 		return true
 	})
@@ -316,7 +320,7 @@ func (q *queue) reread(l later) (e spool.Entry, ok bool) {
 	r, err := s.get(l.id)
 	switch {
 	case err == nil:
-		return spool.Entry{ID: l.id, Record: r, Tries: l.tries}, true
+		return spool.Entry{ID: l.id, Record: r, Tries: l.tries, Namespace: q.namespaceOf(s).of(r)}, true
 	case errors.Is(err, errNoRecord):
 		return e, false
 	case errors.Is(err, errDamaged):

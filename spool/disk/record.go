@@ -52,6 +52,7 @@ var (
 
 // coder writes and reads the records of one segment.
 type coder struct {
+	salt  []byte
 	seed  uint32
 	check []byte      // tells the key; nil without one
 	aead  cipher.AEAD // the same
@@ -61,7 +62,7 @@ type coder struct {
 // newCoder makes the coder of a queue's segment from its salt, which no other
 // segment has: so each segment has its own key, and random nonces are safe.
 func newCoder(key []byte, salt []byte, queue string) (c coder, err error) {
-	c.seed = crc32.Checksum(salt, castagnoli)
+	c.salt, c.seed = salt, crc32.Checksum(salt, castagnoli)
 	if len(key) == 0 {
 		return c, nil
 	}
