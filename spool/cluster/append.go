@@ -175,7 +175,7 @@ func (l *Log) unseal(queue string, h nats.Header, data []byte) ([]byte, error) {
 }
 
 // letter makes a dead letter of a message, which stays encrypted if it is.
-func (l *Log) letter(token string, msg jetstream.Msg, seq uint64, why spool.Verdict) *nats.Msg {
+func (l *Log) letter(token string, msg jetstream.Msg, id identity, why spool.Verdict) *nats.Msg {
 	m := &nats.Msg{
 		Subject: l.letterSubject(token),
 		Data:    msg.Data(),
@@ -184,7 +184,7 @@ func (l *Log) letter(token string, msg jetstream.Msg, seq uint64, why spool.Verd
 			headerStatus:          {strconv.Itoa(why.Status)},
 			headerReason:          {why.Reason},
 			headerDied:            {formatTime(time.Now())},
-			jetstream.MsgIDHeader: {"died-" + strconv.FormatUint(seq, 10)},
+			jetstream.MsgIDHeader: {"died-" + id.String()},
 		},
 	}
 	if why.Words != "" {

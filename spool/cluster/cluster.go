@@ -129,7 +129,7 @@ type Log struct {
 	trouble   error                         // why it is not ready
 	consumers map[string]jetstream.Consumer // by lane
 	takers    map[string]*taker             // by queue
-	held      map[uint64]holding            // given out and not answered for
+	held      map[identity]holding          // given out and not answered for
 	deadSize  int64
 	wanted    int64         // how many bytes the records shall be allowed; 0 if that is so
 	seen      census        // what the servers hold
@@ -152,7 +152,7 @@ func Open(ctx context.Context, config Config) (*Log, error) {
 		ready:     make(chan struct{}),
 		consumers: map[string]jetstream.Consumer{},
 		takers:    map[string]*taker{},
-		held:      map[uint64]holding{},
+		held:      map[identity]holding{},
 		seen:      census{limit: config.MaxSize},
 		deadSize:  config.DeadSize,
 		trouble:   errors.New("NATS has not answered yet"),

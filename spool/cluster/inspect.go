@@ -362,7 +362,7 @@ func (l *Log) Replay(queue string, ids ...spool.ID) (int, error) {
 			Header: nats.Header{
 				headerArrival:         {letter.Header.Get(headerArrival)},
 				headerReplayed:        {"1"},
-				jetstream.MsgIDHeader: {"replay-" + strconv.FormatUint(letter.Sequence, 10)},
+				jetstream.MsgIDHeader: {"replay-" + identify(letter.Header, letter.Sequence, letter.Time).String()},
 			},
 		}
 		if sealed := letter.Header.Get(headerSealed); sealed != "" {

@@ -141,11 +141,12 @@ func (q *queue) entry(msg jetstream.Msg) (e spool.Entry, ok bool) {
 		_ = msg.NakWithDelay(2 * q.config.ackWait)
 		return e, false
 	}
-	if !q.hold(meta.Sequence.Stream, msg) {
+	id := identify(msg.Headers(), meta.Sequence.Stream, meta.Timestamp)
+	if !q.hold(id, msg) {
 		return e, false
 	}
 	return spool.Entry{
-		ID: spool.ID(meta.Sequence.Stream),
+		ID: spool.ID(id.seq), Namespace: id.namespace,
 		Record: spool.Record{
 			Arrival: parseTime(msg.Headers(), headerArrival, meta.Timestamp), Data: data, Replayed: msg.Headers().Get(headerReplayed) != "",
 		},
@@ -161,14 +162,14 @@ type holding struct {
 
 // hold notes what is given out. It says no if that has been given out already:
 // the servers have not heard of this gateway for a while.
-func (l *Log) hold(seq uint64, msg jetstream.Msg) bool {
+func (l *Log) hold(id identity, msg jetstream.Msg) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.held == nil {
 		return false
 	}
-	_, again := l.held[seq]
-	l.held[seq] = holding{msg, time.Now()}
+	_, again := l.held[id]
+	l.held[id] = holding{msg, time.Now()}
 	return !again
 }
 
@@ -176,8 +177,9 @@ func (l *Log) hold(seq uint64, msg jetstream.Msg) bool {
 func (l *Log) release(e spool.Entry) jetstream.Msg {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	msg := l.held[uint64(e.ID)].msg
-	delete(l.held, uint64(e.ID))
+	id := identityOf(e)
+	msg := l.held[id].msg
+	delete(l.held, id)
 	return msg
 }
 
@@ -240,8 +242,9 @@ func (q *queue) lost(err error) {
 // before it returns. If it fails between the two, the dead letter is there
 // already; burying it again within an hour makes no second one.
 func (q *queue) Bury(e spool.Entry, why spool.Verdict) error {
+	id := identityOf(e)
 	q.mu.Lock()
-	msg := q.held[uint64(e.ID)].msg
+	msg := q.held[id].msg
 	q.mu.Unlock()
 	if msg == nil {
 		return fmt.Errorf("record %d was not given out", e.ID)
@@ -250,7 +253,7 @@ func (q *queue) Bury(e spool.Entry, why spool.Verdict) error {
 	if err != nil {
 		return err
 	}
-	if err := q.publishLetter(q.letter(token, msg, uint64(e.ID), why), why.Status != 0); err != nil {
+	if err := q.publishLetter(q.letter(token, msg, id, why), why.Status != 0); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(q.ctx, q.config.Timeout)
