@@ -41,8 +41,10 @@ Try it without an account; the sandbox prints what v2 would receive:
 	$ curl 'http://localhost:8080/postback/v3/event/mydb/mytable?td_write_key=1234/abcd' -d '{"user":"alice"}'
 	$ curl 'http://localhost:8080/postback/v3/event/mydb/views?td_write_key=1234/abcd&td_format=pixel&page=home' -o pixel.gif
 
-The sandbox refuses what is for the tables answer_400, answer_403, answer_429,
-answer_503 and answer_never, to try what then happens.
+The sandbox refuses what is for the tables answer_400, answer_403, answer_422,
+answer_429, answer_503 and answer_never, and of batches some of answer_206, to try
+what then happens. For another gateway whose "upstream" this one is, it takes v2's
+batches too.
 
 Forward for real:
 
@@ -122,12 +124,14 @@ func cmdPostback(fs caddycmd.Flags) (int, error) {
 	if err = checkFlags(*handler, fs.Bool("sandbox")); err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
+	var first caddyhttp.RouteList
 	if fs.Bool("sandbox") {
 		if err = useSandbox(handler); err != nil {
 			return caddy.ExitCodeFailedStartup, err
 		}
+		first = batchesTo(handler.Upstream)
 	}
-	cfg, err := commandConfig(fs.String("listen"), handler, fs.Bool("access-log"))
+	cfg, err := commandConfig(fs.String("listen"), handler, fs.Bool("access-log"), first)
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
@@ -253,8 +257,24 @@ func startSandbox() (string, error) {
 	return "http://" + listener.Addr().String(), nil
 }
 
-// commandConfig is the configuration that the command runs.
-func commandConfig(listen string, h *Handler, accessLog bool) (*caddy.Config, error) {
+// batchesTo lets the stand-in at this URL have v2's batches, as they are: another
+// gateway, of which this one is the upstream, sends them, and no legacy caller does.
+func batchesTo(url string) caddyhttp.RouteList {
+	dial := strings.TrimPrefix(url, "http://")
+	return caddyhttp.RouteList{{
+		MatcherSetsRaw: caddyhttp.RawMatcherSets{{
+			"path_regexp": json.RawMessage(`{"pattern": "^/[A-Za-z0-9_]+/[A-Za-z0-9_]+$"}`),
+			"header":      json.RawMessage(`{"Content-Type": ["application/vnd.treasuredata.v1*"]}`),
+		}},
+		HandlersRaw: []json.RawMessage{caddyconfig.JSONModuleObject(
+			map[string]any{"upstreams": []map[string]string{{"dial": dial}}}, "handler", "reverse_proxy", nil)},
+		Terminal: true,
+	}}
+}
+
+// commandConfig is the configuration that the command runs; first are the routes
+// before the gateway's own.
+func commandConfig(listen string, h *Handler, accessLog bool, first caddyhttp.RouteList) (*caddy.Config, error) {
 	address, err := caddy.ParseNetworkAddress(listen)
 	if err != nil || !address.IsUnixNetwork() && !address.IsFdNetwork() && (address.PortRangeSize() != 1 || address.StartPort == 0) {
 		return nil, fmt.Errorf("--listen %q: must be an address with one port, such as :8080 or 127.0.0.1:8080, or a socket, such as fd/3", listen)
@@ -267,9 +287,9 @@ func commandConfig(listen string, h *Handler, accessLog bool) (*caddy.Config, er
 		ListenerWrappersRaw: []json.RawMessage{
 			caddyconfig.JSONModuleObject(&Handover{}, "wrapper", "td_handover", nil),
 		},
-		Routes: caddyhttp.RouteList{{
+		Routes: append(first, caddyhttp.Route{
 			HandlersRaw: []json.RawMessage{caddyconfig.JSONModuleObject(h, "handler", "td_postback", nil)},
-		}},
+		}),
 	}
 	if accessLog {
 		server.Logs = &caddyhttp.ServerLogConfig{}

@@ -63,7 +63,7 @@ func TestSandboxCommand(t *testing.T) {
 		t.Errorf("got %d %q %q", resp.StatusCode, body, resp.Header.Get("Content-Type"))
 	}
 	g.await(t, `record mydb.mytable  key 1234/… via X-TD-Write-Key  {"user":"alice"}`, 1)
-	for table, status := range map[string]int{"answer_400": 400, "answer_403": 403, "answer_429": 429, "answer_503": 503} {
+	for table, status := range map[string]int{"answer_400": 400, "answer_403": 403, "answer_422": 422, "answer_429": 429, "answer_503": 503} {
 		answer := raw(t, g.addr, post("/postback/v3/event/mydb/"+table+"?td_write_key=1234/abcdef", asJSON, object))
 		if answer.StatusCode != status || (answer.Header.Get("Retry-After") != "") != (status == 429) {
 			t.Errorf("%s: got %d %v", table, answer.StatusCode, answer.Header)
@@ -82,15 +82,43 @@ func TestSandboxCommand(t *testing.T) {
 	if answer := raw(t, g.addr, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); answer.StatusCode != 404 {
 		t.Errorf("root: got %d, no redirect and no 200 is right", answer.StatusCode)
 	}
+	sandboxBatch(t, g)
 	long := "/postback/v3/event/mydb/long?x=" + strings.Repeat("x", 900_000) + "&td_write_key=1234/abcdef"
 	if answer := raw(t, g.addr, post(long, asJSON, `{"n":1}`)); answer.StatusCode != 431 && answer.StatusCode != 200 {
 		t.Errorf("a URL of 900 kB: got %d", answer.StatusCode)
 	} else if answer.StatusCode == 431 && !strings.Contains(g.text(), "record mydb.long") {
 		t.Error("a URL of 900 kB was refused by the gateway")
 	}
-	g.await(t, "handled request", 10)
+	g.await(t, "handled request", 15)
 	if text := g.text(); strings.Contains(text, "abcdef") {
 		t.Errorf("the output holds the key:\n%s", text)
+	}
+}
+
+// sandboxBatch sends batches to the sandbox, as a gateway does of which it is the
+// upstream.
+func sandboxBatch(t *testing.T, g *gateway) {
+	const v1 = "application/vnd.treasuredata.v1+json"
+	headers := "Authorization: TD1 1234/abcdef\r\nContent-Type: " + v1 + "\r\nAccept: " + v1 + "\r\n"
+	batch := `{"events":[{"n":1,"uuid":"08289530-0000-4000-8000-00000000000a"},{"n":2,"refused":true}]}`
+	for range 2 {
+		answer := raw(t, g.addr, post("/mydb/batched", headers, batch))
+		if answer.StatusCode != 200 || strings.Count(answer.body, `"success":true`) != 2 {
+			t.Errorf("a batch: got %d %q", answer.StatusCode, answer.body)
+		}
+	}
+	g.await(t, `record mydb.batched  key 1234/… via Authorization, by batch  {"n":2,"refused":true}`, 2)
+	g.await(t, `record mydb.batched  key 1234/… via Authorization, by batch  {"n":1}`, 1)
+	if strings.Count(g.text(), `{"n":1}`) != 1 {
+		t.Error("a repeat with the same uuid is printed")
+	}
+	answer := raw(t, g.addr, post("/mydb/answer_206", headers, batch))
+	if answer.StatusCode != 206 || strings.Count(answer.body, `"success":true`) != 1 {
+		t.Errorf("answer_206: got %d %q", answer.StatusCode, answer.body)
+	}
+	g.await(t, "refused mydb.answer_206  key 1234/… via Authorization, by batch  206 ", 1)
+	if answer := raw(t, g.addr, post("/mydb/batched", asJSON, object)); answer.StatusCode != 404 || answer.code() != "not_found" {
+		t.Errorf("what is no batch: got %d %q", answer.StatusCode, answer.body)
 	}
 }
 
