@@ -1,6 +1,6 @@
 // Command bench sends the same work through this gateway, stock Caddy with a
-// recipe for it, nginx and HAProxy, in turns and on one machine, and prints
-// what each needed:
+// recipe for it, nginx, nginx with Lua and HAProxy, in turns and on one machine,
+// and prints what each needed:
 //
 //	go run ./bench
 //
@@ -13,6 +13,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"net/http"
 	"os"
@@ -126,7 +127,7 @@ func main() {
 }
 
 func run(length time.Duration, rounds int, selected []work, proxies []string, out string) error {
-	if err := install("wrk", "nginx", "haproxy", "h2load"); err != nil {
+	if err := install("wrk", "nginx", luaModule, "haproxy", "h2load"); err != nil {
 		return err
 	}
 	place, err := prepare()
@@ -177,6 +178,9 @@ func measure(place *place, w work, proxies []string, length time.Duration, round
 		}
 		defer p.stop()
 		running[name] = p
+		if err := place.verify(name, w.tls); err != nil {
+			return nil, err
+		}
 		rows = append(rows, row{Work: w.Name, Proxy: name})
 		if _, err := place.load(w, name, time.Second); err != nil { // warm up
 			return nil, err
@@ -205,7 +209,7 @@ func measure(place *place, w work, proxies []string, length time.Duration, round
 				return nil, err
 			}
 			r.Measurements = append(r.Measurements, m)
-			log.Printf("%-40s %-8s %8.0f/s %6.1f µs", w.Name, r.Proxy, m.Rate, m.CPU)
+			log.Printf("%-40s %-9s %8.0f/s %6.1f µs", w.Name, r.Proxy, m.Rate, m.CPU)
 		}
 	}
 	for i := range rows {
@@ -264,12 +268,19 @@ func fetchProfile(length time.Duration, file string) error {
 	return os.WriteFile(file, text, 0o600)
 }
 
+// luaModule is where Debian has nginx's module for Lua.
+const luaModule = "/usr/lib/nginx/modules/ngx_http_lua_module.so"
+
 // install installs what is missing, on Debian and its kin.
 func install(tools ...string) error {
-	packages := map[string]string{"h2load": "nghttp2-client"}
+	packages := map[string]string{"h2load": "nghttp2-client", luaModule: "libnginx-mod-http-lua"}
 	var missing []string
 	for _, tool := range tools {
-		if _, err := exec.LookPath(tool); err != nil {
+		_, err := exec.LookPath(tool)
+		if errors.Is(err, fs.ErrPermission) {
+			err = nil // it is there, and a module is not executable
+		}
+		if err != nil {
 			name := tool
 			if p, ok := packages[tool]; ok {
 				name = p

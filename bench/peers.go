@@ -26,17 +26,18 @@ import (
 
 // The proxies, by the names in the table.
 const (
-	gateway = "gateway"
-	recipe  = "recipe"
-	respond = "respond"
+	gateway  = "gateway"
+	recipe   = "recipe"
+	respond  = "respond"
+	nginxLua = "nginx+lua"
 )
 
-var proxyNames = []string{gateway, recipe, respond, "nginx", "haproxy"}
+var proxyNames = []string{gateway, recipe, respond, "nginx", nginxLua, "haproxy"}
 
 // ports are where each program listens: for plain HTTP, and one above for TLS.
 // The configurations in peers have the same.
 var ports = map[string]int{
-	"standin": 18100, gateway: 18110, recipe: 18120, respond: 18130, "nginx": 18140, "haproxy": 18150,
+	"standin": 18100, gateway: 18110, recipe: 18120, respond: 18130, "nginx": 18140, "haproxy": 18150, nginxLua: 18156,
 	spoolOnFailure: 18160, spoolAlways: 18170, spoolDown: 18180,
 }
 
@@ -141,6 +142,8 @@ func (p *place) command(name string) []string {
 		return []string{p.path("stock"), "run", "--config", name + ".caddyfile", "--adapter", "caddyfile"}
 	case "nginx":
 		return []string{"nginx", "-p", p.dir, "-c", p.path("nginx.conf"), "-e", "stderr"}
+	case nginxLua:
+		return []string{"nginx", "-p", p.dir, "-c", p.path("nginx_lua.conf"), "-e", "stderr"}
 	default:
 		return []string{"haproxy", "-db", "-q", "-f", p.path("haproxy.cfg")}
 	}

@@ -6,6 +6,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"flag"
 	"log"
 
@@ -31,6 +32,9 @@ func main() {
 	log.Fatal(s.ListenAndServeTLS(*secure, *cert, *key))
 }
 
+// echoPath is where a request is answered with what has come.
+const echoPath = "/postback/v3/event/db/echo"
+
 // answer checks what a proxy could get wrong, and answers {}.
 func answer(target, writeKey []byte) fasthttp.RequestHandler {
 	return func(c *fasthttp.RequestCtx) {
@@ -41,9 +45,28 @@ func answer(target, writeKey []byte) fasthttp.RequestHandler {
 			!bytes.Equal(c.Request.Header.Peek("X-TD-Write-Key"), writeKey),
 			!bytes.Equal(c.Request.Header.ContentType(), []byte("application/json")),
 			len(body) == 0 || body[0] != '{' || body[len(body)-1] != '}':
+			if path, _, _ := bytes.Cut(c.RequestURI(), []byte("?")); bytes.Equal(path, []byte(echoPath)) {
+				echo(c)
+				return
+			}
 			c.SetStatusCode(fasthttp.StatusBadRequest)
 		}
 		c.SetContentType("application/json")
 		c.SetBodyString("{}")
 	}
+}
+
+// echo answers with the request as it has come.
+func echo(c *fasthttp.RequestCtx) {
+	header := map[string][]string{}
+	for name, value := range c.Request.Header.All() {
+		header[string(name)] = append(header[string(name)], string(value))
+	}
+	text, err := json.Marshal(map[string]any{"target": string(c.RequestURI()), "header": header, "body": string(c.Request.Body())})
+	if err != nil {
+		c.Error(err.Error(), fasthttp.StatusInternalServerError)
+		return
+	}
+	c.SetContentType("application/json")
+	c.SetBody(text)
 }
