@@ -300,6 +300,9 @@ func (c *Client) receive(x *exchange, br *bufio.Reader, t *Trip) (reusable bool,
 		x.wait(restTime)
 	}
 	t.RetryAfter = parseRetryAfter(x.retryAfter(), x.started)
+	if x.whole && t.Status < http.StatusMultipleChoices {
+		return x.keep(br)
+	}
 	reusable, err = x.skip(br, t)
 	if withheld {
 		err = ErrWithheld

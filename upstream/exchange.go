@@ -38,6 +38,8 @@ type exchange struct {
 	fields []field // of the answer, as they go to the caller
 	values []byte  // their values, one after the other
 	buf    []byte  // answerBuffer bytes of the answer's body
+	whole  bool    // an answer below 300 is read whole,
+	said   []byte  // into this
 }
 
 var exchanges = sync.Pool{New: func() any {
@@ -55,19 +57,25 @@ func (x *exchange) put() {
 	}
 	clear(x.pieces)
 	x.w, x.r, x.conn, x.fixed.r = nil, nil, nil, nil
+	x.whole, x.said = false, nil
 	exchanges.Put(x)
 }
 
 // compose makes the bytes of a request.
 func (x *exchange) compose(q *postback.Request) {
 	x.head = q.AppendHead(x.head[:0])
-	if len(q.Body) <= shortBody && len(q.More) == 0 {
-		x.head = append(x.head, q.Body...)
+	x.addBody(q.Body, q.More)
+}
+
+// addBody puts a body behind the head.
+func (x *exchange) addBody(first []byte, more [][]byte) {
+	if len(first) <= shortBody && len(more) == 0 {
+		x.head = append(x.head, first...)
 		x.pieces = append(x.pieces[:0], x.head)
 		return
 	}
-	x.pieces = append(x.pieces[:0], x.head, q.Body)
-	x.pieces = append(x.pieces, q.More...)
+	x.pieces = append(x.pieces[:0], x.head, first)
+	x.pieces = append(x.pieces, more...)
 }
 
 // startSending sends the request. A long one may not fit into the socket's
