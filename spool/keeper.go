@@ -40,6 +40,14 @@ type Sender interface {
 	// Send sends a record to v2. It is called from many goroutines.
 	Send(data []byte) Result
 
+	// Part makes of a record what it is in a batch. It says no to one that must go
+	// alone.
+	Part(e Entry) (Part, bool)
+
+	// SendBatch sends records of one group to v2 in one request. It is called from
+	// many goroutines.
+	SendBatch(group string, records [][]byte) BatchResult
+
 	// Close gives up what the Sender holds. Records may still be on their way.
 	Close()
 }
@@ -299,9 +307,11 @@ func (b *Block) senderTo(queue string) Sender {
 // deliver begins to deliver a queue. k.mu is held.
 func (k *Keeper) deliver(o *Outbox, log Log, limits Limits) {
 	d := NewDeliverer(log.Queue(o.name), &o.Gate, Delivery{
-		Send:    o.send,
-		Account: k.setup.Account,
-		Limits:  limits,
+		Send:      o.send,
+		Part:      o.part,
+		SendBatch: o.sendBatch,
+		Account:   k.setup.Account,
+		Limits:    limits,
 		OnFate: func(fate Fate, r Result) {
 			if k.setup.OnFate != nil {
 				k.setup.OnFate(o.name, fate, r)
@@ -321,6 +331,22 @@ func (o *Outbox) send(data []byte) Result {
 		return Result{Err: errNoSender}
 	}
 	return (*sender).Send(data)
+}
+
+func (o *Outbox) part(e Entry) (Part, bool) {
+	sender := o.sender.Load()
+	if sender == nil {
+		return Part{}, false
+	}
+	return (*sender).Part(e)
+}
+
+func (o *Outbox) sendBatch(group string, records [][]byte) BatchResult {
+	sender := o.sender.Load()
+	if sender == nil {
+		return BatchResult{Result: Result{Err: errNoSender}}
+	}
+	return (*sender).SendBatch(group, records)
 }
 
 // Put makes a record durable. ErrFull and ErrUnavailable say that it is not. If

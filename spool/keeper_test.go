@@ -110,11 +110,16 @@ func (k *keeping) kinds() (kinds []spool.EventKind) {
 // host is a v2 as a Sender.
 type host struct {
 	server
-	closed atomic.Bool
+	batches batchServer
+	closed  atomic.Bool
 }
 
-func (h *host) Send(data []byte) spool.Result { return h.send(data) }
-func (h *host) Close()                        { h.closed.Store(true) }
+func (h *host) Send(data []byte) spool.Result         { return h.send(data) }
+func (h *host) Part(e spool.Entry) (spool.Part, bool) { return h.batches.part(e) }
+func (h *host) Close()                                { h.closed.Store(true) }
+func (h *host) SendBatch(group string, records [][]byte) spool.BatchResult {
+	return h.batches.send(group, records)
+}
 
 // configuration is a Block, and the v2 hosts that it has been asked for.
 type configuration struct {
@@ -313,6 +318,30 @@ func TestKeeperChoosesSender(t *testing.T) {
 		}
 		if n := k.log.queue("garbage").count(waiting) + k.log.queue("garbage").count(held); n != 1 || k.told(spool.Retried) == 0 {
 			t.Errorf("%d records for nobody, %d retried", n, k.told(spool.Retried))
+		}
+	})
+}
+
+// TestKeeperSendsBatches has a configuration without batches replaced by one that
+// has them, and by none again.
+func TestKeeperSendsBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeping(t)
+		for round, most := range []int{0, 500, 0} {
+			c := configure(1<<20, 1000, tokyo)
+			c.Limits.Batching = spool.Batching{Most: most, Wait: batchWait}
+			o := k.Attach(c.Block)[tokyo]
+			k.Accept(c.Block)
+			put(t, o, 10)
+			time.Sleep(time.Second)
+			batches := 0
+			if most > 0 {
+				batches = 10 // each is its own group
+			}
+			if got := len(c.host(tokyo).batches.sizes()); got != batches || c.got(tokyo) != 10-batches {
+				t.Errorf("configuration %d: %d in batches, %d alone", round, got, c.got(tokyo))
+			}
+			defer k.Detach(c.Block)
 		}
 	})
 }
