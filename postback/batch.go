@@ -307,11 +307,10 @@ func reasonIn(receipt map[string]json.RawMessage) []byte {
 	if json.Unmarshal(reason, &inside) != nil {
 		inside = nil
 	}
-	texts := []json.RawMessage{reason}
-	for _, name := range []string{"message", "reason", "description"} {
-		texts = append(texts, inside[name], receipt[name])
-	}
-	for _, text := range append(texts, inside["name"], inside["code"]) {
+	for _, text := range []json.RawMessage{
+		reason, inside["message"], receipt["message"], inside["reason"], receipt["reason"],
+		inside["description"], receipt["description"], inside["name"], inside["code"],
+	} {
 		var words string
 		if json.Unmarshal(text, &words) == nil && words != "" {
 			return []byte(words)

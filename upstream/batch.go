@@ -48,15 +48,13 @@ func compressBatch(records [][]byte) []byte {
 	var body bytes.Buffer
 	z := compressors.Get().(*gzip.Writer)
 	z.Reset(&body)
-	write := func(text []byte) { _, _ = z.Write(text) } // memory takes all
-	write([]byte(`{"events":[`))
-	for i, record := range records {
-		if i > 0 {
-			write([]byte(","))
-		}
-		write(record)
+	before := []byte(`{"events":[`)
+	for _, record := range records {
+		_, _ = z.Write(before) // memory takes all
+		_, _ = z.Write(record)
+		before = before[:copy(before, ",")]
 	}
-	write([]byte("]}"))
+	_, _ = z.Write([]byte("]}"))
 	_ = z.Close()
 	z.Reset(io.Discard) // it must not hold the body
 	compressors.Put(z)

@@ -50,9 +50,9 @@ func batchRecords(n int) (records [][]byte) {
 
 // receipts is v2's answer to n records, of which it has taken all or half.
 func receipts(n int, all bool) string {
-	var parts []string
-	for i := range n {
-		parts = append(parts, fmt.Sprintf(`{"success":%t,"uuid":"00000000-0000-5000-8000-%012d"}`, all || i%2 == 0, i))
+	parts := make([]string, n)
+	for i := range parts {
+		parts[i] = fmt.Sprintf(`{"success":%t,"uuid":"00000000-0000-5000-8000-%012d"}`, all || i%2 == 0, i)
 	}
 	return `{"receipts":[` + strings.Join(parts, ",") + `]}`
 }
@@ -237,14 +237,14 @@ func TestDeliverBatchAnswers(t *testing.T) {
 
 // TestDeliverBatchEarly has v2 refuse a batch by its head, and read no more of it.
 func TestDeliverBatchEarly(t *testing.T) {
-	var records [][]byte
 	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // G404: it must not compress
-	for range 5 {
+	records := make([][]byte, 5)
+	for i := range records {
 		record := []byte(`{"a":"`)
 		for len(record) < 900_000 {
 			record = fmt.Appendf(record, "%016x", random.Uint64())
 		}
-		records = append(records, append(record, `"}`...))
+		records[i] = append(record, `"}`...)
 	}
 	done := make(chan struct{})
 	client := batchClient(t, rawV2(t, func(conn net.Conn, br *bufio.Reader, n int) {
