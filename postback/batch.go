@@ -53,7 +53,9 @@ func cutBatchGroup(text string) BatchGroup {
 // RecordUUID is the UUID of a record in v2's batches: version 5 (RFC 9562 section
 // 5.5) of the record's ID, as 8 bytes, in the namespace of its queue.
 func RecordUUID(namespace [16]byte, id uint64) (uuid [16]byte) {
-	sum := sha1.Sum(binary.BigEndian.AppendUint64(namespace[:], id)) //nolint:gosec // G401: see the import
+	var name [24]byte
+	binary.BigEndian.PutUint64(name[copy(name[:], namespace[:]):], id)
+	sum := sha1.Sum(name[:]) //nolint:gosec // G401: see the import
 	copy(uuid[:], sum[:])
 	uuid[6] = uuid[6]&0x0f | 5<<4
 	uuid[8] = uuid[8]&0x3f | 0x80
@@ -103,21 +105,22 @@ type plainEvent struct {
 // event: it has a key that v2 reads the same in a batch, no query, and no header by
 // which its body would be more than, or other than, its bytes.
 func readPlainEvent(data []byte) (e plainEvent, ok bool) {
-	line, rest, _ := bytes.Cut(data, crlf)
+	line, rest, _ := cutLine(data)
 	line, isEvent := bytes.CutPrefix(line, []byte("POST "+eventPrefix))
 	names, isHTTP := bytes.CutSuffix(line, []byte(" HTTP/1.1"))
-	database, table, _ := bytes.Cut(names, []byte("/"))
-	if !isEvent || !isHTTP || !validName(string(database)) || !validName(string(table)) {
+	if !isEvent || !isHTTP || !areNames(names) {
 		return plainEvent{}, false
 	}
+	var key keptKey
 	length := -1
 	for {
-		if line, rest, ok = bytes.Cut(rest, crlf); !ok {
+		if line, rest, ok = cutLine(rest); !ok {
 			return plainEvent{}, false // no end of the head
 		}
 		if len(line) == 0 {
 			break
 		}
+		key.read(line)
 		name, value, _ := bytes.Cut(line, []byte(": "))
 		if string(name) == "Content-Length" {
 			length, _ = strconv.Atoi(string(value))
@@ -125,12 +128,14 @@ func readPlainEvent(data []byte) (e plainEvent, ok bool) {
 			return plainEvent{}, false
 		}
 	}
-	key := keptKey(data)
-	return plainEvent{names, key, rest}, len(rest) == length && isBatchKey(key)
+	return plainEvent{names, key.text, rest}, len(rest) == length && isBatchKey(key.text)
 }
 
-// crlf ends a line of a head.
-var crlf = []byte("\r\n")
+// areNames reports whether a path is that of a database and a table.
+func areNames(path []byte) bool {
+	database, table, _ := bytes.Cut(path, []byte("/"))
+	return validName(string(database)) && validName(string(table))
+}
 
 // holdsForBody reports whether a header says of the body what a batch cannot say of
 // a record: a coding, a digest, a type that is not JSON in UTF-8.
@@ -161,8 +166,8 @@ func isJSONType(value string) bool {
 }
 
 // isBatchKey reports whether a key is the same behind `Authorization: TD1 ` as in
-// X-TD-Write-Key. It is if the first takes it for what it calls token68 (RFC 9110
-// section 11.2).
+// X-TD-Write-Key: if it has the form that RFC 9110 calls token68 (section 11.2), and
+// is one that the gateway takes.
 func isBatchKey[T string | []byte](key T) bool {
 	end := len(key)
 	for end > 0 && key[end-1] == '=' {
@@ -173,7 +178,7 @@ func isBatchKey[T string | []byte](key T) bool {
 			return false
 		}
 	}
-	return end > 0 && keyProblem(string(key)) == ""
+	return 0 < end && len(key) <= maxWriteKey && key[end-1] != '/'
 }
 
 // group makes one string of all, and cuts its parts out of it.
@@ -194,7 +199,7 @@ func batchTime(body []byte, arrival time.Time) (recordTime member, ok bool) {
 	for m, more := all.next(); more; m, more = all.next() {
 		name := body[m.name:m.nameEnd]
 		switch {
-		case len(name) < len("uuid"):
+		case len(name) != len("uuid") && len(name) != len("td_record_time") && bytes.IndexByte(name, '\\') < 0:
 		case spells(name, "uuid", true):
 			return member{}, false
 		case spells(name, "td_record_time", true):

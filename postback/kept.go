@@ -53,28 +53,48 @@ func (q *Request) SurelyRefused() bool {
 
 // KeptPayer is the Payer of a request that AppendKept has written. It reads no more
 // than the head, and is empty if there is no key in it.
-func KeptPayer(data []byte) string { return payerOf(string(keptKey(data))) }
+func KeptPayer(data []byte) string { return payerOf(findKeptKey(data)) }
 
 // KeptAccount is the same for Account.
 func KeptAccount(data []byte) string {
-	kept := Credentials{WriteKey: string(keptKey(data))}
+	kept := Credentials{WriteKey: findKeptKey(data)}
 	return kept.Account()
 }
 
-// keptKey is the key that v2 uses of a request that AppendKept has written.
-func keptKey(data []byte) (key []byte) {
-	for line := range bytes.SplitSeq(data, crlf) {
-		if len(line) == 0 {
-			break // the end of the head
+// findKeptKey finds the key that v2 uses of a request that AppendKept has written.
+func findKeptKey(data []byte) string {
+	var key keptKey
+	for {
+		line, rest, ok := cutLine(data)
+		if !ok || len(line) == 0 { // the end of the head
+			return string(key.text)
 		}
-		if value, ok := bytes.CutPrefix(line, []byte(WriteKeyHeader+": ")); ok {
-			key = value
-		}
-		if value, ok := bytes.CutPrefix(line, []byte("Authorization: TD1 ")); ok {
-			return value
-		}
+		key.read(line)
+		data = rest
 	}
-	return key
+}
+
+// keptKey is the key that v2 uses of a head, as far as that has been read.
+type keptKey struct {
+	text []byte
+	td1  bool // it stands in Authorization, which v2 prefers
+}
+
+func (k *keptKey) read(line []byte) {
+	if value, ok := bytes.CutPrefix(line, []byte("Authorization: TD1 ")); ok && !k.td1 {
+		k.text, k.td1 = value, true
+	} else if value, ok := bytes.CutPrefix(line, []byte(WriteKeyHeader+": ")); ok && !k.td1 {
+		k.text = value
+	}
+}
+
+// cutLine cuts the first line of a head. It returns false if that does not end.
+func cutLine(head []byte) (line, rest []byte, ok bool) {
+	end := bytes.IndexByte(head, '\n')
+	if end < 1 || head[end-1] != '\r' {
+		return head, nil, false
+	}
+	return head[:end-1], head[end+1:], true
 }
 
 // Kept is a request that was kept, read back.

@@ -132,33 +132,34 @@ func newMembers(body []byte) members {
 
 // next returns the next member, and false behind the last one.
 func (m *members) next() (next member, ok bool) {
-	depth := 1
-	for ; m.at < len(m.body); m.at++ {
-		switch m.body[m.at] {
+	depth, deepest := 1, m.deepest
+	for i := m.at; i < len(m.body); i++ {
+		switch c := m.body[i]; c {
 		case '{', '[':
 			depth++
-			m.deepest = max(m.deepest, depth)
+			deepest = max(deepest, depth)
 		case '}', ']', ',':
-			if m.body[m.at] != ',' {
+			if c != ',' {
 				depth--
 			}
-			if next.value > 0 && (depth == 0 || depth == 1 && m.body[m.at] == ',') {
-				next.end = m.at
-				m.at++
+			if next.value > 0 && (depth == 0 || depth == 1 && c == ',') {
+				next.end = i
+				m.at, m.deepest = i+1, deepest
 				return next, true
 			}
 		case ':':
 			if next.value == 0 {
-				next.value = m.at + 1
+				next.value = i + 1
 			}
 		case '"':
-			start := m.at + 1
-			m.at = start + len(stringInside(m.body[start:]))
+			end := i + 1 + len(stringInside(m.body[i+1:]))
 			if next.value == 0 {
-				next.name, next.nameEnd = start, min(m.at, len(m.body))
+				next.name, next.nameEnd = i+1, end
 			}
+			i = end
 		}
 	}
+	m.at = len(m.body)
 	return member{}, false
 }
 
