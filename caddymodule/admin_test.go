@@ -183,6 +183,44 @@ func TestAdminRecords(t *testing.T) {
 	eventually(t, "v2 gets what was replayed", func() bool { return v2.taken.Load() == 2 })
 }
 
+// TestReplayAllLeavesWhatV2Has: a letter that was delivered goes to v2 again only for
+// who names it.
+func TestReplayAllLeavesWhatV2Has(t *testing.T) {
+	v2 := newFakeV2(t, http.StatusServiceUnavailable)
+	g := newSpooling(t)
+	g.load(t, g.handler(v2.URL))
+	for range 4 {
+		g.post(t, `{}`)
+	}
+	var list []keptRecord
+	if status, problem := admin(t, http.MethodGet, "spool/records", &list); len(list) != 4 {
+		t.Fatal(status, problem)
+	}
+	log := openSpools()[0].Log()
+	for i, reason := range []string{"delivered", "refused", "delivered", "too_old"} {
+		if err := log.Queue(v2.URL).Bury(spool.Entry{ID: list[i].ID}, spool.Verdict{Reason: reason}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		change string
+		want   int // letters changed
+		dead   int // left
+	}{
+		{"replay?all=true", 2, 2},
+		{"replay?all=true", 0, 2},
+		{fmt.Sprintf("replay?id=%d", list[0].ID), 1, 1},
+		{"drop?all=true", 1, 0},
+	} {
+		var answer struct{ Letters int }
+		status, problem := admin(t, http.MethodPost, "spool/"+c.change, &answer)
+		depth, err := log.Depth(v2.URL)
+		if status != http.StatusOK || answer.Letters != c.want || depth.Dead != c.dead || err != nil {
+			t.Errorf("%s: %d %s, %d letters, %d left, %v", c.change, status, problem, answer.Letters, depth.Dead, err)
+		}
+	}
+}
+
 // TestAdminShowsBodies shows bodies byte for byte, UTF-8 or not, and no key of
 // the head, wherever it stands.
 func TestAdminShowsBodies(t *testing.T) {
@@ -308,10 +346,20 @@ func (l lettersLog) Letters(string, spool.ID, int) ([]spool.Letter, error) { ret
 // What died in the future, before the clock was set back, has not.
 func TestNextLetters(t *testing.T) {
 	began := time.Now().Add(-time.Minute)
-	s := selected{log: lettersLog{letters: []spool.Letter{
-		{ID: 1, Died: began.Add(-time.Hour)}, {ID: 2, Died: began.Add(time.Second)}, {ID: 3, Died: time.Now().Add(time.Hour)},
-	}}}
-	if more, err := s.nextLetters(began); err != nil || !more || !slices.Equal(s.ids, []spool.ID{1, 3}) {
-		t.Errorf("got %v, %v, %v", s.ids, more, err)
+	v2Has := spool.Verdict{Reason: "delivered"}
+	for _, c := range []struct {
+		letters []spool.Letter
+		want    []spool.ID
+		more    bool
+	}{
+		{[]spool.Letter{{ID: 1, Died: began.Add(-time.Hour)}, {ID: 2, Died: began.Add(time.Second)}, {ID: 3, Died: time.Now().Add(time.Hour)}}, []spool.ID{1, 3}, true},
+		{[]spool.Letter{{ID: 1, Died: began.Add(-time.Hour), Verdict: v2Has}}, nil, true}, // others may be behind it
+		{[]spool.Letter{{ID: 1, Died: began.Add(time.Second), Verdict: v2Has}}, nil, false},
+		{nil, nil, false},
+	} {
+		s := selected{log: lettersLog{letters: c.letters}}
+		if more, err := s.nextLetters(began, undelivered); err != nil || more != c.more || !slices.Equal(s.ids, c.want) {
+			t.Errorf("%v: got %v, %v, %v", c.letters, s.ids, more, err)
+		}
 	}
 }

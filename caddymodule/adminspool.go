@@ -273,16 +273,20 @@ func (s *selected) find() (*keptRecord, error) {
 }
 
 func serveReplay(w http.ResponseWriter, r *http.Request) error {
-	return changeLetters(w, r, spool.Log.Replay)
+	return changeLetters(w, r, spool.Log.Replay, undelivered)
 }
 
 func serveDrop(w http.ResponseWriter, r *http.Request) error {
-	return changeLetters(w, r, spool.Log.Drop)
+	return changeLetters(w, r, spool.Log.Drop, func(spool.Letter) bool { return true })
 }
 
-// changeLetters applies a change to the dead letters with the given IDs, or to
-// all with all=true.
-func changeLetters(w http.ResponseWriter, r *http.Request, change func(spool.Log, string, ...spool.ID) (int, error)) error {
+// undelivered says of a dead letter that v2 does not have it: one that it has goes
+// there again only for who names it.
+func undelivered(l spool.Letter) bool { return l.Reason != string(spool.Delivered) }
+
+// changeLetters applies a change to the dead letters with the given IDs, or with
+// all=true to all that are meant by that.
+func changeLetters(w http.ResponseWriter, r *http.Request, change func(spool.Log, string, ...spool.ID) (int, error), meant func(spool.Letter) bool) error {
 	s, err := selection(r)
 	if err != nil {
 		return err
@@ -293,7 +297,7 @@ func changeLetters(w http.ResponseWriter, r *http.Request, change func(spool.Log
 	total, began := 0, time.Now()
 	for more := true; more; {
 		if s.all {
-			if more, err = s.nextLetters(began); err != nil {
+			if more, err = s.nextLetters(began, meant); err != nil {
 				return err
 			}
 		}
@@ -307,16 +311,19 @@ func changeLetters(w http.ResponseWriter, r *http.Request, change func(spool.Log
 	return writeJSON(w, http.StatusOK, map[string]int{"letters": total})
 }
 
-// nextLetters selects some more dead letters, but none that died since: those
-// may have been replayed before. One of the future died before the clock was set
-// back. It reports whether there may be more.
-func (s *selected) nextLetters(began time.Time) (more bool, err error) {
+// nextLetters selects some more dead letters that are meant, but none that died
+// since: those may have been replayed before. One of the future died before the
+// clock was set back. It reports whether there may be more.
+func (s *selected) nextLetters(began time.Time, meant func(spool.Letter) bool) (more bool, err error) {
 	letters, err := s.log.Letters(s.queue, s.after, maxListed)
 	s.ids = s.ids[:0]
 	for _, l := range letters {
-		if s.after = l.ID; !l.Died.After(began) || l.Died.After(time.Now()) {
+		s.after = l.ID
+		before := !l.Died.After(began) || l.Died.After(time.Now())
+		if before && meant(l) {
 			s.ids = append(s.ids, l.ID)
 		}
+		more = more || before
 	}
-	return len(s.ids) > 0, err
+	return more, err
 }

@@ -61,7 +61,7 @@ as it is.
 			show.Flags().Bool("dead", false, "Show a dead letter")
 			show.Flags().Bool("raw", false, "Write only the body, byte for byte")
 			replay := add("replay [<id>...]", "Delivers dead letters after all", idsOrAll, spoolReplayCommand)
-			replay.Flags().Bool("all", false, "All dead letters of the queue")
+			replay.Flags().Bool("all", false, "All dead letters of the queue, but for those that v2 has (delivered)")
 			drop := add("drop [<id>...]", "Deletes dead letters for good", idsOrAll, spoolDropCommand)
 			drop.Flags().Bool("all", false, "All dead letters of the queue")
 		},

@@ -438,7 +438,7 @@ func (q *queue) markAcked(s *segment) error {
 	return inPieces(q.acksOf(s), func(ids []spool.ID) error {
 		deaths := make([]death, len(ids))
 		for i, id := range ids {
-			deaths[i] = death{id: id, died: time.Now(), Verdict: spool.Verdict{Reason: "delivered"}}
+			deaths[i] = death{id: id, died: time.Now(), Verdict: spool.Verdict{Reason: string(spool.Delivered)}}
 		}
 		if err := q.changeWith(s, nil, &change{deaths: deaths}); err != nil {
 			return err
