@@ -262,21 +262,26 @@ func (q *queue) encode(s *segment, first spool.ID, records []spool.Record) [][]b
 }
 
 // free is change for what gives space back: it works on a full disk, and if need
-// be bit by bit, as each commit leaves pages for the next.
-func (q *queue) free(s *segment, changes ...*change) error {
+// be bit by bit, as each commit leaves pages for the next. It says of each change
+// what became of it.
+func (q *queue) free(s *segment, changes []*change) []error {
 	err := q.disk.scarcely(func() error { return q.change(s, changes...) })
+	errs := make([]error, len(changes))
+	for i, c := range changes {
+		if errs[i] = err; isNoSpace(err) { // acks have time
+			errs[i] = q.freeAlone(s, c)
+		}
+	}
+	return errs
+}
+
+// freeAcks is free without other changes.
+func (q *queue) freeAcks(s *segment) error {
+	err := q.disk.scarcely(func() error { return q.change(s) })
 	if !isNoSpace(err) {
 		return err
 	}
-	if len(changes) == 0 {
-		return inPieces(q.acksOf(s), func(ids []spool.ID) error { return q.changeWith(s, ids) })
-	}
-	for _, c := range changes { // acks have time
-		if err := q.freeAlone(s, c); err != nil {
-			return err
-		}
-	}
-	return nil
+	return inPieces(q.acksOf(s), func(ids []spool.ID) error { return q.changeWith(s, ids) })
 }
 
 // freeAlone commits one change bit by bit.
@@ -415,7 +420,7 @@ func (q *queue) flushAcks(s *segment, closing bool) {
 	if q.removeEmpty(s, closing || !q.disk.spare.held.Load()) {
 		return
 	}
-	err := q.free(s)
+	err := q.freeAcks(s)
 	if closing && isNoSpace(err) {
 		err = q.markAcked(s)
 	}
@@ -508,7 +513,7 @@ func (q *queue) replace(s, by *segment) {
 	q.disk.count(by, by.size)
 }
 
-// carryOut does what orders say, with one commit for each segment.
+// carryOut does what orders say, with one commit for each segment if there is room.
 func (q *queue) carryOut(orders []*order) {
 	for len(orders) > 0 {
 		s, others := orders[0].segment, orders[:0:0]
@@ -525,13 +530,14 @@ func (q *queue) carryOut(orders []*order) {
 				err = errors.Join(err, s.check())
 			}
 		}
+		errs := slices.Repeat([]error{err}, len(these))
 		if err == nil {
-			err = q.free(s, changes...)
+			errs = q.free(s, changes)
 		} else {
 			q.blame(s, err)
 		}
-		for _, o := range these {
-			o.done <- err
+		for i, o := range these {
+			o.done <- errs[i]
 		}
 		if err == nil {
 			q.removeEmpty(s, false)

@@ -366,6 +366,101 @@ func TestNoRoomForANamespace(t *testing.T) {
 	expectUUIDs(t, "later", takeAll(t, "later", d), want)
 }
 
+// On a disk without room for the spare, nothing is written to find that out: it
+// would take the room of what gives space back, each second.
+func TestNoRoomForTheSpare(t *testing.T) {
+	t.Parallel()
+	if !mounttest.Own(t) {
+		return
+	}
+	d, _, _ := fullDisk(t, 2000, "")
+	if !d.spare.giveUp() {
+		t.Fatal("there is no spare")
+	}
+	shut(t, d)
+	filler := filepath.Join(filepath.Dir(d.cfg.Dir), "filler2")
+	fillUp(t, filler)
+	if err := os.Truncate(filler, d.spare.size/2); err != nil { // some room, but not enough
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(d.spare.path, make([]byte, 10*page), 0o600); err != nil { // what a killed process leaves
+		t.Fatal(err)
+	}
+	if err := d.spare.missing(); !isNoSpace(err) || allocated(d.spare.path) > 0 {
+		t.Errorf("a part: %v, %d bytes are left", err, allocated(d.spare.path))
+	}
+	before, err := os.Stat(d.cfg.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := d.spare.missing(); !isNoSpace(err) {
+			t.Errorf("without room: %v", err)
+		}
+	}
+	if after, err := os.Stat(d.cfg.Dir); err != nil || !after.ModTime().Equal(before.ModTime()) {
+		t.Errorf("something was made in the directory: %v, %v", after, err)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.spare.missing(); err != nil || allocated(d.spare.path) < d.spare.size {
+		t.Errorf("with room: %v, %d bytes", err, allocated(d.spare.path))
+	}
+}
+
+// What a full disk has room for is done, whatever else is asked for at the same
+// time, and each hears what became of its own.
+func TestEachOrderHearsOfItsOwn(t *testing.T) {
+	t.Parallel()
+	if !mounttest.Own(t) {
+		return
+	}
+	d, ev, _ := fullDisk(t, 300, "")
+	entries := takeAll(t, "full", d)
+	q := d.queue(q1)
+	s := q.segments[0]
+	var of []spool.Entry // the first file's
+	for _, e := range entries {
+		if q.segmentOf(e.ID) == s {
+			of = append(of, e)
+		}
+	}
+	// Some pages of the file are free for what comes next.
+	for _, e := range of[:200] {
+		q.Ack(e)
+	}
+	eventually(t, "the acks are noted", func() bool { return len(q.acksOf(s)) == 0 })
+	d.spare.giveUp()
+	fillUp(t, filepath.Join(filepath.Dir(d.cfg.Dir), "filler2"))
+	of = of[200:]
+	small := func(i int) *order {
+		return &order{segment: s, done: make(chan error, 1), change: change{deaths: []death{{id: of[i].ID, Verdict: spool.Verdict{Status: 400}}}}}
+	}
+	large := &order{segment: s, done: make(chan error, 1)}
+	for _, e := range of[2:] {
+		large.change.deaths = append(large.change.deaths, death{id: e.ID, Verdict: spool.Verdict{Status: 400, Words: strings.Repeat("no ", 60)}})
+	}
+	orders := []*order{small(0), large, small(1)}
+	q.mu.Lock()
+	q.orders = append(q.orders, orders...)
+	q.mu.Unlock()
+	notify(q.wake)
+	for i, o := range orders {
+		err := <-o.done
+		t.Logf("order %d: %v", i, err)
+		if (o == large) != isNoSpace(err) || o != large && err != nil {
+			t.Errorf("order %d: %v", i, err)
+		}
+	}
+	if ids := lettersOf(t, d); !slices.Equal(ids, []spool.ID{of[0].ID, of[1].ID}) {
+		t.Errorf("%d dead letters", len(ids))
+	}
+	if n := len(ev.of(spool.SetAside)); n > 0 {
+		t.Errorf("%d files were set aside", n)
+	}
+}
+
 // Without a spare, of a version before, a full disk is emptied by deleting files
 // whole; and what could not be noted is told of.
 func TestFullDiskWithoutASpare(t *testing.T) {

@@ -15,7 +15,11 @@ func room(dir string) (free, all int64, ok bool) {
 	if err := syscall.Statfs(dir, &s); err != nil || s.Blocks == 0 {
 		return 0, 0, false
 	}
-	return int64(s.Bavail) * int64(s.Bsize), int64(s.Blocks) * int64(s.Bsize), true //nolint:gosec,unconvert // G115: sizes of disks, whose types differ between systems
+	blocks := int64(s.Bavail) //nolint:gosec // G115: as below
+	if os.Geteuid() == 0 {
+		blocks = int64(s.Bfree) //nolint:gosec // G115: what is set aside for root too
+	}
+	return blocks * int64(s.Bsize), int64(s.Blocks) * int64(s.Bsize), true //nolint:gosec,unconvert // G115: sizes of disks, whose types differ between systems
 }
 
 // allocated is how many bytes of the disk a file has.

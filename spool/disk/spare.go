@@ -57,15 +57,24 @@ func (s *spare) restore() error {
 	if s.held.Load() {
 		return nil
 	}
+	// To write until there is no room would take the last of it from what gives
+	// space back, again and again.
+	if free, _, ok := room(filepath.Dir(s.path)); ok && free+allocated(s.path) < s.size {
+		return errors.Join(s.noRoom(syscall.ENOSPC), removeFile(s.path)) // a part that a killed process has left
+	}
 	f, err := os.OpenFile(s.path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err == nil {
 		err = errors.Join(allocate(f, s.size), f.Sync(), f.Close())
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("no room for the spool's reserve of %d bytes: %w", s.size, err), removeFile(s.path))
+		return errors.Join(s.noRoom(err), removeFile(s.path))
 	}
 	s.held.Store(true)
 	return nil
+}
+
+func (s *spare) noRoom(err error) error {
+	return fmt.Errorf("no room for the spool's reserve of %d bytes: %w", s.size, err)
 }
 
 // giveUp reports whether there was a spare, which is free space now.
