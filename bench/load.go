@@ -48,8 +48,12 @@ func (p *place) wrk(w work, url string, length time.Duration) (measurement, erro
 	if w.close {
 		keep = "close"
 	}
-	output, err := p.run("wrk", "-t"+threads(), "-c"+strconv.Itoa(cmp.Or(w.connections, concurrency)), "-d"+seconds(length), "-s", p.path("report.lua"), url,
-		"--", method, strconv.Itoa(w.size), keep)
+	script := []string{p.path("report.lua"), url, "--", method, strconv.Itoa(w.size), keep}
+	if w.tables > 0 {
+		script = []string{p.path("events.lua"), url, "--", strconv.Itoa(w.tables), strconv.Itoa(w.size)}
+	}
+	connections := strconv.Itoa(cmp.Or(w.connections, concurrency))
+	output, err := p.run(append([]string{"wrk", "-t" + threads(), "-c" + connections, "-d" + seconds(length), "-s"}, script...)...)
 	if err != nil {
 		return measurement{}, err
 	}

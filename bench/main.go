@@ -47,6 +47,7 @@ type work struct {
 	http2 bool // from the caller
 
 	connections int // how many there are; concurrency if 0
+	tables      int // that POSTs of events go to in turns; if 0, all bodies are the same
 }
 
 // works are the kinds of load whose names match: three requests, each in four
@@ -97,6 +98,7 @@ func main() {
 	proxies := flag.String("proxies", strings.Join(proxyNames, ","), "measure only these proxies")
 	out := flag.String("json", "", "file for the results as JSON")
 	spool := flag.Bool("spool", false, "compare the gateway with and without a spool instead")
+	drain := flag.Int("drain", 0, "compare nothing, but let the gateway deliver so many records that it has kept")
 	profileTo := flag.String("profile", "", "compare nothing, but write a CPU profile of the gateway to this file")
 	flag.Parse()
 
@@ -114,11 +116,14 @@ func main() {
 	if *seconds < 1 || *rounds < 1 {
 		log.Fatalf("bench: -seconds %d -rounds %d: both must be at least 1", *seconds, *rounds)
 	}
-	if *spool {
+	switch {
+	case *spool:
 		err = runSpool(length, *rounds)
-	} else if *profileTo != "" {
+	case *drain > 0:
+		err = runDrain(*drain, *rounds)
+	case *profileTo != "":
 		err = profile(length, selected, *profileTo)
-	} else {
+	default:
 		err = run(length, *rounds, selected, names, *out)
 	}
 	if err != nil {
@@ -182,31 +187,16 @@ func measure(place *place, w work, proxies []string, length time.Duration, round
 			return nil, err
 		}
 		rows = append(rows, row{Work: w.Name, Proxy: name})
-		if _, err := place.load(w, name, time.Second); err != nil { // warm up
+		if _, err := place.once(w, name, p, time.Second); err != nil { // warm up
 			return nil, err
 		}
 	}
 	for range rounds {
 		for i := range rows {
 			r, p := &rows[i], running[rows[i].Proxy]
-			before, err := p.cpu()
-			if err != nil {
-				return nil, err
-			}
-			m, err := place.load(w, r.Proxy, length)
+			m, err := place.once(w, r.Proxy, p, length)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", r.Proxy, err)
-			}
-			after, err := p.cpu()
-			if err != nil {
-				return nil, err
-			}
-			m.CPU = float64((after - before).Microseconds()) / float64(m.Requests)
-			if m.PeakMiB, err = p.peakMemory(); err != nil {
-				return nil, err
-			}
-			if m.Left, err = kept(r.Proxy); err != nil {
-				return nil, err
 			}
 			r.Measurements = append(r.Measurements, m)
 			log.Printf("%-40s %-9s %8.0f/s %6.1f µs", w.Name, r.Proxy, m.Rate, m.CPU)
@@ -216,6 +206,41 @@ func measure(place *place, w work, proxies []string, length time.Duration, round
 		rows[i].Median = median(rows[i].Measurements)
 	}
 	return rows, nil
+}
+
+// once measures one kind of work through one proxy.
+func (p *place) once(w work, name string, running *process, length time.Duration) (m measurement, err error) {
+	cpu, err := running.cpu()
+	if err != nil {
+		return m, err
+	}
+	before, err := countsOf("standin")
+	if err != nil {
+		return m, err
+	}
+	if m, err = p.load(w, name, length); err != nil {
+		return m, err
+	}
+	events := m.Requests
+	switch {
+	case name == spoolDown:
+		m.Left, err = kept(name)
+	case spoolFiles[name] != "":
+		events, err = m.settle(name, before)
+	}
+	if err != nil {
+		return m, err
+	}
+	after, err := running.cpu()
+	if err != nil {
+		return m, err
+	}
+	if err := m.countV2(before); err != nil {
+		return m, err
+	}
+	m.CPU = float64((after - cpu).Microseconds()) / float64(events)
+	m.PeakMiB, err = running.peakMemory()
+	return m, err
 }
 
 // profile writes a CPU profile of the gateway at every kind of work that is

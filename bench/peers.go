@@ -38,7 +38,8 @@ var proxyNames = []string{gateway, recipe, respond, "nginx", nginxLua, "haproxy"
 // The configurations in peers have the same.
 var ports = map[string]int{
 	"standin": 18100, gateway: 18110, recipe: 18120, respond: 18130, "nginx": 18140, "haproxy": 18150, nginxLua: 18156,
-	spoolOnFailure: 18160, spoolAlways: 18170, spoolDown: 18180,
+	spoolOnFailure: 18160, spoolAlways: 18170, spoolDown: 18180, spoolBatch: 18190,
+	spoolDrain: 18200, standinLate: 18204,
 }
 
 // adminAddress is where the gateway's profile comes from.
@@ -134,9 +135,12 @@ func (p *place) writeCertificate() error {
 // command is how a program is started.
 func (p *place) command(name string) []string {
 	switch name {
-	case "standin":
-		return []string{p.path("standin"), "-target", eventPath, "-write-key", writeKey}
-	case gateway, spoolOnFailure, spoolAlways, spoolDown:
+	case "standin", standinLate:
+		return []string{
+			p.path("standin"), "-target", eventPath, "-write-key", writeKey,
+			"-listen", address(name, false), "-listen-tls", address(name, true),
+		}
+	case gateway, spoolOnFailure, spoolAlways, spoolBatch, spoolDown, spoolDrain:
 		return []string{p.path("gateway"), "run", "--config", cmp.Or(spoolFiles[name], name) + ".caddyfile", "--adapter", "caddyfile"}
 	case recipe, respond:
 		return []string{p.path("stock"), "run", "--config", name + ".caddyfile", "--adapter", "caddyfile"}
