@@ -552,8 +552,10 @@ func FuzzReceipts(f *testing.F) {
 		if err := json.Unmarshal(answer, &said); ok && (err != nil || len(said.Receipts) != n) {
 			t.Fatalf("%q has %d receipts, %v", answer, len(said.Receipts), err)
 		}
+		lower := bytes.ToLower(answer)
+		once := bytes.Count(lower, []byte("success")) == n && !bytes.Contains(lower, []byte(`\u`)) // a map has Success too
 		for i, receipt := range receipts {
-			if success, is := said.Receipts[i]["success"].(bool); is && success != receipt.Taken {
+			if success, is := said.Receipts[i]["success"].(bool); once && is && success != receipt.Taken {
 				t.Errorf("receipt %d of %q is read as %v", i, answer, receipt.Taken)
 			}
 			if len(receipt.Words) > MaxWords || strings.ContainsAny(receipt.Words, "\r\n") || strings.Contains(receipt.Words, "odd.key") || receipt.Taken && receipt.Words != "" {

@@ -60,6 +60,10 @@ func TestAllocations(t *testing.T) {
 	if n := testing.AllocsPerRun(1000, func() { timeChangeOf(dst, benchBodies["300 B"], time.Unix(testArrival, 0), false) }); n > 0 {
 		t.Errorf("timeChangeOf: %v allocations", n)
 	}
+	data := keptPost(string(benchBodies["300 B"]), time.Unix(testArrival, 0), nil)
+	if n := testing.AllocsPerRun(1000, func() { ToBatch(data, time.Unix(testArrival, 0), RecordUUID(testUUIDBytes, 7)) }); n > 2 {
+		t.Errorf("ToBatch: %v allocations", n)
+	}
 }
 
 func BenchmarkCutWriteKey(b *testing.B) {

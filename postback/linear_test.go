@@ -23,7 +23,11 @@ func TestLinear(t *testing.T) {
 		"HopsOf":      func(s string) { HopsOf(strings.Split(s, "&")) },
 		"mediaType":   func(s string) { mediaType(s) },
 		"findTimes":   func(s string) { findTimes([]byte(s)) },
-		"redirect":    func(s string) { RedirectTarget("https://x.example/"+s, []string{"*.example"}, "g") },
+		"readPlainEvent": func(s string) {
+			readPlainEvent([]byte("POST /postback/v3/event/db/tbl HTTP/1.1\r\nContent-Type: application/json;" + s + "\r\nContent-Encoding: " + s + "\r\n\r\n"))
+		},
+		"ReadReceipts": func(s string) { ReadReceipts([]byte(`{"receipts":[{"success":false,"error":[`+s), 1) },
+		"redirect":     func(s string) { RedirectTarget("https://x.example/"+s, []string{"*.example"}, "g") },
 	}
 	var numbered strings.Builder
 	for i := range 1 << 16 {
