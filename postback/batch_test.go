@@ -78,6 +78,7 @@ func TestToBatch(t *testing.T) {
 		{name: "as large as Postback takes", body: columns(MaxBody)},
 		{name: "nested too deeply", body: nested(maxNesting + 1)},
 		{name: "nested too deeply, objects", body: strings.Repeat(`{"a":`, maxNesting+1) + "1" + strings.Repeat("}", maxNesting+1)},
+		{name: "nested too deeply, and then less", body: strings.TrimSuffix(nested(maxNesting+1), "}") + `,"b":[]}`},
 		{name: "an array", body: `[{"a":1}]`},
 		{name: "a string", body: `"a"`},
 		{name: "no JSON", body: `{"a":1`},
@@ -191,6 +192,7 @@ func TestToBatchDamaged(t *testing.T) {
 		{"POST ", "GET "},
 		{"POST ", "post "},
 		{"HTTP/1.1", "HTTP/1.0"},
+		{" HTTP/1.1", ""},
 		{"/postback/v3/", "/js/v3/"},
 		{"/postback/v3/event/db/tbl", "/db/tbl"},
 		{"/db/tbl", "/db/tbl/"},
@@ -210,6 +212,19 @@ func TestToBatchDamaged(t *testing.T) {
 		data := strings.ReplaceAll(string(good), change[0], change[1])
 		if _, record, ok := ToBatch([]byte(data), arrival, testUUIDBytes); ok || data == string(good) {
 			t.Errorf("%q has become %q", data, record)
+		}
+	}
+}
+
+// TestToBatchKey: v2 prefers Authorization, wherever it stands.
+func TestToBatchKey(t *testing.T) {
+	const header, td1 = WriteKeyHeader + ": 99/other\r\n", "Authorization: TD1 " + benchKey + "\r\n"
+	arrival := time.Unix(testArrival, 0)
+	good := keptPost(`{"a":1}`, arrival, nil)
+	for _, keys := range []string{header + td1, td1 + header, td1} {
+		data := strings.Replace(string(good), WriteKeyHeader+": "+benchKey+"\r\n", keys, 1)
+		if g, _, ok := ToBatch([]byte(data), arrival, testUUIDBytes); !ok || g.Key != benchKey || KeptPayer([]byte(data)) != "1234" {
+			t.Errorf("%q: got %+v, %v", keys, g, ok)
 		}
 	}
 }
