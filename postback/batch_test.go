@@ -61,7 +61,7 @@ func TestToBatch(t *testing.T) {
 		{name: "a byte-order mark", body: "\ufeff{\"a\":1}", want: `{"a":1` + timed},
 		{name: "a record of a query", change: func(q *Request) { q.UseRecord([]byte(`{"a":"1"}`)) }, want: `{"a":"1"` + timed},
 		{name: "headers that do not matter", change: func(q *Request) {
-			q.Header = http.Header{"User-Agent": {"x"}, "Accept": {"*/*"}, "Content-Encoding": {"identity"}, "Content-Type": {"text/plain"}, "Content-Language": {"de"}, "Origin": {"null"}}
+			q.Header = http.Header{"User-Agent": {"x"}, "Accept": {"*/*"}, "Content-Encoding": {"identity"}, "Content-Type": {"text/plain"}, "Content-Language": {"de"}, "Origin": {"null"}, "X-Hub-Signature-256": {"x"}}
 		}, want: `{"a":1` + timed},
 		{name: "a digest for one hop alone", change: func(q *Request) { q.Header = http.Header{"Digest": {"x"}, "Connection": {"digest"}} }, want: `{"a":1,` + testUUIDPart + "}"},
 		{name: "JSON in UTF-8", change: header("Content-Type", `application/JSON ;v=1; CharSet="UTF-8"`), want: `{"a":1` + timed},

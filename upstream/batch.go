@@ -48,13 +48,16 @@ func compressBatch(records [][]byte) []byte {
 	var body bytes.Buffer
 	z := compressors.Get().(*gzip.Writer)
 	z.Reset(&body)
-	before := []byte(`{"events":[`)
-	for _, record := range records {
-		_, _ = z.Write(before) // memory takes all
-		_, _ = z.Write(record)
-		before = before[:copy(before, ",")]
+	write := func(text []byte) { _, _ = z.Write(text) } // memory takes all
+	comma := []byte(",")
+	write([]byte(`{"events":[`))
+	for i, record := range records {
+		if i > 0 {
+			write(comma)
+		}
+		write(record)
 	}
-	_, _ = z.Write([]byte("]}"))
+	write([]byte("]}"))
 	_ = z.Close()
 	z.Reset(io.Discard) // it must not hold the body
 	compressors.Put(z)

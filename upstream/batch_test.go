@@ -74,6 +74,7 @@ func TestDeliverBatch(t *testing.T) {
 		{name: "some taken", records: most, status: 206, want: receipts(most, false)},
 		{name: "some taken, in chunks", records: most, status: 206, want: receipts(most, false), inChunks: true},
 		{name: "nothing said", records: 2, status: 204},
+		{name: "no record", status: 200, want: "{}"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			records := batchRecords(tc.records)
