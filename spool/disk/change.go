@@ -98,9 +98,9 @@ func (c *change) apply(tx *bolt.Tx, st *state, coder coder) error {
 
 // applyAcks looks for each record once: hundred thousands a second may be acked.
 func (c *change) applyAcks(records, dead *bolt.Bucket, st *state) error {
-	at := records.Cursor()
+	at, key := records.Cursor(), make([]byte, 0, 8)
 	for _, id := range c.acks {
-		key := keyOf(id)
+		key = binary.BigEndian.AppendUint64(key[:0], uint64(id))
 		found, value := at.Seek(key)
 		if !bytes.Equal(found, key) || st.dead > 0 && dead.Get(key) != nil {
 			continue

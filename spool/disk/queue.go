@@ -241,6 +241,7 @@ func (q *queue) read(s *segment, n int) (entries []spool.Entry) {
 	var damaged, unsealed []spool.ID
 	var wrongKey error
 	size, cursor, more := 0, s.cursor, false
+	entries = make([]spool.Entry, 0, min(uint64(n), uint64(last-cursor))) //nolint:gosec // G115: a count
 	names := q.namespaceOf(s)
 	err := s.each(cursor, func(id spool.ID, value []byte) bool {
 		if len(entries) == n || size > maxTaken {
