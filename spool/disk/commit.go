@@ -578,10 +578,10 @@ func (q *queue) salvage(s *segment) {
 // long as v2 takes all, no record would show it.
 func (q *queue) probe() {
 	err := errors.Join(makeDir(q.dir), q.disk.spare.missing())
-	if err == nil {
-		err = tryWrite(filepath.Join(q.dir, "probe"), q.disk.growth())
+	if err != nil || !mayFit(q.dir, q.disk.growth()) {
+		return
 	}
-	if err == nil {
+	if tryWrite(filepath.Join(q.dir, "probe"), q.disk.growth()) == nil {
 		q.failed.Store(false)
 		q.disk.report(spool.Event{Kind: spool.Recovered, Queue: q.name})
 	}

@@ -3,6 +3,7 @@ package disk
 import (
 	"errors"
 	"os"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -34,8 +35,14 @@ func (q *queue) isSparse(s *segment) bool {
 // compact makes the file of a segment smaller. If that fails, it is tried again
 // later.
 func (q *queue) compact(s *segment) {
+	q.mu.Lock()
+	bytes := s.state.bytes
+	q.mu.Unlock()
 	var size int64
 	err := q.disk.scarcely(func() (err error) {
+		if !mayFit(q.dir, bytes) {
+			return syscall.ENOSPC
+		}
 		size, err = s.compact()
 		return err
 	})

@@ -409,6 +409,55 @@ func TestNoRoomForTheSpare(t *testing.T) {
 	}
 }
 
+// Neither does a queue write to find out that its disk is full, nor to make a file
+// smaller for which there is no room.
+func TestNoRoomToTry(t *testing.T) {
+	t.Parallel()
+	if !mounttest.Own(t) {
+		return
+	}
+	d, _, _ := fullDisk(t, 2000, "")
+	q := d.queue(q1)
+	shut(t, d)
+	s := q.segments[0]
+	path := s.path
+	if s = newSegment(path, s.first, s.coder); q.loadSegment(s) != nil || s.state.bytes == 0 {
+		t.Fatalf("%+v", s.state)
+	}
+	if !d.spare.giveUp() {
+		t.Fatal("there is no spare")
+	}
+	filler := filepath.Join(filepath.Dir(d.cfg.Dir), "filler2")
+	fillUp(t, filler)
+	info, err := os.Stat(filler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(filler, info.Size()-min(s.state.bytes, d.growth())+page); err != nil { // some room, but not enough
+		t.Fatal(err)
+	}
+	before, err := os.Stat(q.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.spare.held.Store(true) // what is free is not enough for the rest
+	q.probe()
+	d.spare.held.Store(false)
+	q.compact(s)
+	if after, err := os.Stat(q.dir); err != nil || !after.ModTime().Equal(before.ModTime()) || !q.failed.Load() || s.packed > 0 {
+		t.Errorf("something was made in the directory: %v, %v, %v", after, err, s.packed)
+	}
+	if err := errors.Join(os.Remove(filler), os.Remove(q.segments[1].path)); err != nil {
+		t.Fatal(err)
+	}
+	d.spare.held.Store(true)
+	q.probe()
+	q.compact(s)
+	if q.failed.Load() || s.packed == 0 {
+		t.Errorf("with room, %v, %d", q.failed.Load(), s.packed)
+	}
+}
+
 // What a full disk has room for is done, whatever else is asked for at the same
 // time, and each hears what became of its own.
 func TestEachOrderHearsOfItsOwn(t *testing.T) {

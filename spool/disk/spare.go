@@ -57,9 +57,7 @@ func (s *spare) restore() error {
 	if s.held.Load() {
 		return nil
 	}
-	// To write until there is no room would take the last of it from what gives
-	// space back, again and again.
-	if free, _, ok := room(filepath.Dir(s.path)); ok && free+allocated(s.path) < s.size {
+	if !mayFit(filepath.Dir(s.path), s.size-allocated(s.path)) {
 		return errors.Join(s.noRoom(syscall.ENOSPC), removeFile(s.path)) // a part that a killed process has left
 	}
 	f, err := os.OpenFile(s.path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
@@ -82,6 +80,14 @@ func (s *spare) giveUp() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.held.Swap(false) && removeFile(s.path) == nil
+}
+
+// mayFit reports whether a directory's disk has room, as far as is known. To write
+// until there is none would take the last of it from what gives space back, again and
+// again.
+func mayFit(dir string, bytes int64) bool {
+	free, _, ok := room(dir)
+	return !ok || free >= bytes
 }
 
 // missing says why no record can be taken: the rest of the disk is for what gives
