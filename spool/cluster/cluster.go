@@ -93,14 +93,13 @@ type Config struct {
 }
 
 const (
-	resend        = time.Second           // how long a publish waits for its acknowledgement before it goes out again
-	pause         = 50 * time.Millisecond // between attempts that failed at once
-	patience      = 2 * time.Second       // for a server, where asking again or giving up does no harm
-	duplicates    = time.Minute           // how long the servers know a message that was published again
-	buried        = time.Hour             // the same, for dead letters
-	stuck         = 5 * time.Second       // how long a write may take: meanwhile, nobody else gets an answer from the connection
-	maxAckPending = 20_000                // records of a lane with all gateways together, those that Later has put back included
-	keepRecords   = 30 * 24 * time.Hour
+	resend      = time.Second           // how long a publish waits for its acknowledgement before it goes out again
+	pause       = 50 * time.Millisecond // between attempts that failed at once
+	patience    = 2 * time.Second       // for a server, where asking again or giving up does no harm
+	duplicates  = time.Minute           // how long the servers know a message that was published again
+	buried      = time.Hour             // the same, for dead letters
+	stuck       = 5 * time.Second       // how long a write may take: meanwhile, nobody else gets an answer from the connection
+	keepRecords = 30 * 24 * time.Hour
 
 	// What a message needs: a body and a head of up to 1 MiB each, and room for
 	// the headers of NATS and the encryption.
@@ -130,11 +129,12 @@ type Log struct {
 	consumers map[string]jetstream.Consumer // by lane
 	takers    map[string]*taker             // by queue
 	held      map[identity]holding          // given out and not answered for
-	deadSize  int64
-	wanted    int64         // how many bytes the records shall be allowed; 0 if that is so
-	seen      census        // what the servers hold
-	counted   time.Time     // when that was asked for
-	counting  chan struct{} // closed when it has been; nil if it is not
+	putOffs
+	deadSize int64
+	wanted   int64         // how many bytes the records shall be allowed; 0 if that is so
+	seen     census        // what the servers hold
+	counted  time.Time     // when that was asked for
+	counting chan struct{} // closed when it has been; nil if it is not
 }
 
 var _ spool.Log = (*Log)(nil)
@@ -153,6 +153,7 @@ func Open(ctx context.Context, config Config) (*Log, error) {
 		consumers: map[string]jetstream.Consumer{},
 		takers:    map[string]*taker{},
 		held:      map[identity]holding{},
+		putOffs:   newPutOffs(),
 		seen:      census{limit: config.MaxSize},
 		deadSize:  config.DeadSize,
 		trouble:   errors.New("NATS has not answered yet"),

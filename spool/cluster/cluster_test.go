@@ -150,6 +150,60 @@ func TestLater(t *testing.T) {
 	depth(t, l, testQueue, 0, 0)
 }
 
+// Only what was tried counts as a try: not that a record was given back, or that it
+// was with a gateway that has ended.
+func TestTries(t *testing.T) {
+	l := open(t, cluster(t), nil)
+	q := l.Queue(testQueue)
+	add(t, l, testQueue, "a")
+	want := 0
+	for i := range 12 {
+		e := take(t, q, 1)[0]
+		if e.Tries != want {
+			t.Errorf("given out for the %dth time: %d tries, want %d", i+1, e.Tries, want)
+		}
+		if i%4 == 3 {
+			want++
+			q.Later(e, time.Millisecond)
+		} else {
+			q.Later(e, 0)
+		}
+	}
+}
+
+// What is put off comes again no sooner than it is asked to, not too much in any
+// second, and that of others in time.
+func TestCalendar(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 678_000_000, time.UTC)
+	c := calendar{booked: map[int64]int{}}
+	in := map[int64]int{}
+	last := now
+	for range 10*returns + 1 {
+		at := c.book(now, now.Add(time.Hour))
+		if at.Before(now.Add(time.Hour)) || at.After(now.Add(time.Hour+12*time.Second)) {
+			t.Fatalf("put off until %v", at)
+		}
+		in[at.Unix()]++
+		last = at
+	}
+	for second, n := range in {
+		if n > returns {
+			t.Errorf("%d come again in the second %d", n, second)
+		}
+	}
+	if last.Before(now.Add(time.Hour + 9*time.Second)) {
+		t.Errorf("the last one comes again at %v", last)
+	}
+	if at := c.book(now, now.Add(time.Second)); !at.Equal(now.Add(time.Second)) {
+		t.Errorf("another one, put off for a second, comes again at %v", at)
+	}
+	now = now.Add(2 * time.Hour)
+	c.book(now, now)
+	if len(c.booked) != 1 {
+		t.Errorf("%d seconds are remembered, and %d are gone", len(c.booked), len(c.booked)-1)
+	}
+}
+
 func TestDeadLetters(t *testing.T) {
 	for name, key := range map[string][]byte{"in clear": nil, "encrypted": bytes.Repeat([]byte{7}, 32)} {
 		t.Run(name, func(t *testing.T) {
@@ -374,7 +428,7 @@ func TestReload(t *testing.T) {
 	if err := before.Close(); err != nil {
 		t.Error(err)
 	}
-	if again := take(t, after.Queue(testQueue), 1); texts(again) != "b" || again[0].Tries != 1 || time.Since(began) > 15*time.Second {
+	if again := take(t, after.Queue(testQueue), 1); texts(again) != "b" || again[0].Tries != 0 || time.Since(began) > 15*time.Second {
 		t.Errorf("%s after the end of the old one the new one took %+v", time.Since(began), again)
 	}
 	depth(t, after, testQueue, 3, 0)
@@ -611,7 +665,7 @@ func TestHeld(t *testing.T) {
 		t.Errorf("took %+v, %v", entries, err)
 	}
 	one.control.conn.Close()
-	if entries := take(t, other.Queue(testQueue), 1); texts(entries) != "a" || entries[0].Tries == 0 {
+	if entries := take(t, other.Queue(testQueue), 1); texts(entries) != "a" || entries[0].Tries != 0 {
 		t.Errorf("took %+v", entries)
 	}
 }

@@ -14,7 +14,7 @@ import (
 // This file keeps accounts from holding each other up. The servers give out the
 // records of a consumer in their order, and no more than maxAckPending at a time.
 // So a queue has lanes, each with a subject and a consumer of its own, and an
-// account's records are all in one of them.
+// account's records are all in one of them, unless others jam that.
 
 // lanes is how many a queue has. One more is for what was kept without: by an
 // earlier version, or for no account.
@@ -52,14 +52,29 @@ func withoutLane(token string) string {
 	return token
 }
 
-// laneFor is the token of the lane for a record.
+// laneFor is the token of the lane for a record: its account's own, or if others jam
+// that, the next one that nobody jams.
 func (l *Log) laneFor(token string, data []byte) string {
 	if l.config.Account == nil {
 		return token
 	}
+	account := l.accountOf(data)
+	own := laneToken(token, int(account%lanes))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lane := own
+	for next := account % lanes; l.jams[lane].keeps(account); lane = laneToken(token, int(next)) {
+		if next = (next + 1) % lanes; next == account%lanes {
+			return own
+		}
+	}
+	return lane
+}
+
+func hashOf(account string) uint32 {
 	h := fnv.New32a()
-	_, _ = h.Write([]byte(l.config.Account(data))) // never fails
-	return laneToken(token, int(h.Sum32()%lanes))
+	_, _ = h.Write([]byte(account)) // never fails
+	return h.Sum32()
 }
 
 // taker takes from all lanes of a queue.

@@ -21,10 +21,10 @@ func accountOf(data []byte) string {
 }
 
 // TestLimitedAccount has the records of an account waiting that v2 answers 429, and
-// sends one of a healthy account behind them. SPOOL_RECORDS is how many wait: by
-// default more than a consumer may have given out at a time.
+// sends some of healthy accounts behind them, of its own lane and of others.
+// SPOOL_RECORDS is how many wait.
 func TestLimitedAccount(t *testing.T) {
-	backlog := maxAckPending + 1000
+	backlog := 22_000
 	if value := os.Getenv("SPOOL_RECORDS"); value != "" {
 		var err error
 		if backlog, err = strconv.Atoi(value); err != nil {
@@ -32,58 +32,88 @@ func TestLimitedAccount(t *testing.T) {
 		}
 	}
 	l := open(t, cluster(t), func(c *Config) { c.MaxSize, c.Account = 1<<30, accountOf })
-	pad := strings.Repeat("x", 500)
-	var callers sync.WaitGroup
-	for c := range 500 {
-		callers.Go(func() {
-			for i := range backlog/500 + 1 {
-				add(t, l, testQueue, fmt.Sprintf("noisy %d-%d %s", c, i, pad))
-			}
-		})
-	}
-	callers.Wait()
-	delivered := make(chan time.Time, 100)
+	fill(t, l, backlog)
+	add(t, l, testQueue, inLaneOf("noisy", 1)[0]+" waits behind them")
+	delivered := make(chan string, 100)
 	d := spool.NewDeliverer(l.Queue(testQueue), &spool.Gate{}, spool.Delivery{
 		Send: func(data []byte) spool.Result {
 			if accountOf(data) == "noisy" {
 				return spool.Result{Status: 429, RetryAfter: time.Hour}
 			}
+			delivered <- accountOf(data)
 			return spool.Result{Status: 200}
 		},
 		Account: accountOf,
 		Limits:  spool.Limits{InFlight: 100, Rate: 100, MaxAge: time.Since(arrival) + time.Hour},
-		OnFate: func(fate spool.Fate, _ spool.Result) {
-			if fate == spool.Delivered {
-				delivered <- time.Now()
-			}
-		},
 		OnError: func(err error) { t.Error(err) },
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { d.Run(ctx) })
-	until(t, "it is delivered from", func() bool { return d.Paused() > 0 })
-	var took []time.Duration
-	for i := range 20 {
-		sent, text := time.Now(), fmt.Sprintf("healthy%d 1", i)
-		if l.laneFor("", []byte(text)) == l.laneFor("", []byte("noisy")) {
-			continue
+	defer running.Wait()
+	defer cancel()
+	until(t, "it is known who jams its lane", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.jams[laneToken(tokenOf(testQueue), int(hashOf("noisy")%lanes))].keeps(0)
+	})
+	accounts := append(inLaneOf("noisy", 12)[1:], "healthy", "well", "fine")
+	took := make([]time.Duration, 0, len(accounts))
+	await := func(account string) {
+		t.Helper()
+		for late := time.After(5 * wait); ; {
+			select {
+			case got := <-delivered:
+				if got == account {
+					return
+				}
+			case <-late:
+				t.Fatalf("a record of %s was not sent", account)
+			}
 		}
-		add(t, l, testQueue, text)
-		d.Arrived(len(text))
-		select {
-		case at := <-delivered:
-			took = append(took, at.Sub(sent))
-		case <-time.After(wait):
-			t.Fatalf("record %d of a healthy account was not sent", i)
-		}
+	}
+	for i, account := range accounts {
+		sent := time.Now()
+		add(t, l, testQueue, fmt.Sprintf("%s %d", account, i))
+		d.Arrived(10)
+		await(account)
+		took = append(took, time.Since(sent))
 	}
 	t.Logf("%d records wait, and healthy ones were sent after %v at most", backlog, slices.Max(took))
 	if slices.Max(took) > 2*time.Second {
 		t.Errorf("healthy records were sent after %v", took)
 	}
-	cancel()
-	running.Wait()
+	began := time.Now()
+	await(inLaneOf("noisy", 1)[0])
+	t.Logf("what was among them already was sent %v later", time.Since(began))
+}
+
+// fill has many records of a noisy account waiting.
+func fill(t *testing.T, l *Log, records int) {
+	t.Helper()
+	const callers = 500
+	pad := strings.Repeat("x", 300)
+	var calling sync.WaitGroup
+	for c := range callers {
+		calling.Go(func() {
+			for i := range records / callers {
+				if err := l.Append(testQueue, spool.Record{Arrival: arrival, Data: fmt.Appendf(nil, "noisy %d-%d %s", c, i, pad)}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	calling.Wait()
+}
+
+// inLaneOf names accounts that share another's lane.
+func inLaneOf(account string, n int) (names []string) {
+	for i := 0; len(names) < n; i++ {
+		if name := fmt.Sprintf("a%d", i); hashOf(name)%lanes == hashOf(account)%lanes {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // What an earlier version has kept, without lanes, is given out, listed and counted
@@ -184,4 +214,40 @@ func TestLaneFails(t *testing.T) {
 		t.Fatalf("of the lanes that work come %d records, %v", len(e), err)
 	}
 	until(t, "somebody is told", func() bool { return strings.Contains(said.String(), "maximum consumers limit") })
+}
+
+// A lane is jammed for others than who jams it, until v2 takes a record of that
+// account. With all lanes jammed, each account keeps to its own.
+func TestJam(t *testing.T) {
+	l := &Log{config: Config{Account: accountOf}, putOffs: newPutOffs()}
+	noisy, other := []byte("noisy"), []byte(inLaneOf("noisy", 1)[0])
+	own := l.laneFor("q", noisy)
+	jammed := func() bool { return l.laneFor("q", other) != own }
+	if jammed() {
+		t.Error("nobody jams the lane yet")
+	}
+	l.jams[own] = jam{hashOf("noisy"): jammedAt - 1, hashOf("another"): 1}
+	if jammed() {
+		t.Error("too few were put off")
+	}
+	l.jams[own][hashOf("noisy")]++
+	if !jammed() || l.laneFor("q", noisy) != own {
+		t.Error("the lane is jammed for others alone")
+	}
+	free := l.laneFor("q", other)
+	for lane := range lanes {
+		l.jams[laneToken("q", lane)] = jam{hashOf("noisy"): jammedAt}
+	}
+	delete(l.jams, free)
+	if l.laneFor("q", other) != free {
+		t.Error("one lane is free, and not found")
+	}
+	l.jams[free] = jam{hashOf("noisy"): jammedAt}
+	if jammed() {
+		t.Error("all lanes are jammed, and it is not in its own")
+	}
+	l.passed(free, jammedBehind-1)
+	if !jammed() {
+		t.Error("a lane is not jammed that has given out its backlog")
+	}
 }

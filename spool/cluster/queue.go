@@ -142,7 +142,8 @@ func (q *queue) entry(msg jetstream.Msg) (e spool.Entry, ok bool) {
 		return e, false
 	}
 	id := identify(msg.Headers(), meta.Sequence.Stream, meta.Timestamp)
-	if !q.hold(id, msg) {
+	tries, ok := q.hold(id, msg, meta.NumPending)
+	if !ok {
 		return e, false
 	}
 	return spool.Entry{
@@ -150,7 +151,7 @@ func (q *queue) entry(msg jetstream.Msg) (e spool.Entry, ok bool) {
 		Record: spool.Record{
 			Arrival: parseTime(msg.Headers(), headerArrival, meta.Timestamp), Data: data, Replayed: msg.Headers().Get(headerReplayed) != "",
 		},
-		Tries: int(min(meta.NumDelivered-1, 1<<31-1)),
+		Tries: tries,
 	}, true
 }
 
@@ -160,17 +161,21 @@ type holding struct {
 	since time.Time
 }
 
-// hold notes what is given out. It says no if that has been given out already:
-// the servers have not heard of this gateway for a while.
-func (l *Log) hold(id identity, msg jetstream.Msg) bool {
+// hold notes what is given out, with so many records behind it in its lane. It says
+// how often it was tried, and no if it has been given out already: the servers have
+// not heard of this gateway for a while.
+func (l *Log) hold(id identity, msg jetstream.Msg, behind uint64) (tries int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.held == nil {
-		return false
+		return 0, false
 	}
 	_, again := l.held[id]
 	l.held[id] = holding{msg, time.Now()}
-	return !again
+	if len(l.jams) > 0 && behind < jammedBehind {
+		delete(l.jams, laneOf(msg))
+	}
+	return l.tries[id], !again
 }
 
 // release forgets an entry, and returns its message.
@@ -180,6 +185,7 @@ func (l *Log) release(e spool.Entry) jetstream.Msg {
 	id := identityOf(e)
 	msg := l.held[id].msg
 	delete(l.held, id)
+	delete(l.tries, id)
 	return msg
 }
 
@@ -219,15 +225,18 @@ func (l *Log) heldFor(d time.Duration) (msgs []jetstream.Msg) {
 // again, and if this gateway ends before, the record comes again.
 func (q *queue) Ack(e spool.Entry) {
 	if msg := q.release(e); msg != nil {
+		q.taken(e, msg)
 		q.lost(q.acknowledge(msg))
 	}
 }
 
 // Later puts a record back.
 func (q *queue) Later(e spool.Entry, after time.Duration) {
-	if msg := q.release(e); msg != nil {
-		q.lost(msg.NakWithDelay(after))
+	msg := q.release(e)
+	if msg == nil {
+		return
 	}
+	q.lost(msg.NakWithDelay(q.putOff(e, msg, after)))
 }
 
 // lost tells of an answer that the servers do not get. They wait for it, and
