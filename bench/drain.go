@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"strconv"
 	"time"
 )
 
@@ -29,13 +30,15 @@ type drained struct {
 	cpu     float64 // µs of the gateway for each record
 	before  float64 // MiB at the most while the records were kept
 	peak    float64 // MiB at the most from v2's start on
+	own     float64 // of these at the most without the pages of files
 
 	requests, bytes float64 // to v2 for each record
 }
 
 // runDrain has the gateway keep so many records while v2 is down, starts v2, and
-// measures how the records are delivered.
-func runDrain(records, rounds int) error {
+// measures how the records are delivered. With a file, it has a profile of so long
+// from v2's start on.
+func runDrain(records, rounds int, length time.Duration, profile string) error {
 	if err := install("wrk"); err != nil {
 		return err
 	}
@@ -45,17 +48,17 @@ func runDrain(records, rounds int) error {
 	}
 	defer place.remove()
 	fmt.Printf("%s\n%d tables, records of %d bytes\n\n", describeMachine(), spoolWork.tables, spoolWork.size)
-	fmt.Println("| records | first after s | seconds | records/s | CPU µs/record | peak MiB | peak MiB while kept | requests to v2 per record | bytes to v2 per record |")
-	fmt.Println("|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+	fmt.Println("| records | first after s | seconds | records/s | CPU µs/record | peak MiB | without files | peak MiB while kept | requests to v2 per record | bytes to v2 per record |")
+	fmt.Println("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
 	var rates, peaks []float64
 	for range rounds {
-		d, err := place.drain(records)
+		d, err := place.drain(records, length, profile)
 		if err != nil {
 			return err
 		}
 		rate := float64(d.records) / d.seconds
-		fmt.Printf("| %d | %.2f | %.2f | %.0f | %.2f | %.0f | %.0f | %.4f | %.0f |\n",
-			d.records, d.first, d.seconds, rate, d.cpu, d.peak, d.before, d.requests, d.bytes)
+		fmt.Printf("| %d | %.2f | %.2f | %.0f | %.2f | %.0f | %.0f | %.0f | %.4f | %.0f |\n",
+			d.records, d.first, d.seconds, rate, d.cpu, d.peak, d.own, d.before, d.requests, d.bytes)
 		rates, peaks = append(rates, rate), append(peaks, d.peak)
 	}
 	rate, peak := middle(rates), middle(peaks)
@@ -67,7 +70,7 @@ func runDrain(records, rounds int) error {
 }
 
 // drain measures once, from an empty spool to an empty spool.
-func (p *place) drain(records int) (d drained, err error) {
+func (p *place) drain(records int, length time.Duration, profile string) (d drained, err error) {
 	running, err := p.start(spoolDrain)
 	if err != nil {
 		return d, err
@@ -92,7 +95,15 @@ func (p *place) drain(records int) (d drained, err error) {
 		return d, err
 	}
 	defer standin.stop()
-	if err := d.wait(); err != nil {
+	profiled := make(chan error, 1)
+	go func() {
+		if profile == "" {
+			profiled <- nil
+			return
+		}
+		profiled <- fetchProfile(spoolDrain, length, profile)
+	}()
+	if err := d.wait(running); err != nil {
 		return d, err
 	}
 	after, err := running.cpu()
@@ -100,8 +111,13 @@ func (p *place) drain(records int) (d drained, err error) {
 		return d, err
 	}
 	d.cpu = float64((after - before).Microseconds()) / float64(d.records)
-	d.peak, err = running.peakMemory()
-	return d, err
+	if used, err := standin.cpu(); err == nil {
+		log.Printf("the stand-in has taken %.2f µs for each", float64(used.Microseconds())/float64(d.records))
+	}
+	if d.peak, err = running.peakMemory(); err != nil {
+		return d, err
+	}
+	return d, <-profiled
 }
 
 // fill sends until at least so many records are kept, and returns how many are.
@@ -123,7 +139,7 @@ func (p *place) fill(records int) (have int, err error) {
 }
 
 // wait waits until v2 has all records and the spool is empty.
-func (d *drained) wait() error {
+func (d *drained) wait(running *process) error {
 	up := time.Now()
 	var first time.Time
 	for ; ; time.Sleep(10 * time.Millisecond) {
@@ -134,6 +150,11 @@ func (d *drained) wait() error {
 		if first.IsZero() && now.Events > 0 {
 			first = time.Now()
 		}
+		own, err := memory("/proc/"+strconv.Itoa(running.cmd.Process.Pid), "RssAnon:")
+		if err != nil {
+			return err
+		}
+		d.own = max(d.own, own)
 		if time.Since(up) > drainPatience {
 			return fmt.Errorf("v2 has %d of %d records after %s", now.Events, d.records, drainPatience)
 		}

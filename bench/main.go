@@ -99,7 +99,7 @@ func main() {
 	out := flag.String("json", "", "file for the results as JSON")
 	spool := flag.Bool("spool", false, "compare the gateway with and without a spool instead")
 	drain := flag.Int("drain", 0, "compare nothing, but let the gateway deliver so many records that it has kept")
-	profileTo := flag.String("profile", "", "compare nothing, but write a CPU profile of the gateway to this file")
+	profileTo := flag.String("profile", "", "compare nothing, but write a CPU profile of the gateway to this file; with -drain, of its first seconds")
 	flag.Parse()
 
 	length := time.Duration(*seconds) * time.Second
@@ -120,7 +120,7 @@ func main() {
 	case *spool:
 		err = runSpool(length, *rounds)
 	case *drain > 0:
-		err = runDrain(*drain, *rounds)
+		err = runDrain(*drain, *rounds, length, *profileTo)
 	case *profileTo != "":
 		err = profile(length, selected, *profileTo)
 	default:
@@ -266,7 +266,7 @@ func profile(length time.Duration, selected []work, file string) error {
 	defer p.stop()
 
 	fetched := make(chan error, 1)
-	go func() { fetched <- fetchProfile(length*time.Duration(len(selected)), file) }()
+	go func() { fetched <- fetchProfile(gateway, length*time.Duration(len(selected)), file) }()
 	for _, w := range selected {
 		if _, err := place.load(w, gateway, length); err != nil {
 			return err
@@ -276,8 +276,8 @@ func profile(length time.Duration, selected []work, file string) error {
 }
 
 // fetchProfile has Caddy's admin API record for a while.
-func fetchProfile(length time.Duration, file string) error {
-	url := fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%.0f", adminAddress, length.Seconds())
+func fetchProfile(name string, length time.Duration, file string) error {
+	url := fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%.0f", admin(name), length.Seconds())
 	resp, err := http.Get(url) //nolint:gosec,noctx // G107: on loopback
 	if err != nil {
 		return err

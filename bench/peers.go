@@ -42,9 +42,6 @@ var ports = map[string]int{
 	spoolDrain: 18200, standinLate: 18204,
 }
 
-// adminAddress is where the gateway's profile comes from.
-const adminAddress = "127.0.0.1:18119"
-
 //go:embed peers
 var peers embed.FS
 
@@ -206,6 +203,11 @@ func address(name string, tls bool) string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 }
 
+// admin is where a gateway has its admin API.
+func admin(name string) string {
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[name]+2))
+}
+
 func (p *process) stop() {
 	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 	_ = p.cmd.Wait()
@@ -235,19 +237,25 @@ func (p *process) cpu() (time.Duration, error) {
 func (p *process) peakMemory() (float64, error) {
 	var sum float64
 	err := p.each(func(dir string, _ []string) error {
-		status, err := os.ReadFile(dir + "/status") //nolint:gosec // G304: /proc
-		if err != nil {
-			return err
-		}
-		_, value, _ := strings.Cut(string(status), "VmHWM:")
-		var kib float64
-		if _, err := fmt.Sscanf(value, "%f kB", &kib); err != nil {
-			return fmt.Errorf("%s/status: %w", dir, err)
-		}
-		sum += kib / 1024
-		return nil
+		mib, err := memory(dir, "VmHWM:")
+		sum += mib
+		return err
 	})
 	return sum, err
+}
+
+// memory is one figure of /proc/PID/status in MiB.
+func memory(dir, name string) (float64, error) {
+	status, err := os.ReadFile(dir + "/status") //nolint:gosec // G304: /proc
+	if err != nil {
+		return 0, err
+	}
+	_, value, _ := strings.Cut(string(status), name)
+	var kib float64
+	if _, err := fmt.Sscanf(value, "%f kB", &kib); err != nil {
+		return 0, fmt.Errorf("%s/status: %s %w", dir, name, err)
+	}
+	return kib / 1024, nil
 }
 
 // each calls a function for the process and its children, which are its

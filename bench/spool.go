@@ -168,7 +168,7 @@ func (m *measurement) countV2(before counts) error {
 // kept asks a gateway how many records are in its spool.
 func kept(name string) (int, error) {
 	var spools []struct{ Queues []struct{ Records int } }
-	if err := getJSON(fmt.Sprintf("http://127.0.0.1:%d/td_postback/spool", ports[name]+2), &spools); err != nil {
+	if err := getJSON("http://"+admin(name)+"/td_postback/spool", &spools); err != nil {
 		return 0, err
 	}
 	if len(spools) != 1 {
