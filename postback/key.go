@@ -1,6 +1,7 @@
 package postback
 
 import (
+	"net/textproto"
 	"net/url"
 	"strconv"
 	"strings"
@@ -106,7 +107,7 @@ func cutFragment(value string) string {
 }
 
 func trimKey(key string) string {
-	return strings.Trim(key, " \t\r\n")
+	return textproto.TrimString(key)
 }
 
 // KeySource is where the key that v2 uses was found.
@@ -222,8 +223,17 @@ func keyProblem(key string) string {
 // number, a slash, and hexadecimal digits.
 func UsualKey(key string) bool {
 	account, secret, ok := strings.Cut(key, "/")
-	return ok && account != "" && secret != "" &&
-		strings.Trim(account, "0123456789") == "" && strings.Trim(secret, "0123456789abcdefABCDEF") == ""
+	return ok && account != "" && secret != "" && hasOnly(account, isDigit) && hasOnly(secret, isHex)
+}
+
+// hasOnly reports whether all bytes of a text are of one kind.
+func hasOnly(text string, kind func(byte) bool) bool {
+	for i := 0; i < len(text); i++ {
+		if !kind(text[i]) {
+			return false
+		}
+	}
+	return true
 }
 
 // Account is the account number of the key that v2 uses, and nothing else of
@@ -250,7 +260,7 @@ func payerOf(key string) string {
 // accountOf is the account number of a key, or empty if it has none.
 func accountOf(key string) string {
 	account, _, ok := strings.Cut(key, "/")
-	if !ok || strings.Trim(account, "0123456789") != "" {
+	if !ok || !hasOnly(account, isDigit) {
 		return ""
 	}
 	return account
