@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net/http"
+	"net/textproto"
 	"strconv"
 	"strings"
 )
@@ -85,7 +86,7 @@ func (q *Request) Length() int {
 // mediaType is a Content-Type without its parameters.
 func mediaType(value string) string {
 	media, _, _ := strings.Cut(value, ";")
-	return strings.Trim(media, " \t")
+	return textproto.TrimString(media)
 }
 
 // jsonSpace is JSON's white space (RFC 8259 section 2).
@@ -247,14 +248,20 @@ func appendPercent(dst []byte, c byte) []byte {
 // only come from another handler of the same site, become spaces (RFC 9110
 // section 5.5).
 func appendField(dst []byte, name, value string) []byte {
+	if breaksLine(value) {
+		value = lineBreaks.Replace(value)
+	}
 	dst = append(dst, name...)
 	dst = append(dst, ": "...)
-	start := len(dst)
 	dst = append(dst, value...)
-	for i := start; i < len(dst); i++ {
-		if c := dst[i]; c == '\r' || c == '\n' || c == 0 {
-			dst[i] = ' '
-		}
-	}
 	return append(dst, "\r\n"...)
+}
+
+// lineBreaks makes a value that would end its line harmless.
+var lineBreaks = strings.NewReplacer("\r", " ", "\n", " ", "\x00", " ")
+
+// breaksLine reports whether a value needs lineBreaks. Three searches for one byte
+// are several times as fast as a look at each byte.
+func breaksLine(value string) bool {
+	return strings.IndexByte(value, '\r') >= 0 || strings.IndexByte(value, '\n') >= 0 || strings.IndexByte(value, 0) >= 0
 }
