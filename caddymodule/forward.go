@@ -21,6 +21,10 @@ func (h *Handler) forward(c *call) error {
 		return h.handOff(c)
 	}
 	defer h.bodies.release(c.body)
+	if conn := callerConnOf(c.r); conn != nil { // the body is read: see callerConn
+		conn.unwatched.Store(true)
+		defer conn.unwatched.Store(false)
+	}
 	if h.Spool != nil {
 		h.forwardOrKeep(c)
 	} else if err := c.to.Forward(c.w, c.r, &c.out, &c.trip); err != nil {

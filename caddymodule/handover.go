@@ -37,6 +37,9 @@ const (
 // td_postback answers with `Connection: close`, so that callers that keep their
 // connection come back on a new one.
 //
+// It also spares callers without TLS being watched while their records are on the
+// way: see callerConn.
+//
 // It takes no options and goes into the server's `listener_wrappers`. What waits
 // in the kernel for the closed socket is the kernel's to hand over: through a
 // socket that outlives the configuration (`bind fd/3`), or with
@@ -82,6 +85,7 @@ func (h *Handover) Provision(ctx caddy.Context) error {
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		h.server = server
 		server.RegisterConnState(h.observe)
+		server.RegisterConnContext(withCallerConn)
 	}
 	h.leaving = leavingOf(h.server)
 	events, err := ctx.App("events")
@@ -119,6 +123,15 @@ type onceListener struct {
 	net.Listener
 	once sync.Once
 	err  error
+}
+
+// Accept returns connections that can go unwatched, unless they are wrapped already.
+func (l *onceListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		return &callerConn{TCPConn: tcp}, err
+	}
+	return conn, err
 }
 
 func (l *onceListener) Close() error {

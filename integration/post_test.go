@@ -263,37 +263,52 @@ func TestCutBody(t *testing.T) {
 // TestHalfClosed takes the whole request and then the end of the stream, as
 // simple clients send them: the record must arrive and be answered.
 func TestHalfClosed(t *testing.T) {
-	u := startRecorder(t, nil)
-	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
-	conn := dial(t, g.addr)
-	if _, err := io.WriteString(conn, post(target, asJSON, object)); err != nil {
-		t.Fatal(err)
+	for name, more := range watching {
+		t.Run(name, func(t *testing.T) {
+			u := startRecorder(t, nil)
+			g := serve(t, more, "td_postback {\n upstream "+u.url()+"\n}")
+			conn := dial(t, g.addr)
+			if _, err := io.WriteString(conn, post(target, asJSON, object)); err != nil {
+				t.Fatal(err)
+			}
+			if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			if answer := readReply(t, bufio.NewReader(conn), "POST"); answer.StatusCode != 200 {
+				t.Errorf("got %d", answer.StatusCode)
+			}
+			if got := u.next(t); got.body != object {
+				t.Errorf("v2 saw %q", got.body)
+			}
+		})
 	}
-	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
-	if answer := readReply(t, bufio.NewReader(conn), "POST"); answer.StatusCode != 200 {
-		t.Errorf("got %d", answer.StatusCode)
-	}
-	if got := u.next(t); got.body != object {
-		t.Errorf("v2 saw %q", got.body)
-	}
+}
+
+// watching has global options with which Caddy's server watches for a caller to
+// leave, and with which it does not.
+var watching = map[string]string{
+	"watched":   "",
+	"unwatched": "servers {\n listener_wrappers {\n td_handover\n}\n}",
 }
 
 // TestCallerGone closes the connection right after sending: legacy callers
 // fire and forget, and their records count.
 func TestCallerGone(t *testing.T) {
-	u := startRecorder(t, nil)
-	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
-	for range 50 {
-		conn := dial(t, g.addr)
-		if _, err := io.WriteString(conn, post(target, asJSON, object)); err != nil {
-			t.Fatal(err)
-		}
-		conn.Close()
-		if got := u.next(t); got.body != object {
-			t.Errorf("v2 saw %q", got.body)
-		}
+	for name, more := range watching {
+		t.Run(name, func(t *testing.T) {
+			u := startRecorder(t, nil)
+			g := serve(t, more, "td_postback {\n upstream "+u.url()+"\n}")
+			for range 50 {
+				conn := dial(t, g.addr)
+				if _, err := io.WriteString(conn, post(target, asJSON, object)); err != nil {
+					t.Fatal(err)
+				}
+				conn.Close()
+				if got := u.next(t); got.body != object {
+					t.Errorf("v2 saw %q", got.body)
+				}
+			}
+		})
 	}
 }
 
