@@ -1,6 +1,11 @@
 package caddymodule
 
 import (
+	"cmp"
+	"net/http"
+
+	"github.com/caddyserver/caddy/v2"
+
 	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/spool"
 	"github.com/td-postback/gateway/upstream"
@@ -29,12 +34,17 @@ func (s upstreamSender) SendBatch(group string, records [][]byte) spool.BatchRes
 	answer, sent, err := s.DeliverBatch(to, records, &t)
 	countTrip(&t)
 	result := spool.BatchResult{Result: resultOf(&t, err), Sent: sent}
+	if result.Status == 0 && !result.Ambiguous {
+		result.Sent = 0 // v2 was not reached
+	}
 	for _, record := range records {
 		result.Plain += len(record)
 	}
+	countBatch(len(records), &result)
 	if result.Err == nil {
 		result.Receipts = receiptsOf(answer, len(records), to.Key)
 	}
+	s.warnOfBatch(to, &result)
 	return result
 }
 
@@ -50,4 +60,39 @@ func receiptsOf(answer []byte, n int, key string) []spool.Receipt {
 		receipts[i] = spool.Receipt(r)
 	}
 	return receipts
+}
+
+// ofRecords reports whether v2 refuses a batch with this status for its records or
+// their key, and not since it takes none.
+func ofRecords(status int) bool {
+	switch status {
+	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
+		return true
+	}
+	return false
+}
+
+// warnOfBatch tells of a batch that v2 did not take, or not whole.
+func (s upstreamSender) warnOfBatch(to postback.BatchGroup, result *spool.BatchResult) {
+	key := postback.Credentials{WriteKey: to.Key}
+	account := key.Account()
+	whose := owner{account, postback.Destination{Database: to.Database, Table: to.Table}}
+	logger := caddy.Log().Named(handlerID)
+	switch {
+	case result.NotTaken():
+		warnOfKept(logger, &result.Result, s.host, whose)
+	case result.Status >= http.StatusMultipleChoices:
+		result.Account = cmp.Or(account, "none")
+		if !ofRecords(result.Status) {
+			warnOfNoBatches(logger, &result.Result, s.host)
+		}
+	default:
+		for _, r := range result.Receipts {
+			if !r.Taken {
+				result.Account = cmp.Or(account, "none")
+				warnOfPart(logger, result.Status, r.Words, s.host, whose)
+				break
+			}
+		}
+	}
 }

@@ -89,7 +89,8 @@ var forwardedResults = func() prometheus.Counter {
 func registerMetrics(registry *prometheus.Registry) error {
 	for _, collector := range []prometheus.Collector{
 		requestsTotal, resultsTotal, bodyBytes, upstreamDuration, requestsInFlight, bufferedBytes, retriesTotal, connectionsTotal,
-		buildInfo, spoolRecordsTotal, spoolFatesTotal, spoolDuplicates, spoolCommits, spoolGauges{},
+		buildInfo, spoolRecordsTotal, spoolFatesTotal, spoolDuplicates, spoolRepeatsSafe, spoolCommits,
+		batchRecords, batchBytes, batchPlainBytes, spoolGauges{},
 	} {
 		if err := registry.Register(collector); err != nil && !errors.As(err, new(prometheus.AlreadyRegisteredError)) {
 			return err
@@ -158,12 +159,44 @@ var (
 		Help: "Records sent again although v2 may have taken them before.",
 	})
 
+	spoolRepeatsSafe = prometheus.NewCounter(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "td_postback", Name: "spool_repeats_safe_total",
+		Help: "Records of batches sent again although v2 may have taken them before: it drops the repeat by its uuid.",
+	})
+
+	batchRecords = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "td_postback", Name: "spool_batch_records",
+		Help:    "Records in a batch.",
+		Buckets: []float64{1, 2, 5, 10, 20, 50, 100, 200, 300, 400, maxBatch},
+	})
+
+	batchBytes = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "td_postback", Name: "spool_batch_bytes",
+		Help:    "Bytes sent to v2 for a batch, compressed and with the head.",
+		Buckets: prometheus.ExponentialBuckets(256, 4, 8), // to 4 MiB
+	})
+
+	batchPlainBytes = prometheus.NewCounter(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "td_postback", Name: "spool_batch_plain_bytes_total",
+		Help: "Bytes of the records in the batches that were sent, before they were compressed.",
+	})
+
 	spoolCommits = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Namespace: "caddy", Subsystem: "td_postback", Name: "spool_commit_seconds",
 		Help:    "Time to make records durable, syncs included.",
 		Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
 	})
 )
+
+// countBatch counts a batch, unless nothing of it went to v2.
+func countBatch(records int, r *spool.BatchResult) {
+	if r.Sent == 0 {
+		return
+	}
+	batchRecords.Observe(float64(records))
+	batchBytes.Observe(float64(r.Sent))
+	batchPlainBytes.Add(float64(r.Plain))
+}
 
 // spoolTimes has the counters of spoolRecordsTotal by what a record's time is.
 var spoolTimes = func() (counters [len(postback.RecordTimeNames)]prometheus.Counter) {

@@ -38,7 +38,7 @@ const maxSpoolAge = 7 * 24 * time.Hour
 
 // What the options about batches may be.
 const (
-	maxBatch         = 500 // records, v2's limit
+	maxBatch         = postback.MaxBatch
 	defaultBatchWait = 200 * time.Millisecond
 	maxBatchWait     = time.Minute // longer, and data that is there is missed
 )
@@ -403,6 +403,17 @@ func clusterReporter(place string) func(spool.Event) {
 	}
 }
 
+// countRepeat counts a record that v2 may have taken more than once, or would have if
+// it did not drop the repeat.
+func countRepeat(r *spool.Result) {
+	switch {
+	case r.Ambiguous && r.Safe:
+		spoolRepeatsSafe.Inc()
+	case r.Ambiguous:
+		spoolDuplicates.Inc()
+	}
+}
+
 // settled counts what became of a record, and tells of one that is not
 // delivered.
 func settled(queue string, fate spool.Fate, r spool.Result) {
@@ -413,10 +424,7 @@ func settled(queue string, fate spool.Fate, r spool.Result) {
 		warnOfDeadLetter(logger, fate, &r, host)
 	case spool.RefusedUnkept:
 		refusedUnkept.add(r.Account)
-	case spool.Retried:
-		if r.Ambiguous {
-			spoolDuplicates.Inc()
-		}
-	case spool.Delivered:
+	case spool.Retried, spool.Delivered: // when it was delivered, v2 may have had it before
+		countRepeat(&r)
 	}
 }

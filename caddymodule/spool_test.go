@@ -117,7 +117,12 @@ func (g *spooling) load(t *testing.T, handlers ...string) {
 // post sends a record, and returns the status of the answer.
 func (g *spooling) post(t *testing.T, body string) int {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://gateway"+testEvent+"?td_write_key=1234/"+testSecret, strings.NewReader(body))
+	return g.postTo(t, testEvent+"?td_write_key=1234/"+testSecret, body)
+}
+
+func (g *spooling) postTo(t *testing.T, target, body string) int {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://gateway"+target, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}

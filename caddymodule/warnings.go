@@ -41,6 +41,8 @@ var (
 	limitWarning       = warning{message: "Postback v2 did not take a record"} // likewise
 	keptWarning        = warning{message: "record kept for later"}
 	keptLimitWarning   = warning{message: "record kept for later"} // one account's limit must not hide that v2 is down
+	keptPartWarning    = warning{message: "record kept for later"} // nor must a record that v2 refuses
+	noBatchesWarning   = warning{message: "v2 takes no batches: their records go one by one"}
 	deadLetterWarning  = warning{message: "a kept record became a dead letter"}
 	unkeptWarning      = warning{message: "record neither delivered nor kept"}
 )
@@ -190,6 +192,23 @@ func warnOfKept(logger *zap.Logger, result *spool.Result, host string, owner zap
 	if c := of.check(logger); c != nil {
 		c.Write(zap.Int("status", result.Status), zap.String("upstream", host), zap.Error(result.Err), words(result.Words), zap.Inline(owner),
 			zap.String("advice", advice))
+	}
+}
+
+// warnOfPart tells of a record that v2 refused in a batch, while it took others.
+func warnOfPart(logger *zap.Logger, status int, said, host string, owner zapcore.ObjectMarshaler) {
+	if c := keptPartWarning.check(logger); c != nil {
+		c.Write(zap.Int("status", status), zap.String("upstream", host), words(said), zap.Inline(owner),
+			zap.String("advice", "see v2's words: it refused some records of a batch; they are tried again, and are dead letters after five refusals"))
+	}
+}
+
+// warnOfNoBatches tells of a batch that was refused for another reason than its
+// records.
+func warnOfNoBatches(logger *zap.Logger, result *spool.Result, host string) {
+	if c := noBatchesWarning.check(logger); c != nil {
+		c.Write(zap.Int("status", result.Status), zap.String("upstream", host), words(result.Words),
+			zap.String("advice", "see that upstream is a host with v2's batch API, and that nothing on the way keeps such requests from it; or take batch out of spool"))
 	}
 }
 

@@ -1,9 +1,11 @@
 package integration
 
 import (
+	"compress/gzip"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -309,6 +311,40 @@ func TestRecipeBlocked(t *testing.T) {
 	td.next(t)
 }
 
+func TestRecipeBatches(t *testing.T) {
+	t.Parallel()
+	td := newTreasureData(t)
+	g, _ := runRecipe(t, td, "Many records a second", "SPOOL_DIR="+t.TempDir())
+	const calls = 30
+	for range calls {
+		sent{addr: g.addr, host: recipeHost, path: recipePath}.expect(t, http.StatusOK, "{}")
+	}
+	requests, records := 0, 0
+	for ; records < calls; requests++ {
+		got := td.next(t)
+		unzip, err := gzip.NewReader(strings.NewReader(got.body))
+		if err != nil || got.uri != strings.TrimPrefix(eventPath, "/postback/v3/event") || got.authorization != "TD1 1/abc" {
+			t.Fatalf("got %+v, %v", got, err)
+		}
+		var batch struct {
+			Events []struct{ A, Time int }
+		}
+		if err := json.NewDecoder(unzip).Decode(&batch); err != nil {
+			t.Fatal(err)
+		}
+		for _, record := range batch.Events {
+			if record.A != 1 || record.Time == 0 {
+				t.Errorf("got %+v", record)
+			}
+		}
+		records += len(batch.Events)
+	}
+	if records != calls || requests >= calls {
+		t.Errorf("%d records in %d requests, want %d in fewer", records, requests, calls)
+	}
+	td.none(t)
+}
+
 func TestRecipeJSON(t *testing.T) {
 	t.Parallel()
 	const heading = "JSON instead of a Caddyfile"
@@ -352,7 +388,7 @@ func TestRecipesAreRun(t *testing.T) {
 			t.Errorf("no test runs %q", heading)
 		}
 	}
-	if headings < 7 {
+	if headings < 8 {
 		t.Errorf("only %d recipes", headings)
 	}
 }
