@@ -296,7 +296,26 @@ func probeUpstream(h *Handler, target string) []finding {
 			"Let your name server lead only the legacy hosts to the gateway, and never the names below records.in.treasuredata.com: docs/recipes.md.",
 		}}
 	}
-	return append(checkAnswer(host, answer.status, time.Since(started)), checkClock(host, answer.header.Get("Date"), time.Now())...)
+	all := checkAnswer(host, answer.status, time.Since(started))
+	if h.Spool != nil && h.Spool.Batch > 0 && all[0].severity == inOrder {
+		all = append(all, probeBatches(client, host)...)
+	}
+	return append(all, checkClock(host, answer.header.Get("Date"), time.Now())...)
+}
+
+// probeBatches finds a host that takes Postback, and no batches. It sends a batch
+// without a key.
+func probeBatches(client *upstream.Client, host string) []finding {
+	var trip upstream.Trip
+	_, _, err := client.DeliverBatch(postback.BatchGroup{Database: "td_doctor", Table: "td_doctor"}, [][]byte{[]byte("{}")}, &trip)
+	if err != nil || trip.Status < http.StatusMultipleChoices || ofRecords(trip.Status) || spoolTakes(trip.Status) {
+		return nil
+	}
+	return []finding{{
+		bites,
+		fmt.Sprintf("%s answers %d to a batch of records, so it takes none: each batch is a request in vain, and its records go one by one.", host, trip.Status),
+		"If a proxy of yours answers in v2's place, let it pass POST /DATABASE/TABLE too; or take `batch` out of `spool`.",
+	}}
 }
 
 // keyless takes the answer to a record without a key.
