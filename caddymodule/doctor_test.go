@@ -475,6 +475,12 @@ func TestDoctorCountsMemory(t *testing.T) {
 	if all := checkMemory(e, 896<<20, math.MaxInt64); len(all) > 0 {
 		t.Errorf("%+v", all)
 	}
+	// 16 MiB more for each of the five.
+	e = examineText(t, strings.Replace(healthy, "td_postback us01", "td_postback auto {\n\tspool {\n\t\tbatch 500\n\t}\n}", 1))
+	only(t, checkMemory(e, 975<<20, math.MaxInt64), bites, "976 MiB")
+	if all := checkMemory(e, 976<<20, math.MaxInt64); len(all) > 0 {
+		t.Errorf("%+v", all)
+	}
 }
 
 func TestDoctorCountsFiles(t *testing.T) {

@@ -669,22 +669,34 @@ func unfiltered(encoder json.RawMessage) (missing []string) {
 // hides are the filters after which no key is left in a field.
 var hides = map[string]bool{"td_key": true, "delete": true, "replace": true, "hash": true}
 
+// batchHeadroom is what the records of a queue take that wait for others to share
+// their request, in bytes.
+const batchHeadroom = 16 << 20
+
 // checkMemory compares what the blocks may hold with Go's limit and with what
 // the machine or container has.
 func checkMemory(e *examined, limit, machine int64) []finding {
 	var bodies int64
-	queues := map[string]bool{}
+	queues := map[string]int64{} // what each holds: docs/install.md, "Capacity"
 	for _, b := range e.blocks {
 		bodies += b.handler.MaxBuffered
+		if b.handler.Spool == nil {
+			continue
+		}
+		holds := int64(minHeadroom)
+		if b.handler.Spool.Batch > 0 {
+			holds += batchHeadroom
+		}
 		for _, target := range b.targets() {
-			if b.handler.Spool != nil {
-				queues[target] = true
-			}
+			queues[target] = max(queues[target], holds)
 		}
 	}
-	need := bodies + minHeadroom + int64(len(queues))*minHeadroom // a queue holds as much: docs/install.md, "Capacity"
-	what := fmt.Sprintf("All td_postback blocks together may hold %s (`max_buffered` of each, %s for each queue of a spool, and %s for the rest)",
-		humanize.IBytes(uint64(need)), humanize.IBytes(minHeadroom), humanize.IBytes(minHeadroom)) //nolint:gosec // G115: a size
+	need := bodies + minHeadroom
+	for _, holds := range queues {
+		need += holds
+	}
+	what := fmt.Sprintf("All td_postback blocks together may hold %s (`max_buffered` of each, %s for each queue of a spool and %s more with `batch`, and %s for the rest)",
+		humanize.IBytes(uint64(need)), humanize.IBytes(minHeadroom), humanize.IBytes(batchHeadroom), humanize.IBytes(minHeadroom))
 	switch {
 	case need > machine:
 		return []finding{{
