@@ -3,6 +3,7 @@ package upstream
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -86,6 +87,9 @@ func answerOf(sent []byte) (got *httptest.ResponseRecorder, left int, reusable b
 
 // finalAnswer reads the same answer with net/http.
 func finalAnswer(sent []byte) (status int, body string, err error) {
+	if bytes.Contains(sent, []byte(" :")) || bytes.Contains(sent, []byte("\t:")) {
+		return 0, "", errors.New("such a field is another one for net/http (RFC 9112 section 5.1)")
+	}
 	br := bufio.NewReader(bytes.NewReader(sent))
 	for {
 		resp, err := http.ReadResponse(br, &http.Request{Method: http.MethodPost})

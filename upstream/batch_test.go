@@ -236,6 +236,44 @@ func TestDeliverBatchAnswers(t *testing.T) {
 	}
 }
 
+// FuzzBatchAnswer gives v2's answer to a batch as any bytes, and compares with
+// net/http: what is read of it, and where it ends on a connection that is used again.
+func FuzzBatchAnswer(f *testing.F) {
+	for _, seed := range []string{
+		okAnswer, busyAnswer, refusal,
+		"HTTP/1.1 206 X\r\nTransfer-Encoding: chunked\r\n\r\n1;x\r\n{\r\n1\r\n}\r\n0\r\nX: 1\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+		"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+		"HTTP/1.0 200 OK\r\n\r\nuntil the end",
+		"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, sent []byte) {
+		x := exchanges.Get().(*exchange)
+		defer x.put()
+		x.conn, x.timeout = stubConn{}, time.Second
+		br := bufio.NewReaderSize(bytes.NewReader(sent), answerBuffer)
+		if x.readHead(br) != nil {
+			return
+		}
+		reusable, err := x.keep(br)
+		if len(x.said) > maxReceipts || err != nil && reusable {
+			t.Errorf("read %d bytes, %v, and used again: %v", len(x.said), err, reusable)
+		}
+		if !reusable {
+			return // whatever it means, nothing follows on this connection
+		}
+		if rest, _ := io.Copy(io.Discard, br); rest > 0 {
+			t.Errorf("%d bytes are left on a connection that is used again", rest)
+		}
+		// fasthttp takes more than net/http does.
+		if status, body, err := finalAnswer(sent); err == nil && (x.answer.StatusCode() != status || string(x.said) != body) {
+			t.Errorf("got %d %q, net/http reads %d %q", x.answer.StatusCode(), x.said, status, body)
+		}
+	})
+}
+
 // TestDeliverBatchEarly has v2 refuse a batch by its head, and read no more of it.
 func TestDeliverBatchEarly(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // G404: it must not compress
