@@ -4,7 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"io"
-	"sync"
+	"runtime"
 
 	"github.com/klauspost/compress/gzip"
 
@@ -34,19 +34,28 @@ func (c *Client) DeliverBatch(g postback.BatchGroup, records [][]byte, t *Trip) 
 	return x.said, sent, nil
 }
 
-// compressors are the gzip.Writers that are not in use. Each has 1.2 MB.
-var compressors = sync.Pool{New: func() any {
-	z, err := gzip.NewWriterLevel(io.Discard, gzip.BestSpeed)
-	if err != nil {
-		panic(err) // there is no such level
+// maxCompressors is how many batches are compressed at a time, at most: each takes a
+// compressor of 1.2 MB.
+const maxCompressors = 8
+
+// compressors are those that are not in use: nil before the first use. There are no
+// more than processors, as more at a time would not be faster.
+var compressors = func() chan *gzip.Writer {
+	n := min(runtime.GOMAXPROCS(0), maxCompressors)
+	all := make(chan *gzip.Writer, n)
+	for range n {
+		all <- nil
 	}
-	return z
-}}
+	return all
+}()
 
 // compressBatch makes the body of a batch.
 func compressBatch(records [][]byte) []byte {
+	z := <-compressors
+	if z == nil {
+		z, _ = gzip.NewWriterLevel(io.Discard, gzip.BestSpeed) // fails for another level only
+	}
 	var body bytes.Buffer
-	z := compressors.Get().(*gzip.Writer)
 	z.Reset(&body)
 	write := func(text []byte) { _, _ = z.Write(text) } // memory takes all
 	comma := []byte(",")
@@ -60,7 +69,7 @@ func compressBatch(records [][]byte) []byte {
 	write([]byte("]}"))
 	_ = z.Close()
 	z.Reset(io.Discard) // it must not hold the body
-	compressors.Put(z)
+	compressors <- z
 	return body.Bytes()
 }
 
