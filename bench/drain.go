@@ -37,7 +37,7 @@ type drained struct {
 
 // runDrain has the gateway keep so many records while v2 is down, starts v2, and
 // measures how the records are delivered. With a file, it has a profile of so long
-// from v2's start on.
+// from the first one on.
 func runDrain(records, rounds int, length time.Duration, profile string) error {
 	if err := install("wrk"); err != nil {
 		return err
@@ -96,23 +96,26 @@ func (p *place) drain(records int, length time.Duration, profile string) (d drai
 	}
 	defer standin.stop()
 	profiled := make(chan error, 1)
-	go func() {
+	var began time.Duration
+	err = d.wait(running, func() (err error) {
 		if profile == "" {
 			profiled <- nil
-			return
+		} else {
+			go func() { profiled <- fetchProfile(spoolDrain, length, profile) }()
 		}
-		profiled <- fetchProfile(spoolDrain, length, profile)
-	}()
-	if err := d.wait(running); err != nil {
+		began, err = running.cpu()
+		return err
+	})
+	if err != nil {
 		return d, err
 	}
 	after, err := running.cpu()
 	if err != nil {
 		return d, err
 	}
-	d.cpu = float64((after - before).Microseconds()) / float64(d.records)
+	d.cpu = float64((after - began).Microseconds()) / float64(d.records)
 	if used, err := standin.cpu(); err == nil {
-		log.Printf("the stand-in has taken %.2f µs for each", float64(used.Microseconds())/float64(d.records))
+		log.Printf("the gateway has taken %s until v2's first record, the stand-in %.2f µs for each", began-before, float64(used.Microseconds())/float64(d.records))
 	}
 	if d.peak, err = running.peakMemory(); err != nil {
 		return d, err
@@ -138,8 +141,9 @@ func (p *place) fill(records int) (have int, err error) {
 	return have, nil
 }
 
-// wait waits until v2 has all records and the spool is empty.
-func (d *drained) wait(running *process) error {
+// wait waits until v2 has all records and the spool is empty. It calls begun when v2
+// has the first one.
+func (d *drained) wait(running *process, begun func() error) error {
 	up := time.Now()
 	var first time.Time
 	for ; ; time.Sleep(10 * time.Millisecond) {
@@ -149,6 +153,9 @@ func (d *drained) wait(running *process) error {
 		}
 		if first.IsZero() && now.Events > 0 {
 			first = time.Now()
+			if err := begun(); err != nil {
+				return err
+			}
 		}
 		own, err := memory("/proc/"+strconv.Itoa(running.cmd.Process.Pid), "RssAnon:")
 		if err != nil {

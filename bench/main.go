@@ -99,7 +99,7 @@ func main() {
 	out := flag.String("json", "", "file for the results as JSON")
 	spool := flag.Bool("spool", false, "compare the gateway with and without a spool instead")
 	drain := flag.Int("drain", 0, "compare nothing, but let the gateway deliver so many records that it has kept")
-	profileTo := flag.String("profile", "", "compare nothing, but write a CPU profile of the gateway to this file; with -drain, of its first seconds")
+	profileTo := flag.String("profile", "", "compare nothing, but write a CPU profile of the gateway to this file; with -drain, of the delivery's first seconds")
 	flag.Parse()
 
 	length := time.Duration(*seconds) * time.Second
