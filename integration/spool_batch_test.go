@@ -37,6 +37,16 @@ func sendRecords(t *testing.T, addr, target string, bodies []string) {
 	all.Wait()
 }
 
+// numbered are n records, by their IDs and as bodies.
+func numbered(prefix string, n int) (ids, bodies []string) {
+	ids, bodies = make([]string, n), make([]string, n)
+	for i := range n {
+		ids[i] = prefix + strconv.Itoa(i)
+		bodies[i] = withID(ids[i])
+	}
+	return ids, bodies
+}
+
 // TestBatchPoison sends 2,000 records, 20 of which v2 never takes. It refuses any
 // batch that has one of them, whatever the others are. All others arrive within 15
 // seconds, and each of these is a dead letter.
@@ -258,11 +268,7 @@ func TestBatchTurnedOff(t *testing.T) {
 	var lost atomic.Bool
 	v2 := startBatchV2(t, func(*batchArrival) batchAnswer { return batchAnswer{lost: lost.CompareAndSwap(false, true)} })
 	g := serveSpool(t, v2.URL, "", always)
-	var bodies, ids []string
-	for n := range 100 {
-		ids = append(ids, strconv.Itoa(n))
-		bodies = append(bodies, withID(ids[n]))
-	}
+	ids, bodies := numbered("", 100)
 	sendRecords(t, g.addr, spoolTarget, bodies)
 	for !lost.Load() {
 		time.Sleep(time.Millisecond)
@@ -271,7 +277,7 @@ func TestBatchTurnedOff(t *testing.T) {
 		t.Fatal(problem)
 	}
 	isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, withID("after"))))
-	v2.await(t, append(ids, "after")...)
+	v2.await(t, slices.Concat(ids, []string{"after"})...)
 	g.awaitEmpty(t)
 	if doubles := v2.once(t, ids); doubles == 0 {
 		t.Error("no record came twice: none was lost")
@@ -369,11 +375,7 @@ func TestBatchAnswers(t *testing.T) {
 	for n, tc := range batchAnswerCases {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			var bodies, ids []string
-			for i := range 20 {
-				ids = append(ids, fmt.Sprintf("%d-%d", n, i))
-				bodies = append(bodies, withID(ids[i]))
-			}
+			ids, bodies := numbered(strconv.Itoa(n)+"-", 20)
 			table := "/tbl" + strconv.Itoa(n)
 			sendRecords(t, g.addr, fmt.Sprintf("/postback/v3/event/db%s?td_write_key=%d/%s", table, 1000+n, spoolSecret), bodies)
 			if tc.goes == notAtAll {
