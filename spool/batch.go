@@ -19,6 +19,10 @@ const (
 	maxForming = 16 << 20
 	batchCost  = 512
 
+	// batchWeight makes a byte in a batch take more of the room than another: 16 MiB
+	// on their way are enough for 80,000 small records a second, 200 ms away.
+	batchWeight = 4
+
 	// maxRefusals is how often a receipt refuses a record until it is a dead letter.
 	maxRefusals = 5
 )
@@ -257,7 +261,7 @@ func (d *Deliverer) sendFormed(ctx context.Context, before time.Time) {
 // sendBatch sends a batch as soon as there is room. If ctx ends before, it puts the
 // records back.
 func (d *Deliverer) sendBatch(ctx context.Context, b *batch) {
-	release, err := d.occupy(ctx, b.held)
+	release, err := d.occupy(ctx, batchWeight*b.held)
 	if err != nil {
 		d.putBack(b.items)
 		return
