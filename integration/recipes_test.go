@@ -323,8 +323,8 @@ func TestRecipeBatches(t *testing.T) {
 		if got.uri != strings.TrimPrefix(eventPath, "/postback/v3/event") || got.authorization != "TD1 1/abc" {
 			t.Fatalf("got %+v", got)
 		}
-		for _, record := range eventsIn(t, got.body) {
-			if records++; !strings.HasPrefix(string(record), `{"a":1,"time":`) {
+		for _, record := range recordsIn(t, []byte(got.body)) {
+			if records++; !strings.HasPrefix(record, `{"a":1,"time":`) {
 				t.Errorf("got %s", record)
 			}
 		}

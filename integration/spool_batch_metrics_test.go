@@ -1,8 +1,6 @@
 package integration
 
 import (
-	"compress/gzip"
-	"encoding/json"
 	"io"
 	"net"
 	"net/http"
@@ -50,7 +48,7 @@ func TestBatchMetrics(t *testing.T) {
 		want["spool_batch_records_count"]++
 		want["spool_batch_bytes_count"]++
 		want["spool_batch_bytes_sum"] += float64(len(s.line+"\r\n"+strings.Join(s.fields, "\r\n")+"\r\n\r\n") + len(s.body))
-		for _, record := range eventsIn(t, s.body) {
+		for _, record := range recordsIn(t, []byte(s.body)) {
 			want["spool_batch_records_sum"]++
 			want["spool_batch_plain_bytes_total"] += float64(len(record))
 		}
@@ -64,18 +62,4 @@ func TestBatchMetrics(t *testing.T) {
 	if want["spool_batch_records_sum"] != 2*records || got["spool_duplicates_possible_total"] != 0 {
 		t.Errorf("v2 saw %v records, and there were %v possible doubles", want["spool_batch_records_sum"], got["spool_duplicates_possible_total"])
 	}
-}
-
-// eventsIn are the records in the body of a batch, byte for byte.
-func eventsIn(t *testing.T, body string) []json.RawMessage {
-	t.Helper()
-	unzip, err := gzip.NewReader(strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var batch struct{ Events []json.RawMessage }
-	if err := json.NewDecoder(unzip).Decode(&batch); err != nil {
-		t.Fatal(err)
-	}
-	return batch.Events
 }
