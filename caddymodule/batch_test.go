@@ -170,12 +170,14 @@ func TestSendBatch(t *testing.T) {
 		}, spool.BatchResult{Result: spool.Result{Ambiguous: true}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var body []byte
+			bodies := make(chan []byte, 1)
 			counts, sender := batchV2(t, func(w http.ResponseWriter, r *http.Request) {
+				var body []byte
 				unzip, err := gzip.NewReader(r.Body)
 				if err == nil {
 					body, err = io.ReadAll(unzip)
 				}
+				bodies <- body
 				if err != nil || r.URL.Path != "/mydb/mytable" || r.Header.Get("Authorization") != "TD1 "+batchKey {
 					t.Errorf("got %s %v, %v", r.URL.Path, r.Header, err)
 				}
@@ -184,7 +186,8 @@ func TestSendBatch(t *testing.T) {
 			records := [][]byte{[]byte(`{"a":1}`), []byte(`{"b":"` + strings.Repeat("x", 10_000) + `"}`)}
 			before := sums(t, batchRecords, batchBytes, batchPlainBytes)
 			got := sender.SendBatch(postback.BatchGroup{Database: "mydb", Table: "mytable", Key: batchKey}.String(), records)
-			if want := `{"events":[` + string(records[0]) + `,` + string(records[1]) + `]}`; string(body) != want {
+			body, want := <-bodies, `{"events":[`+string(records[0])+`,`+string(records[1])+`]}`
+			if string(body) != want {
 				t.Errorf("v2 got %.100s, want %.100s", body, want)
 			}
 			plain, sent := len(records[0])+len(records[1]), int(counts.bytes.Load())

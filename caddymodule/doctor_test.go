@@ -17,6 +17,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -665,24 +666,24 @@ func TestDoctorAsksV2(t *testing.T) {
 // TestDoctorAsksForBatches: a host that takes Postback may take no batches.
 func TestDoctorAsksForBatches(t *testing.T) {
 	for status, severity := range map[int]severity{200: inOrder, 400: inOrder, 401: inOrder, 403: inOrder, 503: inOrder, 301: bites, 404: bites, 405: bites, 415: bites} {
-		batches := 0
+		var batches atomic.Int32
 		v2 := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if strings.HasPrefix(r.URL.Path, "/postback/") {
 				w.WriteHeader(http.StatusForbidden)
 				return
 			}
-			if batches++; r.Method != http.MethodPost || r.URL.Path != "/td_doctor/td_doctor" || r.Header.Get("Authorization") != "TD1" {
+			if batches.Add(1); r.Method != http.MethodPost || r.URL.Path != "/td_doctor/td_doctor" || r.Header.Get("Authorization") != "TD1" {
 				t.Errorf("it sent %s %s %v", r.Method, r.URL, r.Header)
 			}
 			w.WriteHeader(status)
 		}))
 		all := probeUpstream(probing(t, v2.URL, "spool {\nbatch 500\n}"), v2.URL)
 		worst := slices.MinFunc(all, func(a, b finding) int { return cmp.Compare(a.severity, b.severity) })
-		if batches != 1 || worst.severity != severity {
-			t.Errorf("%d, and %d batches: %+v", status, batches, all)
+		if batches.Load() != 1 || worst.severity != severity {
+			t.Errorf("%d, and %d batches: %+v", status, batches.Load(), all)
 		}
 		probeUpstream(probing(t, v2.URL, "spool"), v2.URL)
-		if batches != 1 {
+		if batches.Load() != 1 {
 			t.Error("without the option, it asks for batches")
 		}
 		v2.Close()
