@@ -94,6 +94,7 @@ func (n *Node) URL() string { return "nats://" + n.User + n.Addr }
 func (n *Node) Start(t testing.TB) {
 	t.Helper()
 	n.cmd = exec.Command(n.binary, "-c", n.config) //nolint:gosec,noctx // G204: by Build
+	dieWithTest(n.cmd)
 	if err := n.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
