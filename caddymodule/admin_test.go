@@ -221,6 +221,50 @@ func TestReplayAllLeavesWhatV2Has(t *testing.T) {
 	}
 }
 
+// inClearLog is a Log with dead letters alone, of which every tenth cannot be
+// replayed.
+type inClearLog struct {
+	spool.Log
+	letters  []spool.Letter
+	replayed int
+}
+
+func (l *inClearLog) Letters(_ string, after spool.ID, limit int) ([]spool.Letter, error) {
+	rest := l.letters[after:]
+	return rest[:min(len(rest), limit)], nil
+}
+
+func (l *inClearLog) Replay(_ string, ids ...spool.ID) (n int, err error) {
+	var left *spool.NotReplayedError
+	for _, id := range ids {
+		if id%10 == 0 {
+			left = left.Add(&spool.NotReplayedError{IDs: []spool.ID{id}, Why: errors.New("it is in clear")})
+			continue
+		}
+		n++
+	}
+	l.replayed += n
+	if left != nil {
+		err = left
+	}
+	return n, err
+}
+
+// TestReplayAllGoesOn: dead letters that cannot be replayed are named, and the others
+// are replayed, also those that are listed behind them.
+func TestReplayAllGoesOn(t *testing.T) {
+	log := &inClearLog{}
+	for id := range 2*maxListed + 100 {
+		log.letters = append(log.letters, spool.Letter{ID: spool.ID(id + 1)})
+	}
+	s := selected{log: log, all: true}
+	n, err := s.change(t.Context(), spool.Log.Replay, undelivered)
+	if n != 1890 || log.replayed != n || err == nil ||
+		err.Error() != "1890 replayed, and 210 not replayed: dead letter 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, and 200 more: it is in clear" {
+		t.Errorf("%d, %v", n, err)
+	}
+}
+
 // TestAdminShowsBodies shows bodies byte for byte, UTF-8 or not, and no key of
 // the head, wherever it stands.
 func TestAdminShowsBodies(t *testing.T) {

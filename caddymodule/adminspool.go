@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -294,21 +295,37 @@ func changeLetters(w http.ResponseWriter, r *http.Request, change func(spool.Log
 	if s.all == (len(s.ids) > 0) {
 		return badRequest("give one or more id, or all=true")
 	}
-	total, began := 0, time.Now()
-	for more := true; more; {
+	total, err := s.change(r.Context(), change, meant)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, map[string]int{"letters": total})
+}
+
+// change applies a change to what is selected. What cannot be replayed does
+// not keep others from it.
+func (s *selected) change(ctx context.Context, change func(spool.Log, string, ...spool.ID) (int, error), meant func(spool.Letter) bool) (total int, err error) {
+	var left *spool.NotReplayedError
+	began := time.Now()
+	for more := true; more; more = more && s.all {
 		if s.all {
 			if more, err = s.nextLetters(began, meant); err != nil {
-				return err
+				return total, err
 			}
 		}
 		n, err := change(s.log, s.queue, s.ids...)
 		total += n
-		if err = errors.Join(err, r.Context().Err()); err != nil {
-			return err
+		if some := (*spool.NotReplayedError)(nil); errors.As(err, &some) {
+			left, err = left.Add(some), nil
 		}
-		more = more && s.all
+		if err = errors.Join(err, ctx.Err()); err != nil {
+			return total, err
+		}
 	}
-	return writeJSON(w, http.StatusOK, map[string]int{"letters": total})
+	if left != nil {
+		return total, fmt.Errorf("%d replayed, and %d %w", total, len(left.IDs), left)
+	}
+	return total, nil
 }
 
 // nextLetters selects some more dead letters that are meant, but none that died

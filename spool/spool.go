@@ -14,6 +14,9 @@ package spool
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -149,7 +152,8 @@ type Log interface {
 	Letters(queue string, after ID, limit int) ([]Letter, error)
 
 	// Replay makes dead letters records again, Drop deletes them for good. Both
-	// return how many there were under these IDs.
+	// return how many there were under these IDs. NotReplayedError says which ones Replay
+	// has left as they are.
 	Replay(queue string, ids ...ID) (int, error)
 	Drop(queue string, ids ...ID) (int, error)
 
@@ -169,3 +173,37 @@ var (
 	// ErrClosed: the Log is closed.
 	ErrClosed = errors.New("the spool is closed")
 )
+
+// NotReplayedError is an error about dead letters that cannot be replayed, since nobody
+// could deliver them. It does not keep others from being replayed.
+type NotReplayedError struct {
+	IDs []ID
+	Why error // of the first one
+}
+
+// mostNamed is how many IDs an error names.
+const mostNamed = 10
+
+// Error names some of them.
+func (n *NotReplayedError) Error() string {
+	var named []string
+	for _, id := range n.IDs[:min(len(n.IDs), mostNamed)] {
+		named = append(named, strconv.FormatUint(uint64(id), 10))
+	}
+	if more := len(n.IDs) - len(named); more > 0 {
+		named = append(named, fmt.Sprintf("and %d more", more))
+	}
+	return fmt.Sprintf("not replayed: dead letter %s: %v", strings.Join(named, ", "), n.Why)
+}
+
+// Unwrap returns why.
+func (n *NotReplayedError) Unwrap() error { return n.Why }
+
+// Add adds others.
+func (n *NotReplayedError) Add(more *NotReplayedError) *NotReplayedError {
+	if n == nil {
+		return more
+	}
+	n.IDs = append(n.IDs, more.IDs...)
+	return n
+}

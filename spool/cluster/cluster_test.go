@@ -526,6 +526,29 @@ func TestForged(t *testing.T) {
 	}
 }
 
+// Dead letters that cannot be read are named, and do not keep others from being
+// replayed.
+func TestReplayGoesOn(t *testing.T) {
+	l := open(t, cluster(t), func(c *Config) { c.Key = bytes.Repeat([]byte{1}, 32) })
+	clear := open(t, cluster(t), nil)
+	for i, from := range []*Log{clear, l, clear, l} {
+		add(t, from, testQueue, fmt.Sprint(i))
+		if err := from.Queue(testQueue).Bury(take(t, from.Queue(testQueue), 1)[0], spool.Verdict{Status: 400, Reason: "refused"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	depth(t, l, testQueue, 0, 4)
+	n, err := l.Replay(testQueue, 1, 2, 3, 4)
+	var left *spool.NotReplayedError
+	if n != 2 || !errors.As(err, &left) || !slices.Equal(left.IDs, []spool.ID{1, 3}) || errors.Is(err, spool.ErrUnavailable) {
+		t.Errorf("replayed %d, %v", n, err)
+	}
+	if err != nil && !strings.Contains(err.Error(), "dead letter 1, 3: the record was kept without a key") {
+		t.Errorf("it says %v", err)
+	}
+	depth(t, l, testQueue, 2, 2)
+}
+
 func TestSealer(t *testing.T) {
 	s, err := newSealer(bytes.Repeat([]byte{1}, 32))
 	if err != nil {

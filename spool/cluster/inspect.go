@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -353,8 +352,8 @@ func (l *Log) record(queue string, m *jetstream.RawStreamMsg) spool.Record {
 func (l *Log) Replay(queue string, ids ...spool.ID) (int, error) {
 	return l.each(queue, ids, func(letter *jetstream.RawStreamMsg) error {
 		data, err := l.unseal(queue, letter.Header, letter.Data)
-		if err != nil {
-			return fmt.Errorf("dead letter %d: %w", letter.Sequence, err) // nobody would deliver it
+		if err != nil { // nobody would deliver it
+			return &spool.NotReplayedError{IDs: []spool.ID{spool.ID(letter.Sequence)}, Why: err}
 		}
 		m := &nats.Msg{
 			Subject: l.recordSubject(l.laneFor(tokenOf(queue), data)),
@@ -377,8 +376,10 @@ func (l *Log) Drop(queue string, ids ...spool.ID) (int, error) {
 	return l.each(queue, ids, func(*jetstream.RawStreamMsg) error { return nil })
 }
 
-// each does something with dead letters, and deletes them. It counts them.
+// each does something with dead letters, and deletes them. It counts them. One that
+// cannot be replayed stays.
 func (l *Log) each(queue string, ids []spool.ID, do func(*jetstream.RawStreamMsg) error) (n int, err error) {
+	var left *spool.NotReplayedError
 	subject := l.letterSubject(tokenOf(queue))
 	for _, id := range ids {
 		err := l.ask(func(ctx context.Context) error {
@@ -389,7 +390,12 @@ func (l *Log) each(queue string, ids []spool.ID, do func(*jetstream.RawStreamMsg
 			if err != nil {
 				return err
 			}
-			if err := do(letter); err != nil {
+			var one *spool.NotReplayedError
+			switch err := do(letter); {
+			case errors.As(err, &one):
+				left = left.Add(one)
+				return nil
+			case err != nil:
 				return err
 			}
 			if err := l.letters.DeleteMsg(ctx, letter.Sequence); err != nil {
@@ -401,6 +407,9 @@ func (l *Log) each(queue string, ids []spool.ID, do func(*jetstream.RawStreamMsg
 		if err != nil {
 			return n, err
 		}
+	}
+	if left != nil {
+		return n, left
 	}
 	return n, nil
 }
