@@ -122,6 +122,38 @@ func sandboxBatch(t *testing.T, g *gateway) {
 	}
 }
 
+// TestSandboxTakesBatches is the sandbox as the upstream of a gateway whose spool has
+// batches, as docs/spool.md has it.
+func TestSandboxTakesBatches(t *testing.T) {
+	t.Parallel()
+	stand := command(t, "--sandbox")
+	g := serveSpool(t, stand.url(""), "", always)
+	saysNoSecret(t, stand.process)
+	const printed = "key 1234/… via Authorization, by batch  "
+	target := func(table string) string { return strings.Replace(spoolTarget, "/tbl", "/"+table, 1) }
+	for _, table := range []string{"one", "answer_206", "answer_422"} {
+		isTaken(t, raw(t, g.addr, post(target(table), asJSON, `{"time":`+minuteAgo+`}`)))
+	}
+	isTaken(t, raw(t, g.addr, post(target("answer_206"), asJSON, `{"refused":1}`)))
+	isTaken(t, raw(t, g.addr, post(target("alone"), asJSON, `{"uuid":1}`)))
+	for table, line := range map[string]string{
+		"one":        "record db.one  " + printed + `{"time":` + minuteAgo + "}\n",
+		"answer_206": "record db.answer_206  " + printed + `{"time":` + minuteAgo + "}\n",
+		"failing":    "refused db.answer_206  " + printed + "206 a record with a member refused",
+		"answer_422": "refused db.answer_422  " + printed + "422 this table takes no record",
+		"alone":      `record db.alone  key 1234/… via X-TD-Write-Key  {"uuid":1,"td_record_time":`,
+	} {
+		stand.await(t, line, 1)
+		if strings.Count(stand.text(), line) != 1 && table != "failing" {
+			t.Errorf("%s: it has printed\n%s", table, stand.text())
+		}
+	}
+	g.awaitDead(t, "answer_422", 422, 1)
+	if s := g.state(t); s.records() != 1 || s.dead() != 1 { // the failing one is tried again
+		t.Errorf("got %+v", s)
+	}
+}
+
 func TestCommandForwards(t *testing.T) {
 	u := startRecorder(t, nil)
 	g := command(t, "--upstream", u.url(), "--max-body", "1KB")
