@@ -1,67 +1,101 @@
 package integration
 
 import (
-	"sync/atomic"
+	"math/rand/v2"
 	"testing"
-	"time"
 )
 
-// TestBatchSurvivesKill kills the gateway again and again while callers send, stops it
-// in good order now and then, with a v2 that loses answers, fails some records of a batch and is down, at random. In the
-// end v2, which drops repeats by their uuid, has each record exactly once whose
-// caller was told 200. Without that it would have doubles.
+// batchKills is a gateway that is killed again and again while callers send, with a
+// v2 in trouble.
+type batchKills struct {
+	*spooling
+	v2      *batchV2
+	callers *traffic
+	start   func() *process
+}
+
+func startBatchKills(t *testing.T, dir string) *batchKills {
+	v2 := startTrouble(t)
+	addr, socket := outsideSocket(t)
+	g := &spooling{admin: freeAddr(t), dir: dir + "/spool"}
+	config := socketCaddyfile(g.admin, spoolBlock(v2.URL, g.dir, "", always+"batch_wait 20ms\n drain_rate 100000"))
+	return &batchKills{g, v2, startTraffic(t, addr, 8, 1<<30, ""), func() *process {
+		p := startOn(t, config, socket)
+		saysNoSecret(t, p)
+		return p
+	}}
+}
+
+// check starts the gateway once more, with a v2 that is well. In the end v2, which
+// drops repeats by their uuid, has each record exactly once whose caller was told 200,
+// and none twice. Without that it would have doubles.
+func (k *batchKills) check(t *testing.T, each int) {
+	k.start()
+	k.callers.await(t, each)
+	k.callers.stop()
+	k.v2.calm.Store(true)
+	k.v2.await(t, k.callers.acked...)
+	k.awaitEmpty(t)
+	doubles := k.v2.once(t, k.callers.acked)
+	if doubles == 0 {
+		t.Error("no record came twice: this shows nothing")
+	}
+	for id, times := range k.v2.taken { // those whose callers were told nothing too
+		if times > 1 {
+			t.Errorf("record %s is at v2 %d times", id, times)
+		}
+	}
+	if n := k.state(t).dead(); n > 0 {
+		t.Errorf("%d dead letters", n)
+	}
+	if n := k.v2.singles("/tbl"); n > 0 {
+		t.Errorf("%d records came by Postback", n)
+	}
+	t.Logf("%d records acknowledged, %d callers cut, %d requests, %d records would be there twice",
+		len(k.callers.acked), k.callers.cut, len(k.v2.all()), doubles)
+}
+
+// TestBatchSurvivesKill kills the gateway, and stops it in good order now and then.
 func TestBatchSurvivesKill(t *testing.T) {
 	t.Parallel()
 	kills, each := 6, 600
 	if underRace() {
 		kills, each = 3, 200
 	}
-	var calm atomic.Bool
-	v2 := startBatchV2(t, func(a *batchArrival) batchAnswer {
-		if calm.Load() {
-			return batchAnswer{}
-		}
-		return trouble(a)
-	})
-	addr, socket := outsideSocket(t)
-	g := &spooling{admin: freeAddr(t), dir: t.TempDir() + "/spool"}
-	config := socketCaddyfile(g.admin, spoolBlock(v2.URL, g.dir, "", always+"batch_wait 20ms\n drain_rate 100000"))
-	callers := startTraffic(t, addr, 8, 1<<30, "")
+	k := startBatchKills(t, t.TempDir())
 	for n := range kills {
-		p := startOn(t, config, socket)
-		saysNoSecret(t, p)
-		callers.await(t, each)
+		p := k.start()
+		k.callers.await(t, each)
 		if n%3 == 2 {
 			p.stop()
 		} else {
 			kill(p)
 		}
 	}
-	p := startOn(t, config, socket)
-	saysNoSecret(t, p)
-	callers.await(t, each)
-	callers.stop()
-	calm.Store(true)
-	began := time.Now()
-	v2.await(t, callers.acked...)
-	g.awaitEmpty(t)
-	doubles := v2.once(t, callers.acked)
-	if doubles == 0 {
-		t.Error("no record came twice: this shows nothing")
+	k.check(t, each)
+}
+
+// TestBatchPowerCut cuts the power: what the disk forgets that it had delivered comes
+// again with the same uuid. The gateway goes first. If it saw its disk fail, it would
+// forward what it cannot keep, by Postback.
+func TestBatchPowerCut(t *testing.T) {
+	t.Parallel()
+	cuts, each := 8, 100
+	if underRace() {
+		cuts = 4
 	}
-	for id, times := range v2.taken { // those whose callers were told nothing too
-		if times > 1 {
-			t.Errorf("record %s is at v2 %d times", id, times)
-		}
+	seed := rand.Uint64()                    //nolint:gosec // G404: a test
+	chance := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // G404: a test
+	disk := mountForgetful(t)
+	k := startBatchKills(t, disk.dir)
+	forgotten := 0
+	for range cuts {
+		p := k.start()
+		k.callers.await(t, 1+chance.IntN(2*each))
+		kill(p)
+		forgotten += disk.cut(chance)
+		disk.mount(t)
 	}
-	if n := g.state(t).dead(); n > 0 {
-		t.Errorf("%d dead letters", n)
-	}
-	for _, a := range v2.all() {
-		if !a.batch {
-			t.Errorf("a record came by Postback: %s", a.target)
-		}
-	}
-	t.Logf("%d records acknowledged, %d callers cut, %d requests, %d would be there twice; the last one %s after the end",
-		len(callers.acked), callers.cut, len(v2.all()), doubles, time.Since(began))
+	k.check(t, each)
+	t.Logf("%d cuts (seed %d), %d unsynced changes forgotten", cuts, seed, forgotten)
 }

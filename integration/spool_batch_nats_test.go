@@ -3,7 +3,6 @@ package integration
 import (
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/td-postback/gateway/spool/cluster/natstest"
@@ -21,13 +20,7 @@ func TestBatchOnNATS(t *testing.T) {
 		n.Start(t)
 		urls = append(urls, n.URL())
 	}
-	var calm atomic.Bool
-	v2 := startBatchV2(t, func(a *batchArrival) batchAnswer {
-		if calm.Load() {
-			return batchAnswer{}
-		}
-		return trouble(a)
-	})
+	v2 := startTrouble(t)
 	site := "td_postback {\n upstream " + v2.URL + "\n retries 0\n" +
 		" spool nats " + strings.Join(urls, " ") + " {\n max_size 1GiB\n drain_rate 100000\n " + always + "\n }\n}"
 	one, other := serveSpoolSite(t, "", site), serveSpoolSite(t, "", site)
@@ -40,7 +33,7 @@ func TestBatchOnNATS(t *testing.T) {
 	second.await(t, each)
 	first.stop()
 	second.stop()
-	calm.Store(true)
+	v2.calm.Store(true)
 	acked := slices.Concat(first.acked, second.acked)
 	v2.await(t, acked...)
 	other.awaitEmpty(t)

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 type batchV2 struct {
 	*httptest.Server
 	inner sandbox.Sandbox
+	calm  atomic.Bool // says says nothing any more
 
 	// says is v2's own word on a request, before it is taken. It may be nil.
 	says func(a *batchArrival) batchAnswer
@@ -79,7 +81,7 @@ func (v2 *batchV2) serve(t *testing.T, w http.ResponseWriter, r *http.Request) {
 	}
 	a := v2.arrive(t, r, body)
 	var say batchAnswer
-	if v2.says != nil {
+	if v2.says != nil && !v2.calm.Load() {
 		say = v2.says(a)
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -255,18 +257,20 @@ func (v2 *batchV2) once(t *testing.T, ids []string) (doubles int) {
 // dice is chance in percent.
 func dice(percent int) bool { return rand.IntN(100) < percent } //nolint:gosec // a test's dice
 
-// trouble is a v2 that loses answers, fails some records of a batch, and is down,
-// each at random.
-func trouble(a *batchArrival) batchAnswer {
-	switch {
-	case dice(10):
-		return batchAnswer{lost: true}
-	case dice(5):
-		return batchAnswer{status: http.StatusServiceUnavailable}
-	case dice(5):
-		return batchAnswer{failed: someOf(a)}
-	}
-	return batchAnswer{}
+// startTrouble starts a v2 that loses answers, fails some records of a batch, and is
+// down, each at random, until it is calm.
+func startTrouble(t *testing.T) *batchV2 {
+	return startBatchV2(t, func(a *batchArrival) batchAnswer {
+		switch {
+		case dice(10):
+			return batchAnswer{lost: true}
+		case dice(5):
+			return batchAnswer{status: http.StatusServiceUnavailable}
+		case dice(5):
+			return batchAnswer{failed: someOf(a)}
+		}
+		return batchAnswer{}
+	})
 }
 
 // someOf picks a fifth of the records of a batch.
