@@ -370,7 +370,9 @@ func (d *Deliverer) readReceipts(items []item, sent time.Time, r BatchResult) {
 		switch {
 		case r.Receipts == nil && r.Status != statusPartial, r.Receipts != nil && r.Receipts[n].Taken:
 			one.Ambiguous = d.marks.get(i.ID).expired(sent)
-			d.delivered(i.Entry, one)
+			d.marks.forget(i.ID)
+			d.queue.AckSafe(i.Entry)
+			d.tell(Delivered, one)
 			continue
 		case r.Receipts != nil:
 			one.Words = r.Receipts[n].Words

@@ -180,6 +180,8 @@ func (m *memory) Ack(e spool.Entry) {
 	m.answer(e, acked)
 }
 
+func (m *memory) AckSafe(e spool.Entry) { m.Ack(e) }
+
 func (m *memory) Later(e spool.Entry, after time.Duration) {
 	m.mu.Lock()
 	r := m.answer(e, waiting)

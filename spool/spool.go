@@ -77,6 +77,10 @@ type Queue interface {
 	// durable.
 	Ack(Entry)
 
+	// AckSafe is Ack for a record of which v2 drops a repeat. That has more time to
+	// become durable.
+	AckSafe(Entry)
+
 	// Later puts a record back. It is given out again after a while. 0 means that
 	// it was not tried.
 	Later(Entry, time.Duration)

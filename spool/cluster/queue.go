@@ -230,6 +230,9 @@ func (q *queue) Ack(e spool.Entry) {
 	}
 }
 
+// AckSafe is Ack.
+func (q *queue) AckSafe(e spool.Entry) { q.Ack(e) }
+
 // Later puts a record back.
 func (q *queue) Later(e spool.Entry, after time.Duration) {
 	msg := q.release(e)

@@ -15,7 +15,7 @@ import (
 )
 
 // This file is the group commit. One goroutine per queue writes: while it
-// syncs, the next records gather. Nobody waits longer for that.
+// syncs, the next records gather.
 
 const (
 	maxBatchBytes   = 4 << 20
@@ -24,9 +24,17 @@ const (
 	// recordOverhead is about what a record takes beside its data.
 	recordOverhead = 64
 
-	// ackDelay is how long acks gather before they go to disk without a record.
-	ackDelay = 20 * time.Millisecond
-	maxAcks  = 4096
+	// gatherTime is how long a commit waits at most for as many records as the last
+	// one had. Callers who have just got their answers may send the next ones, and a
+	// commit costs the same for many as for one.
+	gatherTime = 3 * time.Millisecond
+
+	// ackDelay is how long acks gather before they go to disk, and safeDelay the same
+	// of records of which v2 drops a repeat. A page of the file has some records: it
+	// is written again as often as acks of them go to disk one after the other.
+	ackDelay  = 20 * time.Millisecond
+	safeDelay = 500 * time.Millisecond
+	maxAcks   = 16384
 
 	// tidyPause is how often files are closed and made smaller.
 	tidyPause = time.Second
@@ -77,6 +85,9 @@ func (q *queue) append(r spool.Record) error {
 	}
 	b.records = append(b.records, r)
 	b.bytes += size
+	if len(b.records) == q.enough {
+		notify(q.wake)
+	}
 	q.mu.Unlock()
 	<-b.done
 	return b.err
@@ -102,6 +113,7 @@ func (q *queue) run() {
 	var tidied time.Time // at once: what a killed process has left may need no space
 	timer := time.NewTimer(0)
 	for {
+		q.gather(timer)
 		t := q.todo()
 		q.do(t)
 		if time.Since(tidied) > tidyPause {
@@ -116,6 +128,24 @@ func (q *queue) run() {
 			return
 		}
 		timer.Reset(t.wait)
+		select {
+		case <-q.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// gather waits for the records that make a commit worth its while, if there are any.
+func (q *queue) gather(timer *time.Timer) {
+	until := time.Now().Add(gatherTime)
+	for wait := gatherTime; wait > 0; wait = time.Until(until) {
+		q.mu.Lock()
+		done := len(q.waiting) != 1 || len(q.waiting[0].records) >= q.enough || q.closed
+		q.mu.Unlock()
+		if done {
+			return
+		}
+		timer.Reset(wait)
 		select {
 		case <-q.wake:
 		case <-timer.C:
@@ -144,6 +174,7 @@ func (q *queue) todo() todo {
 	q.orders = nil
 	if len(q.waiting) > 0 {
 		t.batch, q.waiting = q.waiting[0], q.waiting[1:]
+		q.enough = len(t.batch.records)
 	}
 	now := time.Now()
 	for _, s := range q.segments {
@@ -153,8 +184,8 @@ func (q *queue) todo() todo {
 		if len(s.acked) == 0 {
 			continue
 		}
-		left := ackDelay - now.Sub(s.ackedAt)
-		if left <= 0 || q.closed || len(s.acked) >= maxAcks && left <= ackDelay {
+		left := s.acksLeft(now)
+		if left <= 0 || q.closed {
 			t.acks = append(t.acks, s)
 		} else {
 			t.wait = min(t.wait, left)
@@ -213,7 +244,11 @@ func (q *queue) write(b *batch) error {
 	q.next += spool.ID(len(b.records)) // also if it fails: an ID is used once
 	q.mu.Unlock()
 	c := change{putID: first, puts: q.encode(s, first, b.records)}
-	if err := q.change(s, &c); err != nil {
+	var acks []spool.ID
+	if q.acksAreDue(s) {
+		acks = q.acksOf(s)
+	}
+	if err := q.changeWith(s, acks, &c); err != nil {
 		if !isNoSpace(err) {
 			// Nobody knows what of it will be on the disk: records that come
 			// now must not depend on that.
@@ -324,13 +359,21 @@ func (q *queue) change(s *segment, changes ...*change) error {
 
 // changeWith is change with only these acks.
 func (q *queue) changeWith(s *segment, ids []spool.ID, changes ...*change) error {
-	started := time.Now()
 	acks := change{acks: ids}
+	q.mu.Lock()
+	due := s.acksDue
+	if len(ids) > 0 {
+		s.acksDue = time.Time{} // until one comes meanwhile
+	}
+	q.mu.Unlock()
 	st, size, err := s.commit(append(changes, &acks)...)
 	if err != nil {
 		if s.isDamaged(err) {
 			q.blame(s, err)
 		}
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		s.acksDue = due
 		return err
 	}
 	q.mu.Lock()
@@ -339,7 +382,6 @@ func (q *queue) changeWith(s *segment, ids []spool.ID, changes ...*change) error
 	for _, id := range acks.acks {
 		delete(s.acked, id)
 	}
-	s.ackedAt = started // at the earliest, of those that came meanwhile
 	for _, c := range changes {
 		q.disk.dying.Add(-c.reserved)
 		c.reserved = 0
@@ -402,6 +444,22 @@ func (q *queue) abandon(s *segment) {
 	}
 }
 
+// acksLeft is how long the acks of a segment have time. The queue's mutex is held.
+func (s *segment) acksLeft(now time.Time) time.Duration {
+	left := s.acksDue.Sub(now)
+	if len(s.acked) >= maxAcks {
+		left = 0
+	}
+	return max(left, s.acksHeld.Sub(now))
+}
+
+// acksAreDue reports whether acks of a segment shall go to disk now.
+func (q *queue) acksAreDue(s *segment) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(s.acked) > 0 && s.acksLeft(time.Now()) <= 0
+}
+
 // acksOf returns the acks of a segment that are not on disk.
 func (q *queue) acksOf(s *segment) []spool.ID {
 	q.mu.Lock()
@@ -429,7 +487,7 @@ func (q *queue) flushAcks(s *segment, closing bool) {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s.ackedAt = time.Now().Add(retryAcks)
+	s.acksHeld = time.Now().Add(retryAcks)
 	if closing || errors.Is(err, errGone) {
 		q.disk.report(spool.Event{Kind: spool.Unnoted, Queue: q.name, File: s.path, Records: len(s.acked), Err: err})
 		clear(s.acked)
@@ -565,7 +623,7 @@ func (q *queue) salvage(s *segment) {
 		event.Records = rescued.live()
 		for id := range s.acked {
 			if _, found := slices.BinarySearch(acked, id); !found {
-				rescued.acked[id], rescued.ackedAt = true, time.Now()
+				rescued.acked[id], rescued.acksDue = true, time.Now()
 			}
 		}
 	}

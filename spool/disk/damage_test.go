@@ -400,7 +400,8 @@ func TestTornCommit(t *testing.T) {
 		d.Queue(q1).Ack(e)
 		delete(durable, string(e.Data))
 	}
-	add(t, d, "record 12") // and the acks
+	eventually(t, "the acks are noted", func() bool { return noted(d) })
+	add(t, d, "record 12")
 	durable["record 12"] = true
 	path := segmentFiles(t, dir)[0]
 	before, err := os.ReadFile(path) //nolint:gosec // G304: the test's own file

@@ -30,6 +30,7 @@ type queue struct {
 	due      dueHeap
 	gaveBack bool     // what Take gave out last had been put back: what is new takes turns with it
 	waiting  []*batch // records to be committed
+	enough   int      // how many make a commit worth its while
 	orders   []*order // about records that are there
 	closed   bool
 
@@ -387,19 +388,25 @@ func (q *queue) segmentAt(id spool.ID) *segment {
 
 // Ack notes that v2 has taken a record. Some milliseconds later that is
 // durable.
-func (q *queue) Ack(e spool.Entry) {
+func (q *queue) Ack(e spool.Entry) { q.ack(e.ID, ackDelay) }
+
+// AckSafe is Ack for a record of which v2 drops a repeat: half a second later that
+// is durable.
+func (q *queue) AckSafe(e spool.Entry) { q.ack(e.ID, safeDelay) }
+
+func (q *queue) ack(id spool.ID, within time.Duration) {
+	due := time.Now().Add(within)
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s := q.segmentAt(e.ID)
-	if s == nil || s.acked[e.ID] {
+	s := q.segmentAt(id)
+	if s == nil || s.acked[id] {
 		return
 	}
-	s.acked[e.ID] = true
-	switch len(s.acked) {
-	case 1:
-		s.ackedAt = time.Now()
+	s.acked[id] = true
+	if sooner := s.acksDue.IsZero() || due.Before(s.acksDue) || len(s.acked) == 1; sooner {
+		s.acksDue = due
 		notify(q.wake)
-	case maxAcks:
+	} else if len(s.acked) == maxAcks {
 		notify(q.wake)
 	}
 }

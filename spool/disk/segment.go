@@ -58,20 +58,21 @@ type segment struct {
 	retired bool       // the file must not be opened again
 
 	// The queue's mutex guards the following.
-	state   state
-	last    spool.ID          // the largest ID
-	loaded  bool              // state and last are known
-	keyed   bool              // it was encrypted with the Log's key
-	acked   map[spool.ID]bool // delivered, but still in the file
-	ackedAt time.Time         // the first of them; or when to try again, if that has failed
-	size    int64             // of the file
-	usage   usage             // as part of what the Log uses
-	used    time.Time         // last
-	changed time.Time         // when something was committed last, or the file made smaller, or that has failed
-	packed  int64             // what was in the file when it was made smaller last, in bytes; 0 before
-	orphan  bool              // the file may be gone, so it must stay open
-	damaged bool              // to be salvaged
-	hint    spool.ID          // no record to be delivered has a smaller ID
+	state    state
+	last     spool.ID          // the largest ID
+	loaded   bool              // state and last are known
+	keyed    bool              // it was encrypted with the Log's key
+	acked    map[spool.ID]bool // delivered, but still in the file
+	acksDue  time.Time         // when they go to disk
+	acksHeld time.Time         // not before, since that has failed
+	size     int64             // of the file
+	usage    usage             // as part of what the Log uses
+	used     time.Time         // last
+	changed  time.Time         // when something was committed last, or the file made smaller, or that has failed
+	packed   int64             // what was in the file when it was made smaller last, in bytes; 0 before
+	orphan   bool              // the file may be gone, so it must stay open
+	damaged  bool              // to be salvaged
+	hint     spool.ID          // no record to be delivered has a smaller ID
 
 	// How far Take has come.
 	cursor  spool.ID          // the last ID given out
