@@ -277,6 +277,26 @@ func TestQueuesAreApart(t *testing.T) {
 	}
 }
 
+// TestTakeWaitsForTheCommit takes while a commit has been written, and its sync has
+// not returned: if that fails, the caller is told that its record is not kept.
+func TestTakeWaitsForTheCommit(t *testing.T) {
+	t.Parallel()
+	d := open(t, Config{})
+	for _, s := range []string{"a", "b", "c"} {
+		add(t, d, s)
+	}
+	q := d.queue(q1)
+	durable := func(moved spool.ID) {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.active.last += moved
+	}
+	durable(^spool.ID(0)) // back to b
+	expect(t, "before the sync", data(takeAll(t, "before the sync", d)), "a", "b")
+	durable(+1)
+	expect(t, "behind it", data(takeAll(t, "behind it", d)), "c")
+}
+
 func TestLaterComesInDueOrder(t *testing.T) {
 	t.Parallel()
 	d := open(t, Config{})

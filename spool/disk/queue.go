@@ -245,7 +245,7 @@ func (q *queue) read(s *segment, n int) (entries []spool.Entry) {
 	entries = make([]spool.Entry, 0, min(uint64(n), uint64(last-cursor))) //nolint:gosec // G115: a count
 	names := q.namespaceOf(s)
 	err := s.each(cursor, func(id spool.ID, value []byte) bool {
-		if len(entries) == n || size > maxTaken {
+		if len(entries) == n || size > maxTaken || !final && id > last { // whose commit is not durable yet
 			more = true
 			return false
 		}
