@@ -2,7 +2,11 @@ package integration
 
 import (
 	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // batchKills is a gateway that is killed again and again while callers send, with a
@@ -98,4 +102,38 @@ func TestBatchPowerCut(t *testing.T) {
 	}
 	k.check(t, each)
 	t.Logf("%d cuts (seed %d), %d unsynced changes forgotten", cuts, seed, forgotten)
+}
+
+// TestBatchAccounts has v2 answer 429 to the batches of one account, for a long time.
+// Those of another are at v2 within two seconds, and it is left alone by the first.
+func TestBatchAccounts(t *testing.T) {
+	t.Parallel()
+	var limited atomic.Int32
+	v2 := startBatchV2(t, func(a *batchArrival) batchAnswer {
+		if a.header.Get("Authorization") != "TD1 "+spoolKey {
+			return batchAnswer{}
+		}
+		limited.Add(1)
+		return batchAnswer{status: http.StatusTooManyRequests, pause: "4000"}
+	})
+	g := serveSpool(t, v2.URL, "", always)
+	_, noisy := numbered("noisy ", 200)
+	longest := time.Duration(0)
+	const rounds = 10
+	for n := range rounds {
+		sendRecords(t, g.addr, spoolTarget, noisy)
+		id := "healthy " + strconv.Itoa(n)
+		sendRecords(t, g.addr, healthyTarget, []string{withID(id)})
+		sent := time.Now()
+		v2.await(t, id)
+		longest = max(longest, time.Since(sent))
+	}
+	if longest > 2*time.Second {
+		t.Errorf("a healthy account's record was at v2 only after %s", longest)
+	}
+	if n := limited.Load(); n > 5 { // as many batches as may be on their way
+		t.Errorf("v2 was asked %d times by the account that it wants to be left alone by", n)
+	}
+	g.awaitState(t, func(s *spoolState) bool { return s.records() == rounds*len(noisy) })
+	t.Logf("the slowest was at v2 after %s, %d batches had a 429", longest, limited.Load())
 }

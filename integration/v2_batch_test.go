@@ -25,7 +25,7 @@ import (
 type batchV2 struct {
 	*httptest.Server
 	inner sandbox.Sandbox
-	calm  atomic.Bool // says says nothing any more
+	calm  atomic.Bool // it says nothing any more
 
 	// says is v2's own word on a request, before it is taken. It may be nil.
 	says func(a *batchArrival) batchAnswer
@@ -54,6 +54,7 @@ type batchAnswer struct {
 	body   string // after it has taken the records
 	failed []bool // fails these records, and takes the others
 	lost   bool   // breaks off after it has taken the records
+	pause  string // Retry-After
 }
 
 // startBatchV2 starts a v2; says may be nil.
@@ -86,6 +87,9 @@ func (v2 *batchV2) serve(t *testing.T, w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if say.status >= http.StatusMultipleChoices {
+		if say.pause != "" {
+			w.Header().Set("Retry-After", say.pause)
+		}
 		w.WriteHeader(say.status)
 		_, _ = io.WriteString(w, `{"error":"so it is"}`)
 		return
