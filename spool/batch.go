@@ -311,10 +311,26 @@ func (d *Deliverer) exchange(ctx context.Context, group string, items []item) {
 		d.halve(ctx, group, items)
 	default: // not about the records: this host may not have the batch API
 		for _, i := range items {
-			sent := time.Now()
-			d.settle(i.Entry, sent, d.how.Send(i.Data))
+			d.beside(func() {
+				sent := time.Now()
+				d.settle(i.Entry, sent, d.how.Send(i.Data))
+			})
 		}
 	}
+}
+
+// beside sends something at the same time as others, if there is room for a small
+// request, or else at once.
+func (d *Deliverer) beside(send func()) {
+	cost := d.cost.Load()
+	if !d.room.TryAcquire(cost) {
+		send()
+		return
+	}
+	d.running.Go(func() {
+		defer d.room.Release(cost)
+		send()
+	})
 }
 
 // isFault reports whether an answer to a batch is due to some of its records.
@@ -330,14 +346,7 @@ func (d *Deliverer) halve(ctx context.Context, group string, items []item) {
 		return
 	}
 	first, second := items[:len(items)/2], items[len(items)/2:]
-	if cost := d.cost.Load(); d.room.TryAcquire(cost) {
-		d.running.Go(func() {
-			defer d.room.Release(cost)
-			d.exchange(ctx, group, first)
-		})
-	} else {
-		d.exchange(ctx, group, first)
-	}
+	d.beside(func() { d.exchange(ctx, group, first) })
 	d.exchange(ctx, group, second)
 }
 

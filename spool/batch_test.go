@@ -293,12 +293,18 @@ func TestNoBatchAPI(t *testing.T) {
 		t.Run(http.StatusText(status), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w, v2 := runBatches(t, spool.Delivery{})
+				w.server.duration = time.Second
 				v2.set(func([]string) spool.BatchResult { return spool.BatchResult{Result: spool.Result{Status: status}} })
 				w.queue.append(named("a", 10)...)
-				time.Sleep(batchWait)
+				time.Sleep(batchWait + time.Second)
 				w.expect(t, map[state]int{acked: 10})
-				if got, _ := w.server.seen(); !slices.Equal(got, named("a", 10)) {
+				got, _ := w.server.seen()
+				slices.Sort(got)
+				if !slices.Equal(got, named("a", 10)) {
 					t.Errorf("%q went alone", got)
+				}
+				if w.server.most != 10 {
+					t.Errorf("%d at a time, want all: there is room", w.server.most)
 				}
 			})
 		})
