@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -46,34 +47,44 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
-// BenchmarkTake is how fast one gateway empties a queue.
+// BenchmarkTake is how fast one gateway empties a queue, of one account's records and
+// of many accounts'.
 func BenchmarkTake(b *testing.B) {
-	l := open(b, cluster(b), func(c *Config) { c.MaxSize = 256 << 20 })
-	var all sync.WaitGroup
-	var next atomic.Int64
-	for range 128 {
-		all.Go(func() {
-			for next.Add(1) <= int64(b.N) {
-				if err := l.Append(testQueue, spool.Record{Arrival: arrival, Data: make([]byte, 512)}); err != nil {
-					b.Error(err)
-				}
+	for _, accounts := range []int{1, 20} {
+		b.Run(fmt.Sprintf("%d accounts", accounts), func(b *testing.B) {
+			l := open(b, cluster(b), func(c *Config) { c.MaxSize, c.Account = 256<<20, accountOf })
+			pad := strings.Repeat("x", 400)
+			var all sync.WaitGroup
+			var next atomic.Int64
+			for range 500 {
+				all.Go(func() {
+					for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
+						if err := l.Append(testQueue, spool.Record{Arrival: arrival, Data: fmt.Appendf(nil, "account%d %s", i%int64(accounts), pad)}); err != nil {
+							b.Error(err)
+						}
+					}
+				})
 			}
+			all.Wait()
+			q := l.Queue(testQueue)
+			takes := 0
+			b.ResetTimer()
+			for taken := 0; taken < b.N; {
+				entries, err := q.Take(context.Background(), 512)
+				if err != nil {
+					b.Fatal(err)
+				}
+				for _, e := range entries {
+					q.Ack(e)
+				}
+				taken += len(entries)
+				takes++
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "taken/s")
+			b.ReportMetric(float64(b.N)/float64(takes), "records/take")
+			depth(b, l, testQueue, 0, 0)
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "records/s")
+			b.ReportMetric(0, "ns/op")
 		})
 	}
-	all.Wait()
-	q := l.Queue(testQueue)
-	b.ResetTimer()
-	for taken := 0; taken < b.N; {
-		entries, err := q.Take(context.Background(), 256)
-		if err != nil {
-			b.Fatal(err)
-		}
-		for _, e := range entries {
-			q.Ack(e)
-		}
-		taken += len(entries)
-	}
-	depth(b, l, testQueue, 0, 0)
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "records/s")
-	b.ReportMetric(0, "ns/op")
 }
