@@ -209,7 +209,7 @@ func (f *forming) learn(r *BatchResult) {
 // What has gone in a batch and may have been taken goes so again, also if there are
 // no batches any more: only there does v2 drop the repeat.
 func (d *Deliverer) part(e Entry) (Part, bool) {
-	if d.how.Part == nil || d.forming.limit() == 0 && d.marks.get(e.ID).unanswered.IsZero() {
+	if d.how.Part == nil || d.forming.limit() == 0 && d.marks.get(e.name()).unanswered.IsZero() {
 		return Part{}, false
 	}
 	return d.how.Part(e)
@@ -364,7 +364,7 @@ func (d *Deliverer) repeat(items []item, sent time.Time, r Result) {
 	for _, i := range items {
 		d.forgo(d.accountOf(i.Entry), sent)
 		one := r
-		one.Safe = r.Ambiguous && d.marks.unanswered(i.ID, sent)
+		one.Safe = r.Ambiguous && d.marks.unanswered(i.name(), sent)
 		d.queue.Later(i.Entry, pause)
 		d.tell(Retried, one)
 	}
@@ -378,17 +378,17 @@ func (d *Deliverer) readReceipts(items []item, sent time.Time, r BatchResult) {
 		one := r.Result
 		switch {
 		case r.Receipts == nil && r.Status != statusPartial, r.Receipts != nil && r.Receipts[n].Taken:
-			one.Ambiguous = d.marks.get(i.ID).expired(sent)
-			d.marks.forget(i.ID)
+			one.Ambiguous = d.marks.get(i.name()).expired(sent)
+			d.marks.forget(i.name())
 			d.queue.AckSafe(i.Entry)
 			d.tell(Delivered, one)
 			continue
 		case r.Receipts != nil:
 			one.Words = r.Receipts[n].Words
 		default: // v2 does not say which
-			one.Ambiguous, one.Safe = true, d.marks.unanswered(i.ID, sent)
+			one.Ambiguous, one.Safe = true, d.marks.unanswered(i.name(), sent)
 		}
-		if d.marks.refusal(i.ID, i.Tries+1) >= maxRefusals {
+		if d.marks.refusal(i.name(), i.Tries+1) >= maxRefusals {
 			d.bury(i.Entry, one, Refused)
 			continue
 		}

@@ -295,7 +295,7 @@ func (d *Deliverer) giveBack() {
 // before, it puts the record back.
 func (d *Deliverer) dispatch(ctx context.Context, e Entry) {
 	account := d.accountOf(e)
-	refused, known := d.refused.get(e.ID)
+	refused, known := d.refused.get(e.name())
 	switch old := d.isOld(e, time.Now()); {
 	case known:
 		d.skip(account)
@@ -464,7 +464,7 @@ func (d *Deliverer) settle(e Entry, sent time.Time, r Result) {
 		d.tell(Retried, r)
 	case r.Status < statusRedirect:
 		d.Answered(account, sent, r)
-		r.Ambiguous = !d.marks.get(e.ID).unanswered.IsZero() // alone, no repeat is dropped
+		r.Ambiguous = !d.marks.get(e.name()).unanswered.IsZero() // alone, no repeat is dropped
 		d.delivered(e, r)
 	default:
 		d.Answered(account, sent, r)
@@ -474,7 +474,7 @@ func (d *Deliverer) settle(e Entry, sent time.Time, r Result) {
 
 // delivered notes that v2 has taken a record.
 func (d *Deliverer) delivered(e Entry, r Result) {
-	d.marks.forget(e.ID)
+	d.marks.forget(e.name())
 	d.queue.Ack(e)
 	d.tell(Delivered, r)
 }
@@ -563,21 +563,21 @@ func (d *Deliverer) bury(e Entry, r Result, why Fate) {
 	err := d.queue.Bury(e, Verdict{Status: r.Status, Reason: string(why), Words: r.Words})
 	if errors.Is(err, ErrFull) && why == Refused {
 		d.queue.Ack(e)
-		d.refused.forget(e.ID)
-		d.marks.forget(e.ID)
+		d.refused.forget(e.name())
+		d.marks.forget(e.name())
 		d.tell(RefusedUnkept, r)
 		return
 	}
 	if err != nil {
 		if why == Refused {
-			d.refused.note(e.ID, r)
+			d.refused.note(e.name(), r)
 		}
 		d.failed(err)
 		d.queue.Later(e, retryPause(e.Tries))
 		return
 	}
-	d.refused.forget(e.ID)
-	d.marks.forget(e.ID)
+	d.refused.forget(e.name())
+	d.marks.forget(e.name())
 	d.tell(why, r)
 }
 

@@ -21,7 +21,7 @@ type marks struct {
 	some atomic.Bool // nearly never
 
 	mu sync.Mutex
-	of map[ID]mark
+	of map[name]mark
 }
 
 // mark is what is remembered of one record.
@@ -37,19 +37,19 @@ func (m mark) expired(now time.Time) bool {
 }
 
 // get returns what is remembered of a record.
-func (m *marks) get(id ID) mark {
+func (m *marks) get(n name) mark {
 	if !m.some.Load() {
 		return mark{}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.of[id]
+	return m.of[n]
 }
 
 // unanswered notes that v2 may have taken a record of a batch that was sent then.
 // It says no if there is no room to note it.
-func (m *marks) unanswered(id ID, sent time.Time) bool {
-	return m.change(id, func(old mark) mark {
+func (m *marks) unanswered(n name, sent time.Time) bool {
+	return m.change(n, func(old mark) mark {
 		if old.unanswered.IsZero() {
 			old.unanswered = sent
 		}
@@ -59,8 +59,8 @@ func (m *marks) unanswered(id ID, sent time.Time) bool {
 
 // refusal notes that a receipt has refused a record, and returns how often that was
 // so. Without room to note it, tries is the answer: it is more, or as much.
-func (m *marks) refusal(id ID, tries int) (refusals int) {
-	noted := m.change(id, func(old mark) mark {
+func (m *marks) refusal(n name, tries int) (refusals int) {
+	noted := m.change(n, func(old mark) mark {
 		old.refusals++
 		refusals = old.refusals
 		return old
@@ -71,28 +71,28 @@ func (m *marks) refusal(id ID, tries int) (refusals int) {
 	return refusals
 }
 
-func (m *marks) change(id ID, how func(mark) mark) bool {
+func (m *marks) change(n name, how func(mark) mark) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	old, known := m.of[id]
+	old, known := m.of[n]
 	if !known && len(m.of) >= maxMarks {
 		return false
 	}
 	if m.of == nil {
-		m.of = map[ID]mark{}
+		m.of = map[name]mark{}
 	}
-	m.of[id] = how(old)
+	m.of[n] = how(old)
 	m.some.Store(true)
 	return true
 }
 
 // forget says that the record is gone.
-func (m *marks) forget(id ID) {
+func (m *marks) forget(n name) {
 	if !m.some.Load() {
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.of, id)
+	delete(m.of, n)
 	m.some.Store(len(m.of) > 0)
 }

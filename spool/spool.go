@@ -52,6 +52,14 @@ type Entry struct {
 	Namespace [16]byte
 }
 
+// name tells a record from all others. An ID may come again, if a stream is made anew.
+type name struct {
+	namespace [16]byte
+	id        ID
+}
+
+func (e Entry) name() name { return name{e.Namespace, e.ID} }
+
 // Queue gives out records in the order in which they were appended. It gives out a
 // record once; then Ack, Later or Bury says what became of it.
 type Queue interface {

@@ -9,32 +9,32 @@ const maxVerdicts = 10_000
 // buried yet: v2 is not asked again while only the Log is in trouble.
 type verdicts struct {
 	mu sync.Mutex
-	of map[ID]Result
+	of map[name]Result
 }
 
 // get returns v2's answer to a record, if it is known.
-func (v *verdicts) get(id ID) (r Result, known bool) {
+func (v *verdicts) get(n name) (r Result, known bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	r, known = v.of[id]
+	r, known = v.of[n]
 	return r, known
 }
 
 // note remembers an answer, if there is room.
-func (v *verdicts) note(id ID, r Result) {
+func (v *verdicts) note(n name, r Result) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.of == nil {
-		v.of = map[ID]Result{}
+		v.of = map[name]Result{}
 	}
 	if len(v.of) < maxVerdicts {
-		v.of[id] = r
+		v.of[n] = r
 	}
 }
 
 // forget says that the record is gone.
-func (v *verdicts) forget(id ID) {
+func (v *verdicts) forget(n name) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	delete(v.of, id)
+	delete(v.of, n)
 }
