@@ -28,9 +28,8 @@ const heartbeat = 2 * time.Second
 
 // maxTaken is how many records of a lane are given out at a time, if they are small:
 // the first large ones behind them may have 2 MiB each. 512 were measured to be twice
-// as fast, and may be 1 GiB. A pull that the servers end at a number of bytes is no
-// way out: with replicas, the word that it has ended overtakes its last records, and
-// who hears it loses them for half a minute.
+// as fast, and may be 1 GiB. Pulls with a limit of bytes (FetchMaxBytes) were tried:
+// they ended with "batch completed", and records that were due did not come.
 const maxTaken = 32
 
 // Take waits for records.
