@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,6 +14,9 @@ const (
 	// repeatsDropped is how long v2 remembers a record of a batch by its uuid, and
 	// drops a repeat.
 	repeatsDropped = time.Hour
+
+	// sweepPause is the least time between two looks for marks that are too old.
+	sweepPause = time.Minute
 )
 
 // marks remember of some records what became of their batches. The zero marks
@@ -20,14 +24,16 @@ const (
 type marks struct {
 	some atomic.Bool // nearly never
 
-	mu sync.Mutex
-	of map[name]mark
+	mu    sync.Mutex
+	of    map[name]mark
+	swept time.Time // when it was looked for marks that are too old
 }
 
 // mark is what is remembered of one record.
 type mark struct {
 	unanswered time.Time // v2 may have taken it then: the first time
 	refusals   int       // how often a receipt has refused it
+	changed    time.Time // when something was noted last
 }
 
 // expired reports whether v2 may have taken the record so long ago that it took it
@@ -75,15 +81,29 @@ func (m *marks) change(n name, how func(mark) mark) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	old, known := m.of[n]
-	if !known && len(m.of) >= maxMarks {
+	now := time.Now()
+	if !known && len(m.of) >= maxMarks && !m.sweep(now) {
 		return false
 	}
 	if m.of == nil {
 		m.of = map[name]mark{}
 	}
-	m.of[n] = how(old)
+	changed := how(old)
+	changed.changed = now
+	m.of[n] = changed
 	m.some.Store(true)
 	return true
+}
+
+// sweep makes room, if there are marks so old that v2 remembers nothing of their
+// records: another gateway may have delivered these. m.mu is held.
+func (m *marks) sweep(now time.Time) bool {
+	if now.Sub(m.swept) < sweepPause {
+		return false
+	}
+	m.swept = now
+	maps.DeleteFunc(m.of, func(_ name, old mark) bool { return now.Sub(old.changed) >= repeatsDropped })
+	return len(m.of) < maxMarks
 }
 
 // forget says that the record is gone.

@@ -2,6 +2,7 @@ package spool
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -63,4 +64,22 @@ func TestMarksAreBounded(t *testing.T) {
 	if !m.unanswered(more, time.Now()) {
 		t.Error("there is no room behind one that has gone")
 	}
+}
+
+// TestMarksMakeRoom has records go elsewhere, as they do on NATS: nobody says what
+// became of them here. Their marks do not take the room of others for ever.
+func TestMarksMakeRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m marks
+		for id := range ID(maxMarks) {
+			m.unanswered(name{id: id}, time.Now())
+		}
+		time.Sleep(repeatsDropped)
+		if !m.unanswered(name{id: maxMarks}, time.Now()) || m.refusal(name{id: maxMarks + 1}, 5) != 1 {
+			t.Error("v2 has forgotten the others, and there is no room")
+		}
+		if n := len(m.of); n != 2 {
+			t.Errorf("%d marks, want 2", n)
+		}
+	})
 }
