@@ -3,6 +3,7 @@ package spool
 import (
 	"context"
 	"math"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -18,6 +19,10 @@ const (
 	// batchCost is what a batch takes beside its records.
 	maxForming = 16 << 20
 	batchCost  = 512
+
+	// minQueue is how many batches that are gone may be among those that form, if
+	// these are few.
+	minQueue = 500
 
 	// batchWeight makes a byte in a batch take more of the room than another: 16 MiB
 	// on their way are enough for 80,000 small records a second, 200 ms away.
@@ -122,6 +127,9 @@ func (f *forming) add(k kind, i item, now time.Time) (b *batch, full bool) {
 			f.open = map[kind]*batch{}
 		}
 		f.open[k] = b
+		if len(f.queue) >= 2*len(f.open)+minQueue {
+			f.queue = slices.DeleteFunc(f.queue, func(b *batch) bool { return f.open[b.kind] != b })
+		}
 		f.queue = append(f.queue, b)
 		f.held += batchCost
 	}
