@@ -93,6 +93,17 @@ func (a *Accounts) admit(name string, e Entry, park bool) (ok bool, wait time.Du
 	return false, max(0, s.until.Sub(now))
 }
 
+// isPaused reports whether v2 wants to be left alone by an account now.
+func (a *Accounts) isPaused(name string) bool {
+	if !a.some.Load() {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := a.states[hashOf(name)]
+	return s != nil && time.Now().Before(s.until)
+}
+
 // skip notes that a record will not be sent that may have been given back to be.
 func (a *Accounts) skip(name string) {
 	if !a.some.Load() {

@@ -76,6 +76,9 @@ type item struct {
 	part []byte
 }
 
+// held is how many bytes it takes.
+func (i item) held() int { return len(i.Data) + len(i.part) }
+
 // batch is records that share a request.
 type batch struct {
 	kind  kind
@@ -135,9 +138,8 @@ func (f *forming) add(k kind, i item, now time.Time) (b *batch, full bool) {
 	}
 	b.items = append(b.items, i)
 	b.size += len(i.part) + len(",")
-	held := len(i.part) + len(i.Data)
-	b.held += held
-	f.held += held
+	b.held += i.held()
+	f.held += i.held()
 	return b, len(b.items) >= f.mostOf(k)
 }
 
@@ -237,7 +239,7 @@ func (d *Deliverer) add(ctx context.Context, account string, i item, group strin
 		return
 	}
 	if d.IsOpen() { // it is to find out whether v2 is up
-		d.sendBatch(ctx, &batch{kind: kind{group: group}, items: []item{i}, held: len(i.Data) + len(i.part)})
+		d.sendBatch(ctx, &batch{kind: kind{group: group}, items: []item{i}, held: i.held()})
 		return
 	}
 	k := kindOf(group, i.Tries)
@@ -258,7 +260,7 @@ func (d *Deliverer) add(ctx context.Context, account string, i item, group strin
 // sendFormed sends the batches that go before a time.
 func (d *Deliverer) sendFormed(ctx context.Context, before time.Time) {
 	for b := d.forming.due(before); b != nil; b = d.forming.due(before) {
-		if d.IsOpen() { // since they were begun
+		if d.isOver(ctx, b.items[0].Entry) { // since they were begun
 			d.putBack(b.items)
 			continue
 		}
@@ -319,7 +321,11 @@ func (d *Deliverer) exchange(ctx context.Context, group string, items []item) {
 		d.halve(ctx, group, items)
 	default: // not about the records: this host may not have the batch API
 		for _, i := range items {
-			d.beside(func() {
+			if len(items) > 1 && d.isOver(ctx, i.Entry) {
+				d.putBack([]item{i})
+				continue
+			}
+			d.beside(len(i.Data), func() {
 				sent := time.Now()
 				d.settle(i.Entry, sent, d.how.Send(i.Data))
 			})
@@ -327,10 +333,16 @@ func (d *Deliverer) exchange(ctx context.Context, group string, items []item) {
 	}
 }
 
-// beside sends something at the same time as others, if there is room for a small
-// request, or else at once.
-func (d *Deliverer) beside(send func()) {
-	cost := d.cost.Load()
+// isOver reports whether a record that was allowed to go is not to go any more: v2
+// has come to be down, its account has got a pause, or ctx has ended.
+func (d *Deliverer) isOver(ctx context.Context, e Entry) bool {
+	return ctx.Err() != nil || d.IsOpen() || d.isPaused(d.accountOf(e))
+}
+
+// beside sends something at the same time as others, if there is room for so many
+// bytes, or else at once. The room of who calls it may be given up before.
+func (d *Deliverer) beside(size int, send func()) {
+	cost := d.costOf(size)
 	if !d.room.TryAcquire(cost) {
 		send()
 		return
@@ -349,13 +361,20 @@ func (d *Deliverer) isFault(status int) bool {
 // halve sends two halves of a batch that v2 has refused, to find the records that it
 // refuses: none is lost for the sake of another.
 func (d *Deliverer) halve(ctx context.Context, group string, items []item) {
-	if ctx.Err() != nil || d.IsOpen() {
-		d.putBack(items)
-		return
+	half := func(items []item) {
+		if d.isOver(ctx, items[0].Entry) {
+			d.putBack(items)
+			return
+		}
+		d.exchange(ctx, group, items)
 	}
 	first, second := items[:len(items)/2], items[len(items)/2:]
-	d.beside(func() { d.exchange(ctx, group, first) })
-	d.exchange(ctx, group, second)
+	held := 0
+	for _, i := range first {
+		held += i.held()
+	}
+	d.beside(batchWeight*held, func() { half(first) })
+	half(second)
 }
 
 // repeat puts the records of a batch back that v2 has not taken now. They come again

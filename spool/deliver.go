@@ -329,12 +329,15 @@ func (d *Deliverer) aside(ctx context.Context, e Entry, do func()) {
 
 // occupy waits for room for a request of so many bytes.
 func (d *Deliverer) occupy(ctx context.Context, size int) (release func(), err error) {
-	cost := min(max(int64(size), d.cost.Load()), maxHeld)
+	cost := d.costOf(size)
 	if err := d.room.Acquire(ctx, cost); err != nil {
 		return nil, err
 	}
 	return func() { d.room.Release(cost) }, nil
 }
+
+// costOf is what a request of so many bytes takes of the room.
+func (d *Deliverer) costOf(size int) int64 { return min(max(int64(size), d.cost.Load()), maxHeld) }
 
 // sendAlone sends a record in a request of its own.
 func (d *Deliverer) sendAlone(ctx context.Context, account string, e Entry) {
