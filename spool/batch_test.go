@@ -547,6 +547,31 @@ func TestBytesRateOfBatches(t *testing.T) {
 	})
 }
 
+// Records that arrive meanwhile let as many of the backlog pass as they are
+// themselves, not as many as their bytes could be compressed to.
+func TestBytesRateBesideLiveBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _ := runBatches(t, spool.Delivery{Limits: spool.Limits{BytesRate: 10_000}})
+		record := append([]byte("a:"), bytes.Repeat([]byte("x"), 998)...)
+		for range 100_000 {
+			w.queue.appendData(record)
+		}
+		live := func() { // 100 records a second
+			for range 60 * 100 {
+				w.queue.appendData(record)
+				w.Arrived(len(record))
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+		live() // until it is known how well they are compressed
+		before := w.queue.count(acked)
+		live()
+		if got := w.queue.count(acked) - before; got < 11_000 || got > 13_000 {
+			t.Errorf("%d records in a minute, want about 6,000 beside as many live ones", got)
+		}
+	})
+}
+
 func TestStopWhileBatchesForm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, v2 := runBatches(t, spool.Delivery{Limits: spool.Limits{Batching: spool.Batching{Most: 500, Wait: time.Minute}}})

@@ -346,7 +346,7 @@ func (d *Deliverer) sendAlone(ctx context.Context, account string, e Entry) {
 		d.queue.Later(e, 0)
 		return
 	}
-	if d.turn(ctx, len(e.Data)) != nil {
+	if d.turn(ctx, len(e.Data), len(e.Data)) != nil {
 		release()
 		d.queue.Later(e, 0)
 		return
@@ -381,9 +381,10 @@ func (d *Deliverer) isOld(e Entry, now time.Time) bool {
 }
 
 // turn waits until a record may be sent to v2. While v2 is down, one record waits
-// here, and the others are put back.
-func (d *Deliverer) turn(ctx context.Context, size int) error {
-	if err := d.pace(ctx, size); err != nil || !d.IsOpen() {
+// here, and the others are put back. size is how many bytes the record has, and sent
+// how many it makes v2's connection carry.
+func (d *Deliverer) turn(ctx context.Context, size, sent int) error {
+	if err := d.pace(ctx, size, sent); err != nil || !d.IsOpen() {
 		return err
 	}
 	d.credit.Store(0)
@@ -396,10 +397,10 @@ func (d *Deliverer) turn(ctx context.Context, size int) error {
 
 // pace waits until Rate and BytesRate let one more record go, or live records have
 // come instead of it.
-func (d *Deliverer) pace(ctx context.Context, size int) error {
+func (d *Deliverer) pace(ctx context.Context, size, sent int) error {
 	select {
 	case <-d.live:
-		return d.paceBytes(ctx, size)
+		return d.paceBytes(ctx, size, sent)
 	default:
 	}
 	reserved := d.limiter.Reserve()
@@ -415,11 +416,12 @@ func (d *Deliverer) pace(ctx context.Context, size int) error {
 			return ctx.Err()
 		}
 	}
-	return d.paceBytes(ctx, size)
+	return d.paceBytes(ctx, size, sent)
 }
 
-// paceBytes waits until BytesRate lets so many bytes go, or as many have arrived.
-func (d *Deliverer) paceBytes(ctx context.Context, size int) error {
+// paceBytes waits until BytesRate lets as many bytes go as are sent, or a record of the
+// size has arrived.
+func (d *Deliverer) paceBytes(ctx context.Context, size, sent int) error {
 	for limit := d.bytes.Load(); limit > 0; limit = d.bytes.Load() {
 		if credit := d.credit.Load(); credit >= int64(size) {
 			d.credit.Add(-int64(size))
@@ -431,7 +433,7 @@ func (d *Deliverer) paceBytes(ctx context.Context, size int) error {
 			if earliest := now.Add(-thinBurst); d.thin.Before(earliest) {
 				d.thin = earliest
 			}
-			d.thin = d.thin.Add(time.Duration(float64(size) / float64(limit) * float64(time.Second)))
+			d.thin = d.thin.Add(time.Duration(float64(sent) / float64(limit) * float64(time.Second)))
 			return nil
 		}
 		d.sendFormed(ctx, now.Add(wait))
