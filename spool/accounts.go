@@ -16,8 +16,8 @@ const (
 	// maxAccountPause bounds what v2 may ask for an account.
 	maxAccountPause = time.Hour
 
-	// maxWindow bounds how many records of an account that v2 takes again are on
-	// their way at a time, until none of them waits any more.
+	// maxWindow bounds how many requests with records of an account that v2 takes
+	// again are on their way at a time, until none of them waits any more.
 	maxWindow = 128
 )
 
@@ -29,7 +29,8 @@ const (
 // Accounts are known by a hash: some are a whole write key. Its seed is random, so
 // that no caller can make up a key that stands for another's account.
 type Accounts struct {
-	some atomic.Bool // there is one; nearly never, and then nothing else is asked
+	some    atomic.Bool  // there is one; nearly never, and then nothing else is asked
+	sharing atomic.Int64 // how many records may share a request; 0 if none do
 
 	mu      sync.Mutex
 	states  map[uint64]*account
@@ -81,7 +82,9 @@ func (a *Accounts) admit(name string, e Entry, park bool) (ok bool, wait time.Du
 	if s == nil {
 		return true, 0
 	}
-	s.given = max(0, s.given-1)
+	if s.given = max(0, s.given-1); s.given == 0 && s.parked.len > 0 {
+		a.wake()
+	}
 	now := time.Now()
 	if s.take(now) {
 		return true, 0
@@ -212,10 +215,10 @@ func (a *Accounts) accept(name string, sent time.Time) {
 	}
 	s.out = max(0, s.out-1)
 	s.pause = 0
-	s.window = min(s.window+1, maxWindow)
+	s.window = min(s.window+1, maxWindow*max(1, int(a.sharing.Load())))
 	if s.parked.len > 0 {
 		a.wake()
-	} else if s.out == 0 || s.window == maxWindow {
+	} else if s.out == 0 || s.window >= maxWindow {
 		a.remove(key)
 	}
 }
@@ -248,9 +251,20 @@ func (a *Accounts) wake() {
 	}
 }
 
-// due returns parked records that may go now, at most so many of an account, and
-// how long there will be none unless changed is closed. It forgets accounts that
-// have been let alone for long enough.
+// limits reports whether an account has a pause, or had one a moment ago.
+func (a *Accounts) limits(name string) bool {
+	if !a.some.Load() {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.states[hashOf(name)] != nil
+}
+
+// due returns parked records that may go now, and how long there will be none unless
+// changed is closed. Of an account, at most so many are given back and not on their
+// way yet; where each takes a request of its own, those on their way count too. It
+// forgets accounts that have been let alone for long enough.
 func (a *Accounts) due(most int) (entries []Entry, wait time.Duration, changed <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -265,7 +279,11 @@ func (a *Accounts) due(most int) (entries []Entry, wait time.Duration, changed <
 			wait = min(wait, left)
 			continue
 		}
-		for range min(s.room(now), most-s.out-s.given, s.parked.len) {
+		more := most - s.given
+		if a.sharing.Load() == 0 {
+			more -= s.out
+		}
+		for range min(more, s.room(now), s.parked.len) {
 			entries = append(entries, s.parked.pop())
 			s.given++
 			s.moved = now

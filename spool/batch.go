@@ -28,6 +28,10 @@ const (
 	// on their way are enough for 80,000 small records a second, 200 ms away.
 	batchWeight = 4
 
+	// limitedWait is how long the records of an account wait at most for others, when
+	// v2 has limited it: how many more may go depends on how soon v2 answers to these.
+	limitedWait = 50 * time.Millisecond
+
 	// maxRefusals is how often a receipt refuses a record until it is a dead letter.
 	maxRefusals = 5
 )
@@ -108,7 +112,7 @@ type forming struct {
 	wait atomic.Int64
 
 	open  map[kind]*batch
-	queue []*batch // those that were begun first go first; some are gone already
+	queue []*batch // by when they go; some are gone already
 	held  int      // bytes of all
 	ratio atomic.Uint64
 }
@@ -121,11 +125,12 @@ func (f *forming) setLimits(l Batching) {
 // limit is how many records a batch may have; 0 without batches.
 func (f *forming) limit() int { return int(f.most.Load()) }
 
-// add puts a record into the batch of its kind. It returns a batch that is full.
-func (f *forming) add(k kind, i item, now time.Time) (b *batch, full bool) {
+// add puts a record into the batch of its kind, which goes after a time if it is new.
+// It returns a batch that is full.
+func (f *forming) add(k kind, i item, until time.Time) (b *batch, full bool) {
 	b = f.open[k]
 	if b == nil {
-		b = &batch{kind: k, size: len("[]"), held: batchCost, until: now.Add(time.Duration(f.wait.Load()))}
+		b = &batch{kind: k, size: len("[]"), held: batchCost, until: until}
 		if f.open == nil {
 			f.open = map[kind]*batch{}
 		}
@@ -133,7 +138,13 @@ func (f *forming) add(k kind, i item, now time.Time) (b *batch, full bool) {
 		if len(f.queue) >= 2*len(f.open)+minQueue {
 			f.queue = slices.DeleteFunc(f.queue, func(b *batch) bool { return f.open[b.kind] != b })
 		}
-		f.queue = append(f.queue, b)
+		at, _ := slices.BinarySearchFunc(f.queue, until, func(b *batch, until time.Time) int {
+			if b.until.After(until) {
+				return 1
+			}
+			return -1 // equal ones are in front
+		})
+		f.queue = slices.Insert(f.queue, at, b)
 		f.held += batchCost
 	}
 	b.items = append(b.items, i)
@@ -246,7 +257,7 @@ func (d *Deliverer) add(ctx context.Context, account string, i item, group strin
 	if !d.forming.fits(k, len(i.part)) {
 		d.sendBatch(ctx, d.forming.remove(d.forming.open[k]))
 	}
-	if b, full := d.forming.add(k, i, now); full {
+	if b, full := d.forming.add(k, i, now.Add(d.waitOf(account))); full {
 		d.sendBatch(ctx, d.forming.remove(b))
 	}
 	if d.forming.held > maxForming {
@@ -255,6 +266,15 @@ func (d *Deliverer) add(ctx context.Context, account string, i item, group strin
 		}
 	}
 	d.sendFormed(ctx, now)
+}
+
+// waitOf is how long a batch with an account's record waits for others.
+func (d *Deliverer) waitOf(account string) time.Duration {
+	wait := time.Duration(d.forming.wait.Load())
+	if d.limits(account) {
+		return min(wait, limitedWait)
+	}
+	return wait
 }
 
 // sendFormed sends the batches that go before a time.
@@ -320,16 +340,23 @@ func (d *Deliverer) exchange(ctx context.Context, group string, items []item) {
 	case d.isFault(r.Status):
 		d.halve(ctx, group, items)
 	default: // not about the records: this host may not have the batch API
-		for _, i := range items {
-			if len(items) > 1 && d.isOver(ctx, i.Entry) {
-				d.putBack([]item{i})
-				continue
-			}
-			d.beside(len(i.Data), func() {
-				sent := time.Now()
-				d.settle(i.Entry, sent, d.how.Send(i.Data))
-			})
+		d.sendOneByOne(ctx, items)
+	}
+}
+
+// sendOneByOne sends the records of a batch in requests of their own, and puts back
+// those that may not go any more. The first one goes in any case: it may be to find
+// out whether v2 is up.
+func (d *Deliverer) sendOneByOne(ctx context.Context, items []item) {
+	for n, i := range items {
+		if n > 0 && d.isOver(ctx, i.Entry) {
+			d.putBack(items[n:])
+			return
 		}
+		d.beside(len(i.Data), func() {
+			sent := time.Now()
+			d.settle(i.Entry, sent, d.how.Send(i.Data))
+		})
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 type batchServer struct {
 	mu      sync.Mutex
 	answer  func(records []string) spool.BatchResult // nil takes everything
+	takes   time.Duration                            // an answer
 	batches [][]string
 	at      []time.Time
 }
@@ -37,6 +38,7 @@ func (b *batchServer) send(group string, records [][]byte) spool.BatchResult {
 			names[i] = "of another group: " + names[i]
 		}
 	}
+	time.Sleep(b.takes)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.batches, b.at = append(b.batches, names), append(b.at, time.Now())
@@ -177,6 +179,21 @@ func TestLoneRecordWaitsNoLonger(t *testing.T) {
 				t.Errorf("%s went at %v, want once after %s", name, at, want)
 			}
 		}
+	})
+}
+
+// A batch that began with a longer wait holds up none of those with a shorter one.
+func TestWaitIsMadeShorter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _ := runBatches(t, spool.Delivery{Limits: spool.Limits{Batching: spool.Batching{Most: 500, Wait: time.Minute}}})
+		w.queue.append("a:1")
+		synctest.Wait()
+		w.SetLimits(spool.Limits{InFlight: 10, Rate: unlimited, MaxAge: 6 * day, Batching: spool.Batching{Most: 500, Wait: batchWait}})
+		w.queue.append("b:1")
+		time.Sleep(batchWait)
+		w.expect(t, map[state]int{acked: 1, held: 1})
+		time.Sleep(time.Minute)
+		w.expect(t, map[state]int{acked: 2})
 	})
 }
 
@@ -481,7 +498,7 @@ func TestBatchesWhileDown(t *testing.T) {
 			t.Errorf("%d requests in five minutes", n)
 		}
 		v2.set(nil)
-		time.Sleep(15 * time.Minute)
+		time.Sleep(30 * time.Minute)
 		w.expect(t, map[state]int{acked: 10_000})
 	})
 }
@@ -508,6 +525,94 @@ func TestBatchOfAPausedAccount(t *testing.T) {
 		v2.set(nil)
 		time.Sleep(2 * time.Minute)
 		w.expect(t, map[state]int{acked: 10_000})
+	})
+}
+
+// An account that v2 has limited for a moment comes back while it goes on sending as
+// fast as before, faster than one at a time of its records could be.
+func TestLimitedAccountComesBackByBatch(t *testing.T) {
+	t.Parallel()
+	for _, wait := range []time.Duration{batchWait, 10 * time.Second, time.Minute} {
+		t.Run(wait.String(), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w, v2 := runBatches(t, spool.Delivery{Limits: spool.Limits{Rate: 1000, Batching: spool.Batching{Most: 500, Wait: wait}}})
+				v2.takes = 100 * time.Millisecond
+				began := time.Now()
+				v2.set(func([]string) spool.BatchResult {
+					if time.Since(began) < 5*time.Second {
+						return spool.BatchResult{Result: spool.Result{Status: http.StatusTooManyRequests}}
+					}
+					return spool.BatchResult{Result: taken}
+				})
+				const seconds = 30
+				const each = 20 // 2,000 a second, of ten tables
+				for n := range seconds * 100 {
+					w.queue.append(named(fmt.Sprint("t", n%10), each)...)
+					for range each {
+						w.Arrived(10)
+					}
+					time.Sleep(10 * time.Millisecond)
+				}
+				if n := w.Paused(); n > 0 {
+					t.Errorf("the account is limited still, %d of %d records are delivered", w.queue.count(acked), seconds*100*each)
+				}
+				time.Sleep(2 * wait)
+				w.expect(t, map[state]int{acked: seconds * 100 * each})
+			})
+		})
+	}
+}
+
+// v2 that takes no batches gets their records one by one, but none when it is down,
+// has limited their account, or the gateway stops.
+func TestRecordsOfABatchOneByOne(t *testing.T) {
+	for name, c := range map[string]struct {
+		answer spool.Result
+		most   int // how many records are sent
+	}{
+		"it is down":             {nobody, 20},
+		"the account is limited": {spool.Result{Status: http.StatusTooManyRequests, RetryAfter: time.Hour}, 20},
+		"the gateway stops":      {taken, 70},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, v2 := runBatches(t, spool.Delivery{Limits: spool.Limits{InFlight: 10}})
+				v2.set(func([]string) spool.BatchResult {
+					return spool.BatchResult{Result: spool.Result{Status: http.StatusNotFound}}
+				})
+				w.server.set(func(string) spool.Result { return c.answer }, 200*time.Millisecond)
+				w.queue.append(named("a", 500)...)
+				time.Sleep(time.Second)
+				w.stop()
+				time.Sleep(time.Minute)
+				if got, _ := w.server.seen(); len(got) == 0 || len(got) > c.most {
+					t.Errorf("%d records were sent, want 1 to %d", len(got), c.most)
+				}
+				if n := w.queue.count(acked) + w.queue.count(waiting) + w.queue.count(held); n != 500 {
+					t.Errorf("%d records are delivered or wait, want 500", n)
+				}
+			})
+		})
+	}
+}
+
+// A host that takes no batches is found to be up again by one record.
+func TestHostWithoutBatchesComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, v2 := runBatches(t, spool.Delivery{})
+		v2.set(func([]string) spool.BatchResult {
+			return spool.BatchResult{Result: spool.Result{Status: http.StatusNotFound}}
+		})
+		w.server.always(nobody)
+		w.queue.append(named("a", 500)...)
+		time.Sleep(time.Minute)
+		if !w.IsOpen() {
+			t.Error("v2 is not taken to be down")
+		}
+		w.server.always(taken)
+		time.Sleep(2 * time.Minute)
+		w.expect(t, map[state]int{acked: 500})
 	})
 }
 

@@ -194,6 +194,7 @@ func (d *Deliverer) SetLimits(l Limits) {
 	d.bytes.Store(l.BytesRate)
 	d.portion.Store(int64(max(1, min(l.InFlight, l.Rate/8)))) // so that others wait for them an eighth of a second
 	d.forming.setLimits(l.Batching)
+	d.sharing.Store(int64(l.Most))
 }
 
 // Arrived notes that a record of so many bytes was appended just now. If v2 is up,

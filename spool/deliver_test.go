@@ -1109,7 +1109,7 @@ func TestHoldsOneRecordWhileV2IsDown(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		w.server.always(taken)
-		time.Sleep(20 * time.Minute)
+		time.Sleep(30 * time.Minute) // more than the longest pause
 		w.expect(t, map[state]int{acked: 1000})
 	})
 }
