@@ -682,6 +682,10 @@ func TestDoctorAsksForBatches(t *testing.T) {
 		if batches.Load() != 1 || worst.severity != severity {
 			t.Errorf("%d, and %d batches: %+v", status, batches.Load(), all)
 		}
+		says := slices.ContainsFunc(all, func(f finding) bool { return strings.Contains(f.what, "takes batches of records") })
+		if says != (severity == inOrder && status != 503) { // 503 does not tell
+			t.Errorf("%d: it says that batches are taken: %v", status, says)
+		}
 		probeUpstream(probing(t, v2.URL, "spool"), v2.URL)
 		if batches.Load() != 1 {
 			t.Error("without the option, it asks for batches")

@@ -303,13 +303,16 @@ func probeUpstream(h *Handler, target string) []finding {
 	return append(all, checkClock(host, answer.header.Get("Date"), time.Now())...)
 }
 
-// probeBatches finds a host that takes Postback, and no batches. It sends a batch
-// without a key.
+// probeBatches tells whether a host that takes Postback takes batches too. It sends
+// one without a key.
 func probeBatches(client *upstream.Client, host string) []finding {
 	var trip upstream.Trip
 	_, _, err := client.DeliverBatch(postback.BatchGroup{Database: "td_doctor", Table: "td_doctor"}, [][]byte{[]byte("{}")}, &trip)
-	if err != nil || trip.Status < http.StatusMultipleChoices || ofRecords(trip.Status) || spoolTakes(trip.Status) {
-		return nil
+	switch {
+	case err != nil || trip.Status < http.StatusOK || spoolTakes(trip.Status):
+		return nil // it does not tell
+	case trip.Status < http.StatusMultipleChoices || ofRecords(trip.Status):
+		return []finding{{severity: inOrder, what: fmt.Sprintf("%s takes batches of records: it answers %d to one without a key.", host, trip.Status)}}
 	}
 	return []finding{{
 		bites,
