@@ -128,30 +128,35 @@ func (f *forming) limit() int { return int(f.most.Load()) }
 // add puts a record into the batch of its kind, which goes after a time if it is new.
 // It returns a batch that is full.
 func (f *forming) add(k kind, i item, until time.Time) (b *batch, full bool) {
-	b = f.open[k]
-	if b == nil {
-		b = &batch{kind: k, size: len("[]"), held: batchCost, until: until}
-		if f.open == nil {
-			f.open = map[kind]*batch{}
-		}
-		f.open[k] = b
-		if len(f.queue) >= 2*len(f.open)+minQueue {
-			f.queue = slices.DeleteFunc(f.queue, func(b *batch) bool { return f.open[b.kind] != b })
-		}
-		at, _ := slices.BinarySearchFunc(f.queue, until, func(b *batch, until time.Time) int {
-			if b.until.After(until) {
-				return 1
-			}
-			return -1 // equal ones are in front
-		})
-		f.queue = slices.Insert(f.queue, at, b)
-		f.held += batchCost
+	if b = f.open[k]; b == nil {
+		b = f.begin(k, until)
 	}
 	b.items = append(b.items, i)
 	b.size += len(i.part) + len(",")
 	b.held += i.held()
 	f.held += i.held()
 	return b, len(b.items) >= f.mostOf(k)
+}
+
+// begin begins a batch of a kind.
+func (f *forming) begin(k kind, until time.Time) *batch {
+	b := &batch{kind: k, size: len("[]"), held: batchCost, until: until}
+	if f.open == nil {
+		f.open = map[kind]*batch{}
+	}
+	f.open[k] = b
+	f.held += batchCost
+	if len(f.queue) >= 2*len(f.open)+minQueue {
+		f.queue = slices.DeleteFunc(f.queue, func(b *batch) bool { return f.open[b.kind] != b })
+	}
+	at, _ := slices.BinarySearchFunc(f.queue, until, func(b *batch, until time.Time) int {
+		if b.until.After(until) {
+			return 1
+		}
+		return -1 // equal ones are in front
+	})
+	f.queue = slices.Insert(f.queue, at, b)
+	return b
 }
 
 // fits reports whether a batch of the kind has room for so many bytes more.

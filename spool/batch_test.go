@@ -478,7 +478,7 @@ func TestRecordThatMakesBatchesFail(t *testing.T) {
 			return spool.BatchResult{Result: taken}
 		})
 		w.queue.append(named("a", 500)...)
-		time.Sleep(20 * time.Second)
+		time.Sleep(24 * time.Second) // pauses of 1, 2, 4 and 8 s, each half as long again at most, and batchWait before each
 		w.expect(t, map[state]int{acked: 499, waiting: 1})
 	})
 }
