@@ -105,8 +105,8 @@ func kindOf(group string, tries int) kind { return kind{group, min(tries, len(sh
 // were tried. Where one record makes all fail, it is soon alone.
 var shrink = [...]int{1, 4, 16, 64, 512}
 
-// forming is the batches that are not full yet. Only Run uses it, but for the
-// limits.
+// forming is the batches that are not full yet. Only Run uses it, but for the limits
+// and the ratio.
 type forming struct {
 	most atomic.Int64
 	wait atomic.Int64

@@ -99,7 +99,7 @@ const (
 
 // Limits bound the delivery of a queue.
 type Limits struct {
-	// InFlight is how many records may be on their way at a time; at least 1.
+	// InFlight is how many requests may be on their way at a time; at least 1.
 	InFlight int
 
 	// Rate is how many records a second may be delivered beyond those that
