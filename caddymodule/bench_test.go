@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"context"
+	"encoding/base64"
 	"io"
 	"net"
 	"net/http"
@@ -32,6 +33,24 @@ const (
 func BenchmarkPost(b *testing.B)    { benchHandler(b, http.MethodPost, benchPath, 300) }
 func BenchmarkPost64K(b *testing.B) { benchHandler(b, http.MethodPost, benchPath, 64<<10) }
 func BenchmarkPixel(b *testing.B)   { benchHandler(b, http.MethodGet, benchPath+"&"+benchQuery, 0) }
+
+// BenchmarkJSONP is a page view as td-js-sdk 2.5 sends it.
+func BenchmarkJSONP(b *testing.B) { benchHandler(b, http.MethodGet, benchJSONP(), 0) }
+
+// BenchmarkJS is the same as SDK 3 sends it.
+func BenchmarkJS(b *testing.B) {
+	benchHandler(b, http.MethodPost, "/js/v3/event/db/tbl?api_key="+benchKey+"&modified=1767225600000", 300)
+}
+
+// benchView is the record of a page view. It has the fields of benchQuery, and what
+// the SDK adds for the server to fill in.
+const benchView = `{"event":"view","page_url":"https://shop.example/item?id=7","title":"Café noir","user":"42","td_ip":"td_ip",` +
+	`"td_browser":"td_browser","td_browser_version":"td_browser_version","td_os":"td_os","td_os_version":"td_os_version"}`
+
+func benchJSONP() string {
+	data := url.QueryEscape(base64.StdEncoding.EncodeToString([]byte(benchView)))
+	return "/js/v3/event/db/tbl?api_key=" + url.QueryEscape(benchKey) + "&modified=1767225600000&data=" + data + "&callback=TreasureJSONPCallback0"
+}
 
 // benchHandler sends requests through the whole handler. v2 is a connection
 // without a kernel, the caller a writer without a connection.
@@ -110,7 +129,7 @@ func (stubConn) Close() error                    { return nil }
 // stubHandler forwards to a v2 without a kernel.
 func stubHandler() *Handler {
 	return &Handler{
-		MaxBody: postback.MaxBody, GlobalID: defaultGlobalID, logger: zap.NewNop(), leaving: new(atomic.Bool),
+		MaxBody: postback.MaxBody, GlobalID: defaultGlobalID, logger: zap.NewNop(), served: postback.AllSurfaces, leaving: new(atomic.Bool),
 		bodies: &bodies{maxBody: postback.MaxBody, maxTotal: defaultMaxBuffered},
 		single: &route{host: "us01.records.in.treasuredata.com", Client: stubUpstream()},
 	}

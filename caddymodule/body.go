@@ -166,6 +166,27 @@ func (s *bodies) room(size int) (*bodyBuffer, *postback.Refusal) {
 	return &bodyBuffer{data: make([]byte, 0, size)}, nil
 }
 
+// join makes one part of a body, whose buffers go back in any case.
+func (s *bodies) join(buf *bodyBuffer) (*bodyBuffer, *postback.Refusal) {
+	if len(buf.more) == 0 {
+		return buf, nil
+	}
+	defer s.release(buf)
+	size := len(buf.data)
+	for _, part := range buf.more {
+		size += len(part.data)
+	}
+	whole, refused := s.room(size)
+	if refused != nil {
+		return nil, refused
+	}
+	whole.data = append(whole.data, buf.data...)
+	for _, part := range buf.more {
+		whole.data = append(whole.data, part.data...)
+	}
+	return whole, nil
+}
+
 // reserve counts bytes in, if they fit.
 func (s *bodies) reserve(bytes int64) bool {
 	if s.inUse.Add(bytes) > s.maxTotal {

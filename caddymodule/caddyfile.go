@@ -44,6 +44,7 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //		max_buffered     <size>
 //		retries          <n>
 //		tls_ca           <pem file...>
+//		surfaces         postback|js|mobile ...
 //		pass_thru
 //		handoff
 //		spool [nats <url...>] {
@@ -120,6 +121,8 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 		h.Retries = &retries
 	case "tls_ca":
 		h.TLSCA, err = someArgs(d)
+	case "surfaces":
+		h.Surfaces, err = someArgs(d)
 	case "pass_thru":
 		h.PassThru, err = true, noArg(d)
 	case "handoff":

@@ -122,7 +122,7 @@ func checkPath(e *examined) []finding {
 		if b.path == "" || r == nil {
 			return false
 		}
-		_, refused := postback.ReadCall(r)
+		_, refused := postback.ReadCall(r, postback.AllSurfaces)
 		return refused != nil
 	})
 	if places == "" {

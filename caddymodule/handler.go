@@ -24,24 +24,24 @@ type call struct {
 	to    *route           // where v2 is
 	out   postback.Request // what v2 gets
 	body  *bodyBuffer      // what out.Body is in
-	asked *queryAnswer     // what w is, if the record is in the query
+	asked *queryAnswer     // what w is, if the query says how to answer
 
 	result  string        // what became of it: see outcome.go
 	trip    upstream.Trip // to v2
-	arrival time.Time     // of the request; known only with a spool
+	arrival time.Time     // of the request; known only where a time is needed
 }
 
 // ServeHTTP takes one call through its steps: read the call, where it goes and
 // its key, its record, forward or keep it, answer.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	read, refused := postback.ReadCall(r)
+	read, refused := postback.ReadCall(r, h.served)
 	if read.Foreign && h.PassThru {
 		if answered, err := serveNext(next, w, r); answered || err != nil {
 			return err
 		}
 	}
 	c := call{Call: read, w: w, r: r, next: next}
-	if h.Spool != nil {
+	if h.Spool != nil || c.IsJS() {
 		c.arrival = time.Now()
 	}
 	requestsInFlight.Inc()
@@ -73,10 +73,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		h.refuse(&c, refused)
 		return nil
 	}
-	if c.Kind == postback.Post { // and readBody has not found out otherwise
+	switch {
+	case c.IsJS():
+		return h.serveJS(&c)
+	case c.Kind == postback.Post: // and readBody has not found out otherwise
 		return h.forward(&c)
+	default:
+		return h.serveQuery(&c)
 	}
-	return h.serveQuery(&c)
 }
 
 // headCopies is how many copies of a head there are: the caller's and v2's.

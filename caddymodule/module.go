@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -132,7 +133,13 @@ type Handler struct {
 	// verified against, instead of the system's.
 	TLSCA []string `json:"tls_ca,omitempty"`
 
-	// Leaves requests outside `/postback/` to the next handler, instead of
+	// The legacy URLs that are served: `postback`, `js` for those of JavaScript
+	// SDKs, and `mobile` for those of mobile SDKs. A call of another one is like a
+	// request for any other path. Default: all; with `handoff` only `postback`,
+	// the one that it can rewrite.
+	Surfaces []string `json:"surfaces,omitempty"`
+
+	// Leaves requests for no URL that is served to the next handler, instead of
 	// answering them with 404.
 	PassThru bool `json:"pass_thru,omitempty"`
 
@@ -150,6 +157,7 @@ type Handler struct {
 	logger        *zap.Logger
 	bodies        *bodies
 	redirectHosts []string // in lower case
+	served        postback.Surfaces
 	server        *caddyhttp.Server
 	leaving       *atomic.Bool // the configuration ends
 
@@ -238,6 +246,13 @@ func (h *Handler) applyDefaults() {
 	setDefault(&h.MaxBody, postback.MaxBody)
 	setDefault(&h.GlobalID, defaultGlobalID)
 	setDefault(&h.MaxBuffered, defaultMaxBuffered)
+	if len(h.Surfaces) == 0 {
+		h.Surfaces = postback.SurfaceNames
+		if h.Handoff {
+			h.Surfaces = []string{handoffSurface}
+		}
+	}
+	h.served = postback.SurfacesOf(h.Surfaces)
 	if h.Handoff {
 		return // the other options are about a connection that it does not make
 	}
@@ -291,6 +306,9 @@ func (h *Handler) Validate() (err error) {
 	if h.MaxBuffered < minBuffered {
 		return fmt.Errorf("max_buffered %d: must be at least %d bytes, one body of the largest size with its head", h.MaxBuffered, minBuffered)
 	}
+	if err := h.validateSurfaces(); err != nil {
+		return err
+	}
 	if h.Handoff {
 		return h.validateHandoff()
 	}
@@ -298,6 +316,23 @@ func (h *Handler) Validate() (err error) {
 		return fmt.Errorf("max_buffered %d: must be at least %d bytes beside a spool, which holds a body of the largest size four times until it is durable", h.MaxBuffered, minBufferedSpool)
 	}
 	return h.validateConnection()
+}
+
+// handoffSurface is the surface whose calls can be rewritten for another handler to
+// forward: the others have answers of their own.
+const handoffSurface = "postback"
+
+// validateSurfaces refuses surfaces that are none, or that handoff cannot serve.
+func (h *Handler) validateSurfaces() error {
+	for _, name := range h.Surfaces {
+		if !slices.Contains(postback.SurfaceNames, name) {
+			return fmt.Errorf("surfaces %q: must be some of %s%s", name, strings.Join(postback.SurfaceNames, ", "), didYouMean(nearest(name, postback.SurfaceNames)))
+		}
+		if h.Handoff && name != handoffSurface {
+			return fmt.Errorf("surfaces %q: with handoff it must be %s, since the next handler's answers are not those that other callers expect", name, handoffSurface)
+		}
+	}
+	return nil
 }
 
 // validateHandoff refuses options that would silently do nothing.

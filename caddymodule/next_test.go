@@ -40,7 +40,7 @@ func TestNextAnswers(t *testing.T) {
 		next := caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error { return test.next(w) })
 		for path, refused := range map[string]*postback.Refusal{"/elsewhere": postback.NotFound, benchPath: postback.NothingBehind} {
 			h := &Handler{
-				Handoff: true, PassThru: true, logger: zap.NewNop(), leaving: leavingOf(nil),
+				Handoff: true, PassThru: true, logger: zap.NewNop(), served: postback.SurfacesOf([]string{handoffSurface}), leaving: leavingOf(nil),
 				bodies: &bodies{maxBody: postback.MaxBody, maxTotal: 2 << 20}, single: &route{host: "v2.example"},
 			}
 			w, r := httptest.NewRecorder(), benchRequest(http.MethodPost, path, 2)

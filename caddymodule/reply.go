@@ -149,8 +149,8 @@ func skipBody(w http.ResponseWriter, r *http.Request) (linger func()) {
 // pixel is a transparent GIF of 1×1.
 const pixel = "GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
 
-// queryAnswer answers the caller of a record from a query: v2's answer, an
-// image, or a redirect. None of them may be kept by a cache: the next caller's
+// queryAnswer answers a caller whose query says how: with v2's answer, an image, a
+// redirect, or what a JavaScript SDK takes for success. None of them may be kept by a cache: the next caller's
 // record would end there.
 type queryAnswer struct {
 	*caddyhttp.ResponseWriterWrapper
@@ -161,6 +161,8 @@ type queryAnswer struct {
 	location string            // where the caller is led once v2 has taken the record
 	refused  *postback.Refusal // what the caller gets then instead
 	plain    bool              // what is written is for the caller as it is
+	js       bool              // the caller is a JavaScript SDK
+	callback string            // what its answer calls; empty for JSON
 
 	wroteHeader bool
 	replaced    bool // v2's body is not for the caller
@@ -197,6 +199,13 @@ func (w *queryAnswer) WriteHeader(status int) {
 	}
 	h, taken := w.Header(), status < 300
 	switch {
+	case taken && w.js:
+		w.replaced = true
+		w.answerCreated()
+	case w.js && status < http.StatusBadRequest: // a redirect may lead to what looks like success
+		w.replaced = true
+		dropContent(h)
+		writeRefusal(w.ResponseWriter, w.r, postback.UpstreamBrokenOff)
 	case taken && w.refused != nil:
 		w.replaced = true
 		dropContent(h)

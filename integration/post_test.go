@@ -413,7 +413,7 @@ func TestTrustedProxy(t *testing.T) {
 func TestPassThru(t *testing.T) {
 	u := startRecorder(t, nil)
 	g := serve(t, "", "route {\n td_postback {\n  upstream "+u.url()+"\n  pass_thru\n }\n respond next 299\n}")
-	for path, want := range map[string]int{"/": 299, "/js/v3/event/db/tbl": 299, "/postback": 299, "/postback/x": 400, event: 403} {
+	for path, want := range map[string]int{"/": 299, "/js/v3/event": 299, "/js/v3/global_id": 299, "/js/v3/event/db/tbl": 403, "/js/v3/event/db": 400, "/postback": 299, "/postback/x": 400, event: 403} {
 		if got := raw(t, g.addr, post(path, asJSON, object)).StatusCode; got != want {
 			t.Errorf("%s: got %d, want %d", path, got, want)
 		}

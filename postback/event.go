@@ -7,6 +7,7 @@ import (
 const (
 	postbackPrefix = "/postback/"
 	eventPrefix    = "/postback/v3/event/"
+	jsEventPrefix  = "/js/v3/event/"
 )
 
 // Destination is where a record belongs.
@@ -14,22 +15,32 @@ type Destination struct {
 	Database, Table string
 }
 
-// parsePath reads the destination out of a percent-decoded path. Runs of `/`
-// count as one and the table may have one trailing slash: legacy callers send
-// both. A path outside /postback/ is NotFound; inside, a path that is no
+// parsePath reads the surface and the destination out of a percent-decoded path.
+// Runs of `/` count as one and the table may have one trailing slash: legacy callers
+// send both. A path below no surface is NotFound; below one, a path that is no
 // event path or has a bad name is invalid_path with the part that is wrong, and
 // with the names that are good, for the log.
-func parsePath(path string) (Destination, *Refusal) {
+func parsePath(path string) (Surface, Destination, *Refusal) {
 	if strings.Contains(path, "//") {
 		path = squeezeSlashes(path)
 	}
-	if !strings.HasPrefix(path, postbackPrefix) {
-		return Destination{}, NotFound
+	switch {
+	case strings.HasPrefix(path, eventPrefix):
+		to, refused := parseNames(path[len(eventPrefix):])
+		return SurfacePostback, to, refused
+	case strings.HasPrefix(path, postbackPrefix):
+		return SurfacePostback, Destination{}, invalidPath("the path must start with " + eventPrefix)
+	case path != jsEventPrefix && strings.HasPrefix(path, jsEventPrefix):
+		to, refused := parseNames(path[len(jsEventPrefix):])
+		return SurfaceJS, to, refused
+	case path == "/js/v3/global_id", path == "/js/v3/enable_global_id":
+		return SurfaceNone, Destination{}, NoGlobalID
 	}
-	names, ok := strings.CutPrefix(path, eventPrefix)
-	if !ok {
-		return Destination{}, invalidPath("the path must start with " + eventPrefix)
-	}
+	return SurfaceNone, Destination{}, NotFound
+}
+
+// parseNames reads what stands behind the prefix of an event path.
+func parseNames(names string) (Destination, *Refusal) {
 	database, table, ok := strings.Cut(names, "/")
 	table = strings.TrimSuffix(table, "/")
 	first, _, more := strings.Cut(table, "/")

@@ -10,6 +10,7 @@ func TestParsePath(t *testing.T) {
 	const wrongName = "must be letters, digits and _"
 	for _, tc := range []struct {
 		name, path string
+		surface    Surface // without one, Postback, or none if the path is not found
 		want       Destination
 		code, says string // of the refusal
 	}{
@@ -27,7 +28,20 @@ func TestParsePath(t *testing.T) {
 		{name: "prefix without slash", path: "/postback", code: "not_found"},
 		{name: "other case", path: "/Postback/v3/event/db/tbl", code: "not_found"},
 		{name: "prefix further in", path: "/x/postback/v3/event/db/tbl", code: "not_found"},
-		{name: "javascript surface", path: "/js/v3/event/db/tbl", code: "not_found"},
+
+		{name: "JavaScript", path: "/js/v3/event/db/tbl", surface: SurfaceJS, want: Destination{"db", "tbl"}},
+		{name: "JavaScript, slashes", path: "//js/v3//event/db/tbl/", surface: SurfaceJS, want: Destination{"db", "tbl"}},
+		{name: "JavaScript, no table", path: "/js/v3/event/db", surface: SurfaceJS, want: Destination{Database: "db"}, code: "invalid_path", says: "table name is missing"},
+		{name: "JavaScript, bad name", path: "/js/v3/event/db/t-1", surface: SurfaceJS, want: Destination{Database: "db"}, code: "invalid_path", says: "table name"},
+		{name: "JavaScript, other version", path: "/js/v4/event/db/tbl", code: "not_found"},
+		{name: "JavaScript, no event", path: "/js/v3/db/tbl", code: "not_found"},
+		{name: "only looks like JavaScript", path: "/js/v3/events/db/tbl", code: "not_found"},
+		{name: "several records", path: "/js/v3/event", code: "not_found"},
+		{name: "several records, slash", path: "/js/v3/event/", code: "not_found"},
+		{name: "Android", path: "/android/v3/event", code: "not_found"},
+		{name: "iOS", path: "/ios/v3/event", code: "not_found"},
+		{name: "global id", path: "/js/v3/global_id", code: "not_found", says: "no global id here"},
+		{name: "global id, SDK 3", path: "/js/v3/enable_global_id", code: "not_found", says: "no global id here"},
 
 		{name: "nothing after the prefix", path: "/postback/", code: "invalid_path", says: "start with /postback/v3/event/"},
 		{name: "other version", path: "/postback/v4/event/db/tbl", code: "invalid_path", says: "start with /postback/v3/event/"},
@@ -46,7 +60,13 @@ func TestParsePath(t *testing.T) {
 		{name: "query behind an ampersand", path: "/postback/v3/event/db/tbl&td_write_key=1", want: Destination{Database: "db"}, code: "invalid_path", says: "table name"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, refused := parsePath(tc.path)
+			surface, got, refused := parsePath(tc.path)
+			if tc.surface == SurfaceNone && tc.code != "not_found" {
+				tc.surface = SurfacePostback
+			}
+			if surface != tc.surface {
+				t.Errorf("surface %d, want %d", surface, tc.surface)
+			}
 			if tc.code != "" {
 				if got != tc.want {
 					t.Errorf("got %v, want %v", got, tc.want)
@@ -67,21 +87,24 @@ func TestParsePath(t *testing.T) {
 func FuzzPath(f *testing.F) {
 	for _, seed := range []string{
 		"/postback/v3/event/db/tbl", "//postback///v3/event/db//tbl/", "/postback/v3/event/db", "/postback/v3/event/db/tbl/x", "/postback", "/postback/",
-		"/postback/v3/event/d-b/t", "/postback/v3/event/db/tbl//", "/postback/v3/event/db/\u0661", "/postback/v3/event/db/t\n", "", "postback/v3/event/db/tbl",
+		"/js/v3/event/db/tbl/", "/js/v3/event//", "/js/v3/event/d-b/t", "/postback/v3/event/d-b/t", "/postback/v3/event/db/tbl//", "/postback/v3/event/db/\u0661", "/postback/v3/event/db/t\n", "", "postback/v3/event/db/tbl",
 	} {
 		f.Add(seed)
 	}
-	event := regexp.MustCompile(`^/+postback/+v3/+event/+([A-Za-z0-9_]+)/+([A-Za-z0-9_]+)/*$`)
-	inside := regexp.MustCompile(`^/+postback/`)
+	event := regexp.MustCompile(`^/+(?:postback|js)/+v3/+event/+([A-Za-z0-9_]+)/+([A-Za-z0-9_]+)/*$`)
+	inside := regexp.MustCompile(`^/+(postback/|js/+v3/+event/+[^/])`)
 	f.Fuzz(func(t *testing.T, path string) {
-		got, refused := parsePath(path)
+		surface, got, refused := parsePath(path)
+		if want := inside.FindStringSubmatch(path); (surface != SurfaceNone) != (want != nil) || want != nil && (surface == SurfaceJS) != strings.HasPrefix(want[1], "js") {
+			t.Errorf("%q: surface %d", path, surface)
+		}
 		names := event.FindStringSubmatch(path)
 		switch {
 		case names != nil:
 			if refused != nil || got != (Destination{names[1], names[2]}) {
 				t.Fatalf("%q: got %+v, %v", path, got, refused)
 			}
-			if again, refused := parsePath((&Request{Destination: got}).path()); refused != nil || again != got {
+			if _, again, refused := parsePath((&Request{Destination: got}).path()); refused != nil || again != got {
 				t.Errorf("%q: its canonical form leads to %+v, %v", path, again, refused)
 			}
 		case refused == nil:

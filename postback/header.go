@@ -71,7 +71,7 @@ func (q *Request) passes(name string, hops Hops) bool {
 
 // drops reports whether this request loses a header that others keep.
 func (q *Request) drops(name string, hops Hops) bool {
-	return q.FromQuery && describesContent(name) || (q.FromQuery || q.unmarked) && describesBytes(name) || hops.Has(name)
+	return q.FromQuery && describesContent(name) || (q.FromQuery || q.changed) && describesBytes(name) || hops.Has(name)
 }
 
 // describesContent reports whether a header belongs to the body that was sent
@@ -103,7 +103,7 @@ func (q *Request) mustStay() bool {
 	case q.Compressed():
 		return true
 	}
-	return !q.unmarked && slices.ContainsFunc(bytesHeaders, func(name string) bool { return len(q.Header[name]) > 0 })
+	return !q.changed && slices.ContainsFunc(bytesHeaders, func(name string) bool { return len(q.Header[name]) > 0 })
 }
 
 // Compressed reports whether the body is not the JSON itself, by the caller's

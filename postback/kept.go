@@ -25,7 +25,7 @@ func AppendKept(dst []byte, q *Request, arrival time.Time) ([]byte, RecordTime) 
 	timed := TimeNoObject
 	if !q.mustStay() && len(body)+maxTimeMember <= MaxBody {
 		var room [maxTimeMember]byte
-		change := timeChangeOf(room[:0], body, arrival, q.FromQuery)
+		change := timeChangeOf(room[:0], body, arrival, q.FromQuery && !q.ownTimes)
 		if timed = change.timed; timed == TimeAdded {
 			later.Body, later.More = body[:change.from], [][]byte{change.text, body[change.to:]}
 		}

@@ -12,6 +12,9 @@ const (
 	// contract. v2 does not read it.
 	WriteKeyParam = "td_write_key"
 
+	// APIKeyParam is the same for JavaScript SDKs.
+	APIKeyParam = "api_key"
+
 	// WriteKeyHeader carries the key in both contracts, spelled as published.
 	WriteKeyHeader = "X-TD-Write-Key"
 
@@ -168,7 +171,7 @@ func findKey(param urlKey, headers, authorizations []string) (cred Credentials, 
 	}
 	problem := keyProblem(cred.Key())
 	if cred.Source == KeyParam && param.invalid {
-		problem = "the td_write_key parameter has a bad percent-escape"
+		problem = "the write key in the URL has a bad percent-escape; percent-encode it once"
 	}
 	if problem != "" {
 		return Credentials{Source: cred.Source}, invalidKey(problem)
@@ -177,6 +180,32 @@ func findKey(param urlKey, headers, authorizations []string) (cred Credentials, 
 		cred.WriteKey = "" // v2 would not use it, and a header may not hold it
 	}
 	return cred, nil
+}
+
+// findJSKey is findKey for a call of a JavaScript SDK's, which may have the key in
+// api_key. What a legacy endpoint would have used comes first there, in all cases.
+func findJSKey(query string, headers, authorizations []string) (Credentials, *Refusal) {
+	param := paramKey(query, WriteKeyParam)
+	if param.key == "" && !param.invalid {
+		param = paramKey(query, APIKeyParam)
+	}
+	cred, refused := findKey(param, headers, nil)
+	if refused == MissingKey {
+		return findKey(param, nil, authorizations)
+	}
+	return cred, refused
+}
+
+// paramKey is the key in the first parameter of this name that is not empty.
+func paramKey(query, name string) (key urlKey) {
+	for param := range strings.SplitSeq(query, "&") {
+		if found, value, _ := strings.Cut(param, "="); decode(found) == name {
+			if key = decodeKey(value); key.key != "" || key.invalid {
+				break
+			}
+		}
+	}
+	return key
 }
 
 // td1 returns the first Authorization of the scheme TD1 that has a key, the

@@ -33,7 +33,15 @@ var RefusalCodes = []string{
 var (
 	NotFound = &Refusal{
 		Status: http.StatusNotFound, Code: "not_found",
-		Message: "only " + eventPrefix + "{database}/{table} is served here",
+		Message: "only " + eventPrefix + "{database}/{table} and " + jsEventPrefix + "{database}/{table} are served here",
+	}
+	SurfaceOff = &Refusal{
+		Status: http.StatusNotFound, Code: "not_found",
+		Message: "the gateway does not serve this kind of path: its operator can switch it on with the option surfaces",
+	}
+	NoGlobalID = &Refusal{
+		Status: http.StatusNotFound, Code: "not_found",
+		Message: "there is no global id here: it is in a cookie of the legacy host, which the gateway cannot read",
 	}
 	MethodNotAllowed = &Refusal{
 		Status: http.StatusMethodNotAllowed, Code: "method_not_allowed",
@@ -54,6 +62,22 @@ var (
 	RedirectNotAllowed = &Refusal{
 		Status: http.StatusBadRequest, Code: "redirect_not_allowed",
 		Message: "the record was taken, but td_redirect must be an http or https URL to a host in the gateway's redirect_hosts",
+	}
+	NoRecord = &Refusal{
+		Status: http.StatusBadRequest, Code: "invalid_request",
+		Message: "there is no record; send one JSON object as the body, or in base64 as the parameter data",
+	}
+	BadData = &Refusal{
+		Status: http.StatusBadRequest, Code: "invalid_request",
+		Message: "the parameter data must be one JSON object in base64, percent-encoded once",
+	}
+	NoObject = &Refusal{
+		Status: http.StatusBadRequest, Code: "invalid_request",
+		Message: "the body must be one JSON object",
+	}
+	BadCallback = &Refusal{
+		Status: http.StatusBadRequest, Code: "invalid_request",
+		Message: "callback must be a name of letters, digits, _ and $, or several of them joined by dots, at most 128 bytes",
 	}
 	BodyCut = &Refusal{
 		Status: http.StatusBadRequest, Code: "invalid_request", BodyLost: true,

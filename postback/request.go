@@ -35,10 +35,23 @@ func contentType(sent []string, object bool) (value string, changed bool) {
 // UseRecord makes a record that comes from the query the body. Nothing of the
 // query stays in the URL.
 func (q *Request) UseRecord(record []byte) {
-	q.FromQuery, q.unmarked = true, false
+	q.FromQuery, q.changed = true, false
 	q.Query = ""
 	q.ContentType = "application/json"
 	q.Body, q.More = record, nil
+}
+
+// UseData makes a record that the query has as JSON the body. Nothing else of the
+// query goes on.
+func (q *Request) UseData(record []byte) {
+	q.UseRecord(record)
+	q.ownTimes = true
+}
+
+// UseChanged makes a record the body that is the caller's body or its record but
+// for some members.
+func (q *Request) UseChanged(record []byte) {
+	q.Body, q.More, q.changed = record, nil, true
 }
 
 // byteOrderMark is what some editors and runtimes put before a text in UTF-8.
@@ -51,7 +64,7 @@ func (q *Request) UseBody(first []byte, more [][]byte) {
 	q.Body, q.More = first, more
 	if bytes.HasPrefix(first, []byte(byteOrderMark)) && !q.Compressed() {
 		q.Body = first[len(byteOrderMark):]
-		if q.unmarked = q.startsObject(); !q.unmarked {
+		if q.changed = q.startsObject(); !q.changed {
 			q.Body = first
 		}
 	}
@@ -123,7 +136,8 @@ type Request struct {
 	// of a body of its own, or of a representation to GET, does not hold.
 	FromQuery bool
 
-	unmarked bool // the body has lost its byte-order mark: what held for its bytes does not
+	ownTimes bool // the record from the query is JSON of the caller's own: it says its time as a body does
+	changed  bool // the body's bytes are not the caller's: what held for those does not
 }
 
 // AppendHead appends the request's head in HTTP/1.1 form (RFC 9112 section 3)

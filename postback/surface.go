@@ -7,6 +7,7 @@ package postback
 import (
 	"net/http"
 	"net/url"
+	"slices"
 )
 
 // Kind is the kind of a legacy call. In metrics and logs its label is surface.
@@ -19,40 +20,86 @@ const (
 	Get                // a record in the query
 	Pixel              // the same, answered with an image
 	Beacon             // a POST that has its record in the query: a ping, or no body
+	JSONP              // a GET of a JavaScript SDK's: its record in the query, as base64
+	JS                 // any other call of a JavaScript SDK's
 )
 
 // KindNames has the kinds' names in metrics and logs.
-var KindNames = [...]string{"other", "post", "get", "pixel", "beacon"}
+var KindNames = [...]string{"other", "post", "get", "pixel", "beacon", "jsonp", "js"}
 
 // String is the kind's name in metrics and logs.
 func (k Kind) String() string { return KindNames[k] }
+
+// Surface is a family of legacy URLs.
+type Surface uint8
+
+// The surfaces. SurfaceNone is what belongs to none.
+const (
+	SurfaceNone Surface = iota
+	SurfacePostback
+	SurfaceJS
+	SurfaceMobile
+)
+
+// SurfaceNames has the names of the surfaces in a configuration.
+var SurfaceNames = []string{"postback", "js", "mobile"}
+
+// Surfaces is a set of surfaces.
+type Surfaces uint8
+
+// AllSurfaces has them all.
+var AllSurfaces = SurfacesOf(SurfaceNames)
+
+// SurfacesOf is the set of the surfaces with these names.
+func SurfacesOf(names []string) (set Surfaces) {
+	for i, name := range SurfaceNames {
+		if slices.Contains(names, name) {
+			set |= 1 << (Surface(i) + SurfacePostback) //nolint:gosec // G115: three names
+		}
+	}
+	return set
+}
+
+func (s Surfaces) has(surface Surface) bool { return s&(1<<surface) != 0 }
 
 // Call is a legacy request, as its head says it.
 type Call struct {
 	Kind Kind
 
-	// Foreign says that the path is below no legacy surface: such a call is not
-	// the gateway's.
+	// Foreign says that the path is below no legacy surface that is served: such a
+	// call is not the gateway's.
 	Foreign bool
 
 	Destination // where its record belongs
 	Credentials // what v2 gets of its keys
 
-	// Query is the raw query without the write key.
+	// Query is the raw query without the write key. Of a JavaScript SDK's call it is
+	// empty: nothing of that query goes on.
 	Query string
 
 	// InBody says that the record is the body, although the query asks for the
 	// answer to a record of its own.
 	InBody bool
+
+	js jsQuery // what the query of a JavaScript SDK's call says
 }
 
-// ReadCall reads the path and the kind of a request. With a refusal, the call
-// says as much as could be read. A preflight has the kind Other and no refusal.
-func ReadCall(r *http.Request) (Call, *Refusal) {
-	c := Call{Kind: kindOf(r.Method, r.URL, r.Header)}
-	var refused *Refusal
-	if c.Destination, refused = parsePath(r.URL.Path); refused != nil {
-		c.Foreign = refused.Code == NotFound.Code
+// ReadCall reads the path and the kind of a request, where these surfaces are
+// served. With a refusal, the call says as much as could be read. A preflight has
+// the kind Other and no refusal.
+func ReadCall(r *http.Request, served Surfaces) (Call, *Refusal) {
+	surface, to, refused := parsePath(r.URL.Path)
+	if surface != SurfaceNone && !served.has(surface) {
+		surface, to, refused = SurfaceNone, Destination{}, SurfaceOff
+	}
+	c := Call{Destination: to, Foreign: surface == SurfaceNone}
+	if surface == SurfaceJS {
+		c.js = readJSQuery(r.URL.RawQuery)
+		c.Kind = c.js.kind(r.Method)
+	} else {
+		c.Kind = kindOf(r.Method, r.URL, r.Header)
+	}
+	if refused != nil {
 		return c, refused
 	}
 	if c.Kind == Other && r.Method != http.MethodOptions {
@@ -61,7 +108,7 @@ func ReadCall(r *http.Request) (Call, *Refusal) {
 	return c, nil
 }
 
-// kindOf tells what kind of call a request is, unless it is a POST without a
+// kindOf tells what kind of Postback call a request is, unless it is a POST without a
 // body: NoBody decides that.
 func kindOf(method string, u *url.URL, header http.Header) Kind {
 	switch {
@@ -99,8 +146,14 @@ func (c *Call) HasBody(q *Request) { c.InBody = q.startsObject() || q.Compressed
 // ReadKey finds the key that v2 gets, and takes it out of the query. After a
 // refusal the call has no key, but says where it was looked for.
 func (c *Call) ReadKey(rawQuery string, header http.Header) (refused *Refusal) {
-	query, param := cutWriteKey(rawQuery)
-	c.Credentials, refused = findKey(param, header[canonicalWriteKeyHeader], header["Authorization"])
+	var query string
+	if c.IsJS() {
+		c.Credentials, refused = findJSKey(rawQuery, header[canonicalWriteKeyHeader], header["Authorization"])
+	} else {
+		var param urlKey
+		query, param = cutWriteKey(rawQuery)
+		c.Credentials, refused = findKey(param, header[canonicalWriteKeyHeader], header["Authorization"])
+	}
 	if refused != nil {
 		c.Credentials = Credentials{Source: c.Source}
 		return refused

@@ -1,0 +1,128 @@
+package caddymodule
+
+import (
+	"io"
+	"net/http"
+	"strconv"
+	"unicode/utf8"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/td-postback/gateway/postback"
+)
+
+// This file serves the calls of JavaScript SDKs. Their rules are in package postback.
+
+// serveJS sends the record of a call, and answers as the SDKs expect it.
+func (h *Handler) serveJS(c *call) error {
+	callback, refused := c.Callback()
+	if refused == nil {
+		refused = h.readRecord(c)
+	}
+	if refused != nil {
+		if c.body != nil {
+			h.bodies.release(c.body)
+		}
+		h.refuse(c, refused)
+		return nil
+	}
+	c.asked = &queryAnswer{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: c.w}, h: h, r: c.r, js: true, callback: callback}
+	c.w = c.asked
+	return h.forward(c)
+}
+
+// readRecord makes v2's body of a call's: the one that it has, or the one in its
+// query. A compressed one goes on as it came.
+func (h *Handler) readRecord(c *call) (refused *postback.Refusal) {
+	switch {
+	case c.body == nil || len(c.body.data) == 0:
+		refused = h.readData(c)
+	case c.out.Compressed():
+		return nil
+	case len(c.body.more) > 0:
+		if c.body, refused = h.bodies.join(c.body); refused == nil {
+			c.out.UseBody(c.body.data, nil)
+		}
+	}
+	if refused != nil {
+		return refused
+	}
+	if !utf8.Valid(c.out.Body) {
+		if refused = h.mend(c); refused != nil {
+			return refused
+		}
+	}
+	filler, refused := c.NewFiller(c.out.Body, h.caller(c.r), c.arrival, int(h.bodies.maxBody))
+	if refused != nil || !filler.Changes() {
+		return refused
+	}
+	return h.remake(c, filler.Size(), filler.Append)
+}
+
+// readData makes the record in the query the body.
+func (h *Handler) readData(c *call) *postback.Refusal {
+	room, refused := h.bodies.room(c.DataSize())
+	if refused != nil {
+		return refused
+	}
+	record, refused := c.AppendData(room.data, int(h.bodies.maxBody))
+	if refused != nil {
+		h.bodies.release(room)
+		return refused
+	}
+	if c.body != nil { // a buffer for a body that was empty
+		h.bodies.release(c.body)
+	}
+	room.data = record
+	c.body = room
+	c.out.UseData(record)
+	return nil
+}
+
+// mend makes the record UTF-8.
+func (h *Handler) mend(c *call) *postback.Refusal {
+	size := postback.MendedSize(c.out.Body)
+	if int64(size) > h.bodies.maxBody {
+		return postback.TooLarge(int64(size), h.bodies.maxBody, true)
+	}
+	return h.remake(c, size, func(dst []byte) []byte { return postback.AppendMended(dst, c.out.Body) })
+}
+
+// remake makes what add appends, of this size, the record in place of the one that it
+// is made of.
+func (h *Handler) remake(c *call, size int, add func(dst []byte) []byte) *postback.Refusal {
+	room, refused := h.bodies.room(size)
+	if refused != nil {
+		return refused
+	}
+	room.data = add(room.data)
+	h.bodies.release(c.body)
+	c.body = room
+	c.out.UseChanged(room.data)
+	return nil
+}
+
+// What tells a JavaScript SDK that its record is taken. The comment keeps a callback
+// from being the first bytes of a file, which another program could take for its own.
+const (
+	created       = `{"created":true}`
+	callbackStart = "/**/"
+)
+
+// answerCreated answers the caller of a JavaScript SDK's call whose record is taken.
+func (w *queryAnswer) answerCreated() {
+	h := w.Header()
+	dropContent(h)
+	h["Cache-Control"] = []string{"no-store"}
+	answer := created
+	if w.callback == "" {
+		h["Content-Type"] = []string{"application/json"}
+	} else {
+		h["Content-Type"] = []string{"application/javascript; charset=utf-8"}
+		h["X-Content-Type-Options"] = []string{"nosniff"}
+		answer = callbackStart + w.callback + "(" + created + ");"
+	}
+	h["Content-Length"] = []string{strconv.Itoa(len(answer))}
+	w.ResponseWriter.WriteHeader(http.StatusOK)
+	_, _ = io.WriteString(w.ResponseWriter, answer)
+}
