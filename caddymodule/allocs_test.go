@@ -4,7 +4,6 @@ package caddymodule
 
 import (
 	"net/http"
-	"strings"
 	"testing"
 )
 
@@ -17,11 +16,13 @@ func TestHandlerAllocations(t *testing.T) {
 	}{
 		{"post", http.MethodPost, benchPath, 300, 3},
 		{"pixel", http.MethodGet, benchPath + "&" + benchQuery, 0, 9},
+		{"jsonp", http.MethodGet, benchJSONP(), 0, 10},
+		{"js", http.MethodPost, benchJS, 300, 7},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			h := stubHandler()
 			r := benchRequest(tc.method, tc.uri, tc.size)
-			body := []byte(`{"a":"` + strings.Repeat("x", tc.size) + `"}`)[:tc.size]
+			body := benchBody(tc.size)
 			read := &stubBody{}
 			r.Body = read
 			w := &stubWriter{header: http.Header{}}

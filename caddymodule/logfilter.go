@@ -23,7 +23,7 @@ func init() {
 // LogFilter is a filter for Caddy's `filter` log encoder that keeps write keys
 // out of a field: a whole request, a URI, all headers, or any other text. A URI, and
 // the value of each header, ends where a query or a fragment may begin: at the
-// first `?`, `#` or percent-escape, or at the name td_write_key. Proxies and
+// first `?`, `#` or percent-escape, or at the name td_write_key or api_key. Proxies and
 // browsers copy URLs into headers of many names. A header whose name says that it
 // is a write key or an API key goes, however it is spelled. What is left is
 // masked by shape too: `1234/…`. One request adds few KiB to a log, whatever it
@@ -41,7 +41,7 @@ const (
 const cutMark = "…"
 
 // queryStart is where a query may begin.
-var queryStart = regexp.MustCompile(`(?is)([?#%]|` + postback.WriteKeyParam + `).*`)
+var queryStart = regexp.MustCompile(`(?is)([?#%]|` + postback.WriteKeyParam + `|` + postback.APIKeyParam + `).*`)
 
 // CaddyModule returns the Caddy module information.
 func (LogFilter) CaddyModule() caddy.ModuleInfo {

@@ -19,7 +19,7 @@ func TestLogFilter(t *testing.T) {
 	header := http.Header{
 		"User-Agent":     {"Arduino/1.0"},
 		"X-Td-Write-Key": {key}, "X_td_write_key": {key}, "X-TD_Write-Key": {key}, "x.td.write.key": {key},
-		"X-Original-Url": {"/p?td_write_key=" + key, "/p;TD_WRITE_KEY=" + key}, "Referer": {"http://x.example/%3Ftd%5Fwrite%5Fkey=" + key},
+		"X-Original-Url": {"/p?td_write_key=" + key, "/p;TD_WRITE_KEY=" + key, "/p;API_KEY=" + key}, "Referer": {"http://x.example/%3Ftd%5Fwrite%5Fkey=" + key},
 		"X-Lines": {"a\ntd_write_key=\n" + key},
 	}
 	const real = "1234/0123456789abcdef0123456789abcdef01234567"
@@ -37,9 +37,11 @@ func TestLogFilter(t *testing.T) {
 		{"URI without a query", zap.String("f", "/postback/v3/event/db/tbl"), `"/postback/v3/event/db/tbl"`},
 		{"URI with an encoded query", zap.String("f", "/t%3Ftd%5Fwrite%5Fkey="+key), `"/t?REDACTED"`},
 		{"URI with the key in its path", zap.String("f", "/t;Td_Write_Key="+key), `"/t;?REDACTED"`},
+		{"URI of a JavaScript SDK", zap.String("f", "/js/v3/event/db/tbl?api_key="+key+"&data=e30="), `"/js/v3/event/db/tbl?REDACTED"`},
+		{"URI with an API key in its path", zap.String("f", "/t;Api_Key="+key), `"/t;?REDACTED"`},
 		{"one header", zap.Array("f", caddyhttp.LoggableStringArray{"/?" + key, "b"}), `["/?REDACTED","b"]`},
 		{"headers", zap.Object("f", caddyhttp.LoggableHTTPHeader{Header: header}),
-			`{"Referer":["http://x.example/?REDACTED"],"User-Agent":["Arduino/1.0"],"X-Lines":["a\n?REDACTED"],"X-Original-Url":["/p?REDACTED","/p;?REDACTED"]}`},
+			`{"Referer":["http://x.example/?REDACTED"],"User-Agent":["Arduino/1.0"],"X-Lines":["a\n?REDACTED"],"X-Original-Url":["/p?REDACTED","/p;?REDACTED","/p;?REDACTED"]}`},
 		{"credentials stay masked", zap.Object("f", caddyhttp.LoggableHTTPHeader{Header: http.Header{"Authorization": {"TD1 " + key}}}), `{"Authorization":["REDACTED"]}`},
 		{"headers like the key's", zap.Object("f", caddyhttp.LoggableHTTPHeader{Header: relatives}),
 			`{"Referer":["http://x.example/a?REDACTED"],"X-1234?REDACTED":["a"],"X-Forwarded-Authorization":["REDACTED"],"X-Note":["by TD1 …","td-write-key: …","for 1234/…"],"X-Original-Cookie":["REDACTED"]}`},
@@ -66,8 +68,8 @@ func TestLogFilter(t *testing.T) {
 
 // TestLogFilterOfErrors leaves an error readable, which is no URL.
 func TestLogFilterOfErrors(t *testing.T) {
-	field := LogFilter{}.Filter(zap.String("error", `parse "/a?td_write_key=1234/ab%zz": 100% wrong #1, for 1234/0123456789abcdef`))
-	if want := `parse "/a?td_write_key=…": 100% wrong #1, for 1234/…`; field.String != want {
+	field := LogFilter{}.Filter(zap.String("error", `parse "/a?td_write_key=1234/ab%zz&api_key=1234/ab%zz": 100% wrong #1, for 1234/0123456789abcdef`))
+	if want := `parse "/a?td_write_key=…&api_key=…": 100% wrong #1, for 1234/…`; field.String != want {
 		t.Errorf("got %s, want %s", field.String, want)
 	}
 	if field = (LogFilter{}).Filter(zap.String("error", strings.Repeat("x", 1<<20))); len(field.String) > 4<<10 {

@@ -1,7 +1,6 @@
 package postback
 
 import (
-	"bytes"
 	"encoding/json"
 	"net/http"
 	"strings"
@@ -131,6 +130,14 @@ func appendBase64(dst []byte, text string, end int) (_ []byte, ok bool) {
 	var bits uint32 // of the digits since the last whole three bytes
 	digits, padded := 0, false
 	for i := 0; i < len(text) && len(dst) <= end; i++ {
+		if i+4 <= len(text) && digits == 0 && !padded { // most come in fours
+			a, b, c, d := sextets[text[i]], sextets[text[i+1]], sextets[text[i+2]], sextets[text[i+3]]
+			if a|b|c|d != notBase64 {
+				dst = append(dst, a<<2|b>>4, b<<4|c>>2, c<<6|d)
+				i += 3
+				continue
+			}
+		}
 		c := text[i]
 		if c == '%' && i+2 < len(text) && isHex(text[i+1]) && isHex(text[i+2]) {
 			c = unhex(text[i+1])<<4 | unhex(text[i+2])
@@ -229,7 +236,7 @@ func (c *Call) NewFiller(record []byte, from Caller, now time.Time, limit int) (
 		return Filler{}, c.noObject()
 	}
 	f := Filler{record: record, from: from, size: len(record)}
-	if seconds := decode(c.js.time); hasOnly(seconds, isDigit) && usableTime([]byte(seconds), now) {
+	if seconds := decode(c.js.time); seconds != "" && hasOnly(seconds, isDigit) && usableTime([]byte(seconds), now) {
 		f.time = `,"td_record_time":` + seconds
 	}
 	edits := f.edits()
@@ -348,11 +355,10 @@ func (e *edits) fateOf(m member) (text string, fate memberFate) {
 		return "", stays
 	}
 	e.own = e.own || spells(name, "td_record_time", true)
-	value := bytes.Trim(e.record[m.value:m.end], jsonSpace)
-	if value[0] != '"' {
+	value, ok := stringValue(e.record[m.value:m.end])
+	if !ok {
 		return "", stays
 	}
-	value = value[1 : len(value)-1]
 	for _, column := range placeholders {
 		if !spells(name, column, false) || !spells(value, column, false) {
 			continue
@@ -368,10 +374,29 @@ func (e *edits) fateOf(m member) (text string, fate memberFate) {
 	return "", stays
 }
 
+// stringValue returns the inside of a value that is a string.
+func stringValue(value []byte) (inside []byte, ok bool) {
+	from := 0
+	for isJSONSpace(value[from]) {
+		from++
+	}
+	to := len(value) - 1
+	for isJSONSpace(value[to]) {
+		to--
+	}
+	if value[from] != '"' {
+		return nil, false
+	}
+	return value[from+1 : to], true
+}
+
+func isJSONSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\n' || c == '\r' }
+
 // quoteOnce makes JSON of a text, once.
 func quoteOnce(quoted *string, text string) string {
 	if *quoted == "" {
-		*quoted = string(append(appendEscaped([]byte{'"'}, text), '"'))
+		var room [64]byte
+		*quoted = string(append(appendEscaped(append(room[:0], '"'), text), '"'))
 	}
 	return *quoted
 }

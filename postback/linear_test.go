@@ -27,7 +27,17 @@ func TestLinear(t *testing.T) {
 			readPlainEvent([]byte("POST /postback/v3/event/db/tbl HTTP/1.1\r\nContent-Type: application/json;" + s + "\r\nContent-Encoding: " + s + "\r\n\r\n"))
 		},
 		"ReadReceipts": func(s string) { ReadReceipts([]byte(`{"receipts":[{"success":false,"error":[`+s), 1) },
-		"redirect":     func(s string) { RedirectTarget("https://x.example/"+s, []string{"*.example"}, "g") },
+		"readJSQuery":  func(s string) { jsCall(s) },
+		"findJSKey":    func(s string) { findJSKey(s, nil, nil) },
+		"AppendData":   func(s string) { _, _ = jsCall("data="+s).AppendData(nil, MaxBody) },
+		"AppendMended": func(s string) { AppendMended(nil, []byte(s)) },
+		"callback":     func(s string) { _, _ = jsCall("callback=" + s).Callback() },
+		"Filler": func(s string) {
+			if f, refused := jsCall("").NewFiller([]byte("{"+strings.TrimSuffix(s, ",")+"}"), from, jsNow, 8*MaxBody); refused == nil {
+				f.Append(nil)
+			}
+		},
+		"redirect": func(s string) { RedirectTarget("https://x.example/"+s, []string{"*.example"}, "g") },
 	}
 	var numbered strings.Builder
 	for i := range 1 << 16 {
@@ -36,7 +46,7 @@ func TestLinear(t *testing.T) {
 	texts := map[string]func(n int) string{"many columns": func(n int) string { return numbered.String()[:n] }}
 	for _, part := range []string{
 		"&", "&a=1", "&td_write_key=", "&td_write_key=%zz", "&a&td_write_key", "&%74d_write_key=#", "&td_redirect=%", "&td_format=pixel", "&td_ip=td_ip",
-		"%", "%25", "#", "/", ":", ",", ";", "TD1 ,", "&TD1 ", `"time":1,`, `"`, `\`, "{", "td_global_id",
+		"%", "%25", "#", "/", ":", ",", ";", "TD1 ,", "&TD1 ", `"time":1,`, `"td_ip":"td_ip",`, `"td_os":"td_os",`, "&api_key=%zz", "&data=", "\xed\xa0\xbd", "AAAA", `"`, `\`, "{", "td_global_id",
 	} {
 		texts[part] = func(n int) string { return strings.Repeat(part, n/len(part)+1) }
 	}
