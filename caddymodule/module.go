@@ -58,14 +58,18 @@ const minBufferedSpool = 5 << 20
 // or a beacon without a JSON object in its body, become a JSON record from
 // their query, since v2 takes nothing else.
 //
+// The calls of JavaScript SDKs at `/js/v3/event/{database}/{table}`, with the record
+// as base64 in the query or as a body, go the same way, and are answered as the SDKs
+// expect it.
+//
 // What v2 answers goes back to the caller. What the handler itself refuses is
 // answered as JSON, `{"error":"<code>","message":"<what to change>"}`:
 //
 // Status | Code | When
 // -------|------|-----
-// 400 | `invalid_path` | under `/postback/`, but no event path, or a bad name in it
+// 400 | `invalid_path` | under `/postback/` or `/js/v3/event/`, but no event path, or a bad name in it
 // 400 | `invalid_write_key` | a key with a bad percent-escape, a byte that is not visible ASCII, a comma or a quote, nothing behind its slash, or more than 1,024 bytes
-// 400 | `invalid_request` | a body that ends early
+// 400 | `invalid_request` | a body that ends early; of a JavaScript SDK's call: no record that is one JSON object, or a callback that is more than a name
 // 403 | `missing_write_key` | no key in the URL or the headers
 // 400 | `redirect_not_allowed` | a `td_redirect` to a host that is not in `redirect_hosts`; the record was sent all the same
 // 404 | `not_found` | any other path, without `pass_thru`

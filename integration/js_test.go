@@ -214,8 +214,8 @@ func TestJSAnswers(t *testing.T) {
 		{name: "not modified", said: "HTTP/1.1 304 Not Modified\r\n\r\n", status: 502, body: "upstream_unreachable"},
 		{name: "breaks off", said: "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Length: 1\r\n\r\n", status: 502, body: "upstream_unreachable"},
 	} {
-		for form, request := range map[string]string{"J1": jsonp(object, ""), "J2": post(jsTarget+jsData(object), "", ""), "J4": post(jsEvent, fetched, object)} {
-			t.Run(tc.name+", "+form, func(t *testing.T) {
+		t.Run(tc.name, func(t *testing.T) {
+			for form, request := range map[string]string{"J1": jsonp(object, ""), "J2": post(jsTarget+jsData(object), "", ""), "J4": post(jsEvent, fetched, object)} {
 				said = tc.said
 				answer := raw(t, g.addr, request)
 				u.next(t)
@@ -226,15 +226,15 @@ func TestJSAnswers(t *testing.T) {
 					want = createdJSON
 				}
 				if answer.StatusCode != tc.status || answer.body != want && answer.code() != want {
-					t.Errorf("got %d %q, want %d %q", answer.StatusCode, answer.body, tc.status, want)
+					t.Errorf("%s: got %d %q, want %d %q", form, answer.StatusCode, answer.body, tc.status, want)
 				}
 				for name, want := range tc.header {
 					if got := answer.Header.Get(name); got != want {
-						t.Errorf("%s: %q, want %q", name, got, want)
+						t.Errorf("%s: %s: %q, want %q", form, name, got, want)
 					}
 				}
-			})
-		}
+			}
+		})
 	}
 }
 

@@ -117,7 +117,7 @@ var sextets = func() (values [256]byte) {
 		values[i] = notBase64
 	}
 	for i, c := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/") {
-		values[c] = byte(i) //nolint:gosec // G115: below 64
+		values[c] = byte(i)
 	}
 	values['-'], values['_'], values[' '] = values['+'], values['/'], values['+']
 	return values
@@ -159,9 +159,9 @@ func appendBase64(dst []byte, text string, end int) (_ []byte, ok bool) {
 	}
 	switch digits {
 	case 2:
-		dst = append(dst, byte(bits>>4)) //nolint:gosec // G115: the rest is padding
+		dst = append(dst, byte(bits>>4))
 	case 3:
-		dst = append(dst, byte(bits>>10), byte(bits>>2)) //nolint:gosec // G115: the same
+		dst = append(dst, byte(bits>>10), byte(bits>>2))
 	}
 	return dst, digits != 1
 }

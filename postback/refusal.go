@@ -33,7 +33,7 @@ var RefusalCodes = []string{
 var (
 	NotFound = &Refusal{
 		Status: http.StatusNotFound, Code: "not_found",
-		Message: "only " + eventPrefix + "{database}/{table} and " + jsEventPrefix + "{database}/{table} are served here",
+		Message: "there is nothing at this path; events go to " + eventPrefix + "{database}/{table} or " + jsEventPrefix + "{database}/{table}",
 	}
 	SurfaceOff = &Refusal{
 		Status: http.StatusNotFound, Code: "not_found",

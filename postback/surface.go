@@ -54,7 +54,7 @@ var AllSurfaces = SurfacesOf(SurfaceNames)
 func SurfacesOf(names []string) (set Surfaces) {
 	for i, name := range SurfaceNames {
 		if slices.Contains(names, name) {
-			set |= 1 << (Surface(i) + SurfacePostback) //nolint:gosec // G115: three names
+			set |= 1 << (Surface(i) + SurfacePostback)
 		}
 	}
 	return set
