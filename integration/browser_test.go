@@ -7,9 +7,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -93,17 +96,7 @@ func TestBrowser(t *testing.T) {
 	})
 	site := listen(t, &http.Server{Handler: mux}) //nolint:gosec // loopback
 
-	ctx, cancel := context.WithCancel(context.Background())
-	// Chromium is told to stay off the network, and to accept that the test may
-	// run as root.
-	cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-		"--user-data-dir="+t.TempDir(), "--remote-debugging-port=0", "http://"+site+"/page")
-	cmd.WaitDelay = patience
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cancel(); _ = cmd.Wait() })
+	browse(t, chromium, "http://"+site+"/page")
 
 	var report string
 	select {
@@ -159,6 +152,31 @@ func TestBrowser(t *testing.T) {
 	if len(records) > 0 {
 		t.Errorf("also arrived: %v", <-records)
 	}
+}
+
+// browse has Chromium open a page, until the end of the test or until the function
+// that it returns is called. It is told to stay off the network, to accept that the
+// test may run as root, and to let other sites have their cookies.
+func browse(t *testing.T, chromium, page string, flags ...string) (closeBrowser func()) {
+	t.Helper()
+	profile := t.TempDir()
+	if err := os.Mkdir(filepath.Join(profile, "Default"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(profile, "Default", "Preferences"), []byte(`{"profile":{"cookie_controls_mode":0}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, chromium, append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+		"--user-data-dir=" + profile, "--remote-debugging-port=0", page}, flags...)...)
+	cmd.WaitDelay = patience
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	closeBrowser = sync.OnceFunc(func() { cancel(); _ = cmd.Wait() })
+	t.Cleanup(closeBrowser)
+	return closeBrowser
 }
 
 // listen serves on a free loopback port until the end of the test.
