@@ -37,6 +37,8 @@ func (h *Handler) readRecord(c *call) (refused *postback.Refusal) {
 	switch {
 	case c.body == nil || len(c.body.data) == 0:
 		refused = h.readData(c)
+	case c.out.SaysBatch():
+		refused = postback.BatchBody
 	case c.out.Compressed():
 		return nil
 	case len(c.body.more) > 0:

@@ -157,6 +157,7 @@ func TestJSRefused(t *testing.T) {
 		"a long callback":          {get(jsTarget+jsData(object)+"&callback="+strings.Repeat("a", 129), ""), 400, "invalid_request"},
 		"J2 without data":          {post(jsTarget, "", ""), 400, "invalid_request"},
 		"J4 of SDK 3.1.0, no body": {post(jsEvent, fetched, ""), 400, "invalid_request"},
+		"a batch of SDK 4":         {post(jsEvent, "Authorization: TD1 1234/abcd\r\nContent-Type: Application/vnd.treasuredata.v1.js+json; charset=utf-8\r\n", `{"events":[{}]}`), 400, "invalid_request"},
 		"a body that is an array":  {post(jsTarget, asJSON, "["+object+"]"), 400, "invalid_request"},
 		"a body that is no JSON":   {post(jsTarget, asJSON, "hello"), 400, "invalid_request"},
 		"a form":                   {post(jsEvent, "Content-Type: application/x-www-form-urlencoded\r\n", "api_key=1234/abcd"+jsData(object)), 403, "missing_write_key"},

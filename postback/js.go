@@ -3,6 +3,7 @@ package postback
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -105,6 +106,17 @@ func (c *Call) AppendData(dst []byte, limit int) ([]byte, *Refusal) {
 		return dst, TooLarge(int64(size), int64(limit), false)
 	}
 	return dst, nil
+}
+
+// SaysBatch reports whether the caller says that its body is one of v2's batch API. An
+// SDK that speaks it does so here, too, if it has the path of an older one: that body
+// would become one record with a column events.
+func (q *Request) SaysBatch() bool {
+	const vendor = "application/vnd.treasuredata."
+	return slices.ContainsFunc(q.Header["Content-Type"], func(sent string) bool {
+		media := mediaType(sent)
+		return len(media) > len(vendor) && strings.EqualFold(media[:len(vendor)], vendor)
+	})
 }
 
 // notBase64 marks what no digit of base64 is.

@@ -573,3 +573,21 @@ func BenchmarkFiller(b *testing.B) {
 		dst = f.Append(dst[:0])
 	}
 }
+
+func TestSaysBatch(t *testing.T) {
+	for _, tc := range []struct {
+		sent []string
+		want bool
+	}{
+		{nil, false},
+		{[]string{"application/json"}, false},
+		{[]string{"application/vnd.treasuredata."}, false},
+		{[]string{"application/vnd.treasuredata.v1+json"}, true},
+		{[]string{"", " Application/VND.treasuredata.v1.js+json ; charset=utf-8"}, true},
+		{[]string{"text/plain; a=application/vnd.treasuredata.v1+json"}, false},
+	} {
+		if got := (&Request{Header: http.Header{"Content-Type": tc.sent}}).SaysBatch(); got != tc.want {
+			t.Errorf("%q: %v", tc.sent, got)
+		}
+	}
+}

@@ -75,6 +75,10 @@ var (
 		Status: http.StatusBadRequest, Code: "invalid_request",
 		Message: "the body must be one JSON object",
 	}
+	BatchBody = &Refusal{
+		Status: http.StatusBadRequest, Code: "invalid_request",
+		Message: "the body is one of v2's batch API by its Content-Type; send one JSON object as application/json, or give the SDK v2's own host and no path",
+	}
 	BadCallback = &Refusal{
 		Status: http.StatusBadRequest, Code: "invalid_request",
 		Message: "callback must be a name of letters, digits, _ and $, or several of them joined by dots, at most 128 bytes",
