@@ -31,6 +31,7 @@ const sdkGlobalID = "0a1b2c3d-browser"
 // sdk is one version of td-js-sdk, and what it does. Its page gets what has a name
 // in JSON.
 type sdk struct {
+	// Name is its version; behind a plus sign, what is special about its options.
 	Name string `json:"name"`
 
 	// GlobalID is the value of the cookie that reaches the gateway from its page.
@@ -43,8 +44,8 @@ type sdk struct {
 	// "without cookies" that those requests have none.
 	Outlives string `json:"outlives"`
 
-	// Host is the host that it is given, if it is not empty.
-	Host string `json:"host,omitempty"`
+	// Options are its options beside the database and the key.
+	Options map[string]any `json:"options"`
 
 	Database string `json:"database"`
 	Key      string `json:"key"`
@@ -54,8 +55,9 @@ type sdk struct {
 	asks  bool // it can ask for the global id
 }
 
-// sdks are those that npm has, one of each kind. 3.1.0, alone among 3.x, speaks the
-// batch API. 3.1.2 loses what it sends when the page is left.
+// sdks are those that npm has, one of each kind. 4 speaks the batch API, also if it
+// has the path of older ones, 3.1.0 too, and the later ones of 3 if they are told to.
+// 3.1.2 loses what it sends when the page is left.
 func sdks() []*sdk {
 	all := []*sdk{
 		{Name: "1.5.2"}, // over http, as its page: the cookie is for https
@@ -64,10 +66,12 @@ func sdks() []*sdk {
 		{Name: "3.1.0", batch: true, asks: true},
 		{Name: "3.1.2", GlobalID: sdkGlobalID, Agent: true, Timed: true, asks: true, loses: true},
 		{Name: "3.1.4", GlobalID: sdkGlobalID, Agent: true, Timed: true, asks: true, Outlives: "with cookies"},
-		{Name: "4.4.3", batch: true, asks: true, Host: "in.treasuredata.com"},
+		{Name: "3.1.4+new", batch: true, asks: true, Options: map[string]any{"useNewJavaScriptEndpoint": true}},
+		{Name: "4.4.3", batch: true, asks: true, Options: map[string]any{"host": "in.treasuredata.com"}},
+		{Name: "4.4.3+path", batch: true, asks: true, Options: map[string]any{"host": "in.treasuredata.com", "pathname": "/js/v3/event/"}},
 	}
 	for _, s := range all {
-		s.Database, s.Key = "sdk_"+strings.ReplaceAll(s.Name, ".", "_"), sdkKey
+		s.Database, s.Key = "sdk_"+strings.NewReplacer(".", "_", "+", "_").Replace(s.Name), sdkKey
 	}
 	return all
 }
@@ -229,8 +233,9 @@ func newSDKSite(t *testing.T) *sdkSite {
 
 // sdkCode is an SDK as one file. npm has those of 1.x as modules; the names that
 // begin with @ are replaced as its own build replaces them.
-func sdkCode(t *testing.T, version string) []byte {
+func sdkCode(t *testing.T, name string) []byte {
 	t.Helper()
+	version, _, _ := strings.Cut(name, "+")
 	const modules = "testdata/sdk/node_modules/"
 	if code, err := os.ReadFile(modules + "td-js-sdk-" + version + "/dist/td.js"); err == nil { //nolint:gosec // G304: the test's own names
 		return code
