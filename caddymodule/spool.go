@@ -318,7 +318,7 @@ var spoolAdvice = map[spool.EventKind]string{
 	spool.SetAside:    "check the disk; keep the file if you miss records, and delete it otherwise",
 	spool.SmallDisk:   "give the spool a larger disk, or a smaller max_size: else the disk is full before the spool is, and whatever else is on it fails too",
 	spool.Unnoted:     "see to the disk; v2 has these records, and gets them again",
-	spool.Unnamed:     "see to the disk; until the queue has a name, its records are delivered one by one, not in batches",
+	spool.Unnamed:     "see to the disk; while a queue has no name, its records are delivered one by one, not in batches",
 }
 
 // failedAdvice is what an operator can do when the disk refuses records.
