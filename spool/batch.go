@@ -28,6 +28,10 @@ const (
 	// on their way are enough for 80,000 small records a second, 200 ms away.
 	batchWeight = 4
 
+	// learnedFrom is about how many bytes of records say how well those that come can
+	// be compressed.
+	learnedFrom = 1 << 20
+
 	// limitedWait is how long the records of an account wait at most for others, when
 	// v2 has limited it: how many more may go depends on how soon v2 answers to these.
 	limitedWait = 50 * time.Millisecond
@@ -219,14 +223,16 @@ func (f *forming) weight(size int) int {
 	return int(ratio*float64(size)) + 1
 }
 
-// learn notes how well a batch could be compressed.
+// learn notes how well a batch could be compressed. A byte counts the same in each: a
+// small batch is its head, nearly all, and says nothing of large ones.
 func (f *forming) learn(r *BatchResult) {
 	if r.Plain == 0 || r.Sent == 0 {
 		return
 	}
 	ratio := float64(r.Sent) / float64(r.Plain)
 	if old := math.Float64frombits(f.ratio.Load()); old > 0 {
-		ratio = 0.9*old + 0.1*ratio
+		weight := float64(r.Plain) / float64(r.Plain+learnedFrom)
+		ratio = old + weight*(ratio-old)
 	}
 	f.ratio.Store(math.Float64bits(ratio)) // two at once: one of them is not learned from
 }

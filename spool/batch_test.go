@@ -20,6 +20,7 @@ type batchServer struct {
 	mu      sync.Mutex
 	answer  func(records []string) spool.BatchResult // nil takes everything
 	takes   time.Duration                            // an answer
+	head    int                                      // bytes of a request beside its records
 	batches [][]string
 	at      []time.Time
 }
@@ -46,7 +47,7 @@ func (b *batchServer) send(group string, records [][]byte) spool.BatchResult {
 	if b.answer != nil {
 		r = b.answer(names)
 	}
-	r.Plain, r.Sent = size, size/10
+	r.Plain, r.Sent = size, b.head+size/10
 	return r
 }
 
@@ -673,6 +674,30 @@ func TestBytesRateBesideLiveBatches(t *testing.T) {
 		live()
 		if got := w.queue.count(acked) - before; got < 11_000 || got > 13_000 {
 			t.Errorf("%d records in a minute, want about 6,000 beside as many live ones", got)
+		}
+	})
+}
+
+// Small records, each of a group of its own, take more bytes on the wire than they
+// have. Large ones beside them are not taken to do the same.
+func TestBytesRateOfSmallAndLargeBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, v2 := runBatches(t, spool.Delivery{Limits: spool.Limits{BytesRate: 100_000}})
+		v2.head = 500
+		large := append([]byte("large:"), bytes.Repeat([]byte("x"), 99_994)...)
+		for n := range 2_000 { // 10,500 bytes of a large one, and 9 times about 500
+			w.queue.appendData(large)
+			for g := range 9 {
+				w.queue.append(fmt.Sprint("t", n*9+g, ":1"))
+			}
+		}
+		time.Sleep(time.Minute) // until it is known
+		synctest.Wait()
+		before := w.queue.count(acked)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := w.queue.count(acked) - before; got < 3_200 || got > 5_000 {
+			t.Errorf("%d records in a minute, want about 4,000", got)
 		}
 	})
 }
