@@ -41,7 +41,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		}
 	}
 	c := call{Call: read, w: w, r: r, next: next}
-	if h.Spool != nil || c.IsJS() {
+	if h.Spool != nil || c.SaysTime() {
 		c.arrival = time.Now()
 	}
 	requestsInFlight.Inc()

@@ -1,6 +1,7 @@
 package postback
 
 import (
+	"bytes"
 	"encoding/json"
 	"net/http"
 	"slices"
@@ -15,10 +16,11 @@ import (
 // IsJS reports whether the call is a JavaScript SDK's.
 func (c *Call) IsJS() bool { return c.Kind == JSONP || c.Kind == JS }
 
-// jsQuery is what the query of a JavaScript SDK's call says, beside its keys: the
-// first value of each that is not empty, as the query has it.
+// jsQuery is what the query of a JavaScript SDK's call says: of each, the first value
+// that is not empty.
 type jsQuery struct {
-	data, time, callback string
+	writeKey, apiKey     urlKey
+	data, time, callback string // as the query has them
 }
 
 // readJSQuery reads the query of a call. What is none of these is nothing: modified,
@@ -26,19 +28,17 @@ type jsQuery struct {
 func readJSQuery(query string) (q jsQuery) {
 	for param := range strings.SplitSeq(query, "&") {
 		name, value, _ := strings.Cut(param, "=")
-		var into *string
-		switch decode(name) {
-		case "data":
-			into = &q.data
-		case "time":
-			into = &q.time
-		case "callback":
-			into = &q.callback
-		default:
-			continue
-		}
-		if *into == "" {
-			*into = value
+		switch name = decode(name); {
+		case name == "data" && q.data == "":
+			q.data = value
+		case name == "time" && q.time == "":
+			q.time = value
+		case name == "callback" && q.callback == "":
+			q.callback = value
+		case name == APIKeyParam && q.apiKey.none():
+			q.apiKey = decodeKey(value)
+		case name == WriteKeyParam && q.writeKey.none():
+			q.writeKey = decodeKey(value)
 		}
 	}
 	return q
@@ -55,6 +55,9 @@ func (q *jsQuery) kind(method string) Kind {
 		return JS
 	}
 }
+
+// SaysTime reports whether the query says a time for the record.
+func (c *Call) SaysTime() bool { return c.js.time != "" }
 
 // maxCallback is the longest callback, in bytes.
 const maxCallback = 128
@@ -143,7 +146,8 @@ func appendBase64(dst []byte, text string, end int) (_ []byte, ok bool) {
 	digits, padded := 0, false
 	for i := 0; i < len(text) && len(dst) <= end; i++ {
 		if i+4 <= len(text) && digits == 0 && !padded { // most come in fours
-			a, b, c, d := sextets[text[i]], sextets[text[i+1]], sextets[text[i+2]], sextets[text[i+3]]
+			four := text[i : i+4]
+			a, b, c, d := sextets[four[0]], sextets[four[1]], sextets[four[2]], sextets[four[3]]
 			if a|b|c|d != notBase64 {
 				dst = append(dst, a<<2|b>>4, b<<4|c>>2, c<<6|d)
 				i += 3
@@ -239,6 +243,8 @@ type Filler struct {
 	time   string // a member td_record_time with a comma before it; empty for none
 	count  int    // of the changes
 	size   int    // of the filled record
+
+	few [8]edit // the changes, if they are no more than that: most records are read once
 }
 
 // NewFiller looks at what a record needs. The record is UTF-8. It is refused if it is
@@ -254,6 +260,9 @@ func (c *Call) NewFiller(record []byte, from Caller, now time.Time, limit int) (
 	edits := f.edits()
 	for e, ok := edits.next(); ok; e, ok = edits.next() {
 		f.size += len(e.text) - (e.to - e.from)
+		if f.count < len(f.few) {
+			f.few[f.count] = e
+		}
 		f.count++
 	}
 	if f.size > limit && edits.timed > 0 { // without it, v2 takes the arrival
@@ -283,10 +292,16 @@ func (f *Filler) Size() int { return f.size }
 // Append appends the filled record to dst.
 func (f *Filler) Append(dst []byte) []byte {
 	from := 0
+	if f.count <= len(f.few) {
+		for _, e := range f.few[:f.count] {
+			dst = append(append(dst, f.record[from:e.from]...), e.text...)
+			from = e.to
+		}
+		return append(dst, f.record[from:]...)
+	}
 	edits := f.edits()
 	for e, ok := edits.next(); ok; e, ok = edits.next() {
-		dst = append(dst, f.record[from:e.from]...)
-		dst = append(dst, e.text...)
+		dst = append(append(dst, f.record[from:e.from]...), e.text...)
 		from = e.to
 	}
 	return append(dst, f.record[from:]...)
@@ -366,24 +381,42 @@ func (e *edits) fateOf(m member) (text string, fate memberFate) {
 	if len(name) == 0 || lower(name[0]) != 't' && name[0] != '\\' {
 		return "", stays
 	}
-	e.own = e.own || spells(name, "td_record_time", true)
+	e.own = e.own || len(name) >= len("td_record_time") && spells(name, "td_record_time", true)
 	value, ok := stringValue(e.record[m.value:m.end])
 	if !ok {
 		return "", stays
 	}
-	for _, column := range placeholders {
-		if !spells(name, column, false) || !spells(value, column, false) {
-			continue
-		}
-		switch {
-		case column == "td_ip":
-			return quoteOnce(&e.ip, e.from.IP), fills
-		case column == "td_global_id" && e.from.GlobalID != "":
-			return quoteOnce(&e.global, e.from.GlobalID), fills
-		}
+	switch column := placeholderIn(name, value); {
+	case column == "":
+		return "", stays
+	case column == "td_ip":
+		return quoteOnce(&e.ip, e.from.IP), fills
+	case column == "td_global_id" && e.from.GlobalID != "":
+		return quoteOnce(&e.global, e.from.GlobalID), fills
+	default:
 		return "", drops
 	}
-	return "", stays
+}
+
+// placeholderIn is the column of a member, if it holds its own name; else it is
+// empty.
+func placeholderIn(name, value []byte) string {
+	if bytes.Equal(name, value) {
+		for _, column := range placeholders {
+			if string(name) == column {
+				return column
+			}
+		}
+	}
+	if bytes.IndexByte(name, '\\') < 0 && bytes.IndexByte(value, '\\') < 0 {
+		return ""
+	}
+	for _, column := range placeholders {
+		if spells(name, column, false) && spells(value, column, false) {
+			return column
+		}
+	}
+	return ""
 }
 
 // stringValue returns the inside of a value that is a string.

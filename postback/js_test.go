@@ -106,7 +106,7 @@ func TestJSKey(t *testing.T) {
 		{name: "a bad header before a good parameter", query: "api_key=" + key, header: header("X-TD-Write-Key: 1234/"), want: Credentials{Source: KeyHeader}, code: "invalid_write_key"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := Call{Kind: JSONP, Query: "unset"}
+			c := Call{Kind: JSONP, Query: "unset", js: readJSQuery(tc.query)}
 			refused := c.ReadKey(tc.query, tc.header)
 			if c.Credentials != tc.want {
 				t.Errorf("got %+v, want %+v", c.Credentials, tc.want)
@@ -588,6 +588,17 @@ func TestSaysBatch(t *testing.T) {
 	} {
 		if got := (&Request{Header: http.Header{"Content-Type": tc.sent}}).SaysBatch(); got != tc.want {
 			t.Errorf("%q: %v", tc.sent, got)
+		}
+	}
+}
+
+func BenchmarkAppendData(b *testing.B) {
+	record := bytes.Repeat([]byte(`"td_browser":"~~~???",`), 12)
+	c, dst := jsCall("data="+url.QueryEscape(base64.StdEncoding.EncodeToString(record))), make([]byte, 0, 1<<10)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, refused := c.AppendData(dst, MaxBody); refused != nil {
+			b.Fatal(refused)
 		}
 	}
 }

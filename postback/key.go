@@ -32,6 +32,9 @@ type urlKey struct {
 	invalid bool   // that value has a bad percent-escape, so there is no key to read
 }
 
+// none reports whether no key has been read so far.
+func (k *urlKey) none() bool { return k.key == "" && !k.invalid }
+
 // cutWriteKey takes every td_write_key parameter out of a raw query. The other
 // parameters keep their order and their bytes; without any, rest is empty.
 // Only `&` separates parameters, as in the URL standard: a `;` is part of a
@@ -49,7 +52,7 @@ func cutWriteKey(query string) (rest string, key urlKey) {
 		}
 		param := query[start:end]
 		if value, ok := writeKeyValue(param); ok {
-			if key.key == "" && !key.invalid {
+			if key.none() {
 				key = decodeKey(value)
 			}
 		} else {
@@ -184,28 +187,16 @@ func findKey(param urlKey, headers, authorizations []string) (cred Credentials, 
 
 // findJSKey is findKey for a call of a JavaScript SDK's, which may have the key in
 // api_key. What a legacy endpoint would have used comes first there, in all cases.
-func findJSKey(query string, headers, authorizations []string) (Credentials, *Refusal) {
-	param := paramKey(query, WriteKeyParam)
-	if param.key == "" && !param.invalid {
-		param = paramKey(query, APIKeyParam)
+func findJSKey(q *jsQuery, headers, authorizations []string) (Credentials, *Refusal) {
+	param := q.writeKey
+	if param.none() {
+		param = q.apiKey
 	}
 	cred, refused := findKey(param, headers, nil)
 	if refused == MissingKey {
 		return findKey(param, nil, authorizations)
 	}
 	return cred, refused
-}
-
-// paramKey is the key in the first parameter of this name that is not empty.
-func paramKey(query, name string) (key urlKey) {
-	for param := range strings.SplitSeq(query, "&") {
-		if found, value, _ := strings.Cut(param, "="); decode(found) == name {
-			if key = decodeKey(value); key.key != "" || key.invalid {
-				break
-			}
-		}
-	}
-	return key
 }
 
 // td1 returns the first Authorization of the scheme TD1 that has a key, the

@@ -28,7 +28,6 @@ func TestLinear(t *testing.T) {
 		},
 		"ReadReceipts": func(s string) { ReadReceipts([]byte(`{"receipts":[{"success":false,"error":[`+s), 1) },
 		"readJSQuery":  func(s string) { jsCall(s) },
-		"findJSKey":    func(s string) { findJSKey(s, nil, nil) },
 		"AppendData":   func(s string) { _, _ = jsCall("data="+s).AppendData(nil, MaxBody) },
 		"AppendMended": func(s string) { AppendMended(nil, []byte(s)) },
 		"callback":     func(s string) { _, _ = jsCall("callback=" + s).Callback() },

@@ -148,7 +148,7 @@ func (c *Call) HasBody(q *Request) { c.InBody = q.startsObject() || q.Compressed
 func (c *Call) ReadKey(rawQuery string, header http.Header) (refused *Refusal) {
 	var query string
 	if c.IsJS() {
-		c.Credentials, refused = findJSKey(rawQuery, header[canonicalWriteKeyHeader], header["Authorization"])
+		c.Credentials, refused = findJSKey(&c.js, header[canonicalWriteKeyHeader], header["Authorization"])
 	} else {
 		var param urlKey
 		query, param = cutWriteKey(rawQuery)
