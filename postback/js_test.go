@@ -602,3 +602,44 @@ func BenchmarkAppendData(b *testing.B) {
 		}
 	}
 }
+
+// FuzzJSCall reads any query and keys: nothing of the query goes to v2, no refusal
+// tells a key, and what is taken is one JSON object in UTF-8.
+func FuzzJSCall(f *testing.F) {
+	for _, query := range []string{
+		"", "api_key=1234/cafe0123456789ab&modified=1&data=e30%3D&time=1&callback=f", "td_write_key=%zz&api_key=cafe0123456789ab", "&&data&data=&data==", "d%61ta=7aC97biA", "api_key=1/a%0D%0AX:b",
+	} {
+		f.Add(query, "", "")
+		f.Add(query, "1234/cafe0123456789ab", "TD1 1234/cafe0123456789ab")
+	}
+	f.Fuzz(func(t *testing.T, query, header, authorization string) {
+		c, refused := ReadCall(jsRequest(http.MethodGet, query), AllSurfaces)
+		if refused != nil || !c.IsJS() {
+			t.Fatal(refused)
+		}
+		isPrivate := func(refused *Refusal) bool { return refused == nil || !strings.Contains(refused.Message, "cafe") }
+		fields := http.Header{canonicalWriteKeyHeader: {header}, "Authorization": {authorization}}
+		if refused := c.ReadKey(query, fields); !isPrivate(refused) || (refused == nil) != (c.Key() != "") || keyProblem(c.Key()) != "" {
+			t.Errorf("%q: key %q, %v", query, c.Key(), refused)
+		}
+		if _, refused := c.Callback(); !isPrivate(refused) {
+			t.Error(refused)
+		}
+		decoded, refused := c.AppendData(nil, MaxBody)
+		if refused != nil {
+			return
+		}
+		if len(decoded) > c.DataSize() {
+			t.Errorf("%q: %d bytes in a room of %d", query, len(decoded), c.DataSize())
+		}
+		filler, refused := c.NewFiller(AppendMended(nil, decoded), Caller{IP: "::1"}, jsNow, MaxBody)
+		if refused != nil {
+			return
+		}
+		q := Request{Destination: c.Destination, Query: c.Query, Credentials: c.Credentials}
+		q.UseData(filler.Append(nil))
+		if line, _, _ := strings.Cut(string(q.AppendHead(nil)), "\r\n"); line != "POST /postback/v3/event/db/tbl HTTP/1.1" || q.SurelyRefused() || !utf8.Valid(q.Body) || !json.Valid(q.Body) {
+			t.Errorf("%q: %q with %q", query, line, q.Body)
+		}
+	})
+}
