@@ -123,6 +123,7 @@ func TestToBatch(t *testing.T) {
 		{name: "another type", change: header("Content-Type", "application/xml")},
 		{name: "a type that is not JSON's", change: header("Content-Type", "application/x-ndjson")},
 		{name: "no key", change: func(q *Request) { q.Credentials = Credentials{} }},
+		{name: "a database like the path of Postback", change: func(q *Request) { q.Destination = Destination{"postback", "v3"} }},
 		{name: "a key with a space", change: func(q *Request) { q.Credentials.WriteKey = "1/a b" }},
 		{name: "a key with a fragment", change: func(q *Request) { q.Credentials.WriteKey = "1/a#b" }},
 		{name: "a key with a parameter", change: func(q *Request) { q.Credentials.WriteKey = "realm=a" }},
