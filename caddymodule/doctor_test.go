@@ -133,7 +133,7 @@ func TestDoctorFindsEachFault(t *testing.T) {
 		"a limit of bodies":                {[]string{"\tlog {\n", "\trequest_body {\n\t\tmax_size 64KiB\n\t}\n\tlog {\n"}, losesRecords, []string{"`request_body` lets only smaller bodies through", "413", "a.example on :80"}},
 		"Caddy's redirect":                 {[]string{redirects, "", "http://a.example, https://a.example", "a.example"}, losesRecords, []string{"redirected to https", "auto_https disable_redirects", "http://HOST, https://HOST {"}},
 		"Caddy's redirect before a site":   {[]string{redirects, "", "http://a.example, https://a.example", "https://a.example", "http://, https:// {\n\trespond \"nobody\" 404", "http://, https:// {\n\tabort"}, losesRecords, []string{"redirected to https"}},
-		"a redirect":                       {[]string{"\tlog {\n", "\t@plain protocol http\n\tredir @plain https://{host}{uri}\n\tlog {\n"}, losesRecords, []string{"redirected to https", "`redir`"}},
+		"a redirect":                       {[]string{"\tlog {\n", "\t@plain protocol http\n\tredir @plain https://{host}{uri}\n\tlog {\n"}, losesRecords, []string{"redirected to https", "`redir`", "not path /postback/* /js/*"}},
 		"a redirect but for other paths":   {[]string{"\tlog {\n", "\t@records not path /healthz\n\tredir @records https://b.example\n\tlog {\n"}, losesRecords, []string{"redirected to https"}},
 		"a redirect of everything":         {[]string{"\tlog {\n", "\tredir https://{host}{uri}\n\tlog {\n"}, losesRecords, []string{"redirected to https"}},
 		"a redirect in a block":            {[]string{health, health + "\t@plain protocol http\n\thandle @plain {\n\t\tredir https://b.example{uri}\n\t}\n"}, losesRecords, []string{"redirected to https"}},
@@ -211,6 +211,9 @@ func TestDoctorsAdviceOnPaths(t *testing.T) {
 		if !strings.Contains(advice, "td_postback us01") {
 			t.Fatalf("no block in %q", found[0].instead)
 		}
+		if !strings.Contains(advice, "/postback/*") || !strings.Contains(advice, "/js/*") {
+			t.Errorf("the advice leaves calls out: %s", advice)
+		}
 		if all := checkConfiguration(examineText(t, strings.Replace(healthy, block, advice+"\n", 1))); len(all) > 0 {
 			t.Errorf("after the advice: %+v", all)
 		}
@@ -261,7 +264,7 @@ func TestDoctorRaisesNoFalseAlarm(t *testing.T) {
 	const block = "\thandle {\n\t\ttd_postback us01\n\t}\n"
 	for name, replace := range map[string][]string{
 		"a redirect of other paths":      {"\tlog {\n", "\tredir /old https://b.example\n\tlog {\n"},
-		"a redirect but for events":      {"\tlog {\n", "\t@pages not path /postback/*\n\tredir @pages https://b.example\n\tlog {\n"},
+		"a redirect but for events":      {"\tlog {\n", "\t@pages not path /postback/* /js/*\n\tredir @pages https://b.example\n\tlog {\n"},
 		"a deny rule before td_postback": {"\t\ttd_postback us01\n", "\t\troute {\n\t\t@bad remote_ip 192.0.2.1\n\t\trespond @bad 403\n\t\ttd_postback us01\n\t\t}\n"},
 		"forward_auth":                   {"\tlog {\n", "\tforward_auth 127.0.0.1:9091 {\n\t\turi /check\n\t}\n\tlog {\n"},
 		"basic_auth":                     {"\tlog {\n", "\tbasic_auth /admin/* {\n\t\tBob " + passwordHash + "\n\t}\n\tlog {\n"},

@@ -175,7 +175,7 @@ func checkRedirects(e *examined) []finding {
 		all = append(all, finding{
 			losesRecords,
 			fmt.Sprintf(what, "Calls (by a `redir` or `respond` before td_postback) at "+places),
-			"Take the redirect away, or give it a matcher for paths that are no records: `@pages not path /postback/*`.",
+			"Take the redirect away, or give it a matcher for paths that are no records: `@pages not path /postback/* /js/*`.",
 		})
 	}
 	return all
@@ -244,7 +244,7 @@ func checkCatchAll(e *examined) (all []finding) {
 		all = append(all, finding{
 			losesRecords,
 			"A path that nothing in the site takes gets Caddy's empty 200, which a caller takes for success. The site is " + places + ".",
-			e.advice("Let td_postback have all paths that nothing else takes, without a matcher (it answers 404 itself), or give each a block of its own (a `respond 404` beside td_postback would run before it):\n\thandle /postback/* {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\trespond 404\n\t}",
+			e.advice("Let td_postback have all paths that nothing else takes, without a matcher (it answers 404 itself), or give each a block of its own (a `respond 404` beside td_postback would run before it):\n\t@events path /postback/* /js/*\n\thandle @events {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\trespond 404\n\t}",
 				"Let td_postback have all paths that nothing else takes, without a matcher (it answers 404 itself), or add behind its route:\n\t"+lastRoute),
 		})
 	}
