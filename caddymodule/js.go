@@ -34,8 +34,8 @@ func (h *Handler) serveJS(c *call) error {
 // readRecord makes v2's body of a call's: the one that it has, or the one in its
 // query. A compressed one goes on as it came.
 func (h *Handler) readRecord(c *call) (refused *postback.Refusal) {
-	switch {
-	case c.body == nil || len(c.body.data) == 0:
+	switch c.InBody = c.body != nil && len(c.body.data) > 0; {
+	case !c.InBody:
 		refused = h.readData(c)
 	case c.out.SaysBatch():
 		refused = postback.BatchBody

@@ -98,3 +98,25 @@ func (w *watchWriter) WriteHeader(status int) {
 	w.write()
 	w.ResponseRecorder.WriteHeader(status)
 }
+
+// TestJSSaysWhichRecord: a refusal names what holds the record that is none.
+func TestJSSaysWhichRecord(t *testing.T) {
+	const target = "/js/v3/event/db/tbl?api_key=" + benchKey + "&data="
+	for _, tc := range []struct {
+		data, body string
+		want       *postback.Refusal
+	}{
+		{"e30", "no", postback.NoObject},
+		{"bm8", "no", postback.NoObject},
+		{"", "no", postback.NoObject},
+		{"bm8", "", postback.BadData},
+		{"", "", postback.NoRecord},
+	} {
+		r := benchRequest(http.MethodPost, target+tc.data, len(tc.body))
+		r.Body = &stubBody{[]byte(tc.body)}
+		w := httptest.NewRecorder()
+		if err := stubHandler().ServeHTTP(w, r, nil); err != nil || !strings.Contains(w.Body.String(), tc.want.Message) {
+			t.Errorf("data %q, body %q: got %d %q, %v", tc.data, tc.body, w.Code, w.Body, err)
+		}
+	}
+}

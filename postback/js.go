@@ -277,10 +277,10 @@ func (c *Call) NewFiller(record []byte, from Caller, now time.Time, limit int) (
 }
 
 func (c *Call) noObject() *Refusal {
-	if c.js.data != "" {
-		return BadData
+	if c.InBody {
+		return NoObject
 	}
-	return NoObject
+	return BadData
 }
 
 // Changes reports whether the filled record is another one.

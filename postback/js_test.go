@@ -308,12 +308,14 @@ func TestFiller(t *testing.T) {
 }
 
 func TestFillerRefuses(t *testing.T) {
-	for record, want := range map[string][2]*Refusal{ // without data, and with data
+	for record, want := range map[string][2]*Refusal{ // of a body, and of data
 		`[]`: {NoObject, BadData}, `"{}"`: {NoObject, BadData}, ``: {NoObject, BadData}, `{}{}`: {NoObject, BadData}, `{"a":}`: {NoObject, BadData}, `null`: {NoObject, BadData}, `{}`: {},
 	} {
-		for i, query := range []string{"", "data=x"} {
-			if _, refused := jsCall(query).NewFiller([]byte(record), Caller{}, jsNow, MaxBody); refused != want[i] {
-				t.Errorf("%q %q: %v", query, record, refused)
+		for i, inBody := range []bool{true, false} {
+			c := jsCall("data=x")
+			c.InBody = inBody
+			if _, refused := c.NewFiller([]byte(record), Caller{}, jsNow, MaxBody); refused != want[i] {
+				t.Errorf("%q, in a body %v: %v", record, inBody, refused)
 			}
 		}
 	}

@@ -78,7 +78,7 @@ type Call struct {
 	Query string
 
 	// InBody says that the record is the body, although the query asks for the
-	// answer to a record of its own.
+	// answer to a record of its own, or may have one.
 	InBody bool
 
 	js jsQuery // what the query of a JavaScript SDK's call says
