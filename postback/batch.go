@@ -82,7 +82,7 @@ func appendUUID(dst []byte, uuid [16]byte) []byte {
 // answer is the same, whenever it is asked for.
 func ToBatch(data []byte, arrival time.Time, uuid [16]byte) (g BatchGroup, record []byte, ok bool) {
 	event, ok := readPlainEvent(data)
-	if !ok || !startsObject(event.body) || !utf8.Valid(event.body) || !json.Valid(event.body) {
+	if !ok || !startsObject(event.body) || !utf8.Valid(event.body) || !validJSON(event.body) {
 		return BatchGroup{}, nil, false
 	}
 	recordTime, ok := batchTime(event.body, arrival)

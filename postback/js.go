@@ -2,7 +2,6 @@ package postback
 
 import (
 	"bytes"
-	"encoding/json"
 	"net/http"
 	"slices"
 	"strings"
@@ -250,7 +249,7 @@ type Filler struct {
 // NewFiller looks at what a record needs. The record is UTF-8. It is refused if it is
 // not one JSON object, or if it becomes larger than limit.
 func (c *Call) NewFiller(record []byte, from Caller, now time.Time, limit int) (Filler, *Refusal) {
-	if !startsObject(record) || !json.Valid(record) {
+	if !startsObject(record) || !validJSON(record) {
 		return Filler{}, c.noObject()
 	}
 	f := Filler{record: record, from: from, size: len(record)}

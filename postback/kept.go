@@ -3,7 +3,6 @@ package postback
 import (
 	"bufio"
 	"bytes"
-	"encoding/json"
 	"io"
 	"net/http"
 	"slices"
@@ -48,7 +47,7 @@ func (q *Request) SurelyRefused() bool {
 	if len(q.More) > 0 {
 		body = slices.Concat(append([][]byte{q.Body}, q.More...)...)
 	}
-	return !startsObject(body) || !json.Valid(body)
+	return !startsObject(body) || !validJSON(body)
 }
 
 // KeptPayer is the Payer of a request that AppendKept has written. It reads no more

@@ -2,7 +2,6 @@ package postback
 
 import (
 	"bytes"
-	"encoding/json"
 	"strconv"
 	"time"
 )
@@ -59,7 +58,7 @@ type timeChange struct {
 // does the arrival take the place of a td_record_time that v2 cannot use, and is
 // time, which is a string there, a column like others.
 func timeChangeOf(dst, body []byte, arrival time.Time, fromQuery bool) timeChange {
-	if !startsObject(body) || !json.Valid(body) {
+	if !startsObject(body) || !validJSON(body) {
 		return timeChange{timed: TimeNoObject}
 	}
 	own, plain := findTimes(body)
