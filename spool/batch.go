@@ -25,8 +25,10 @@ const (
 	minQueue = 500
 
 	// batchWeight makes a byte in a batch take more of the room than another: 16 MiB
-	// on their way are enough for 80,000 small records a second, 200 ms away.
+	// on their way are enough for 80,000 small records a second, 200 ms away. It does
+	// not make a batch heavier than heavyBatch: of large records, some go at a time.
 	batchWeight = 4
+	heavyBatch  = 8 << 20
 
 	// learnedFrom is about how many bytes of records say how well those that come can
 	// be compressed.
@@ -299,10 +301,13 @@ func (d *Deliverer) sendFormed(ctx context.Context, before time.Time) {
 	}
 }
 
+// weightOf is how much room a batch takes that holds so many bytes.
+func weightOf(held int) int { return max(held, min(batchWeight*held, heavyBatch)) }
+
 // sendBatch sends a batch as soon as there is room. If ctx ends before, it puts the
 // records back.
 func (d *Deliverer) sendBatch(ctx context.Context, b *batch) {
-	release, err := d.occupy(ctx, batchWeight*b.held)
+	release, err := d.occupy(ctx, weightOf(b.held))
 	if err != nil {
 		d.putBack(b.items)
 		return
@@ -411,7 +416,7 @@ func (d *Deliverer) halve(ctx context.Context, group string, items []item) {
 	for _, i := range first {
 		held += i.held()
 	}
-	d.beside(batchWeight*held, func() { half(first) })
+	d.beside(weightOf(held), func() { half(first) })
 	half(second)
 }
 

@@ -17,12 +17,13 @@ import (
 // batchServer stands in for v2's batch API. The records of a test are "group:name",
 // and those that begin with "alone" go alone.
 type batchServer struct {
-	mu      sync.Mutex
-	answer  func(records []string) spool.BatchResult // nil takes everything
-	takes   time.Duration                            // an answer
-	head    int                                      // bytes of a request beside its records
-	batches [][]string
-	at      []time.Time
+	mu       sync.Mutex
+	answer   func(records []string) spool.BatchResult // nil takes everything
+	parallel bool                                     // it is asked for several batches at a time
+	takes    time.Duration                            // an answer
+	head     int                                      // bytes of a request beside its records
+	batches  [][]string
+	at       []time.Time
 }
 
 func (b *batchServer) part(e spool.Entry) (spool.Part, bool) {
@@ -220,6 +221,19 @@ func TestBatchBytes(t *testing.T) {
 		if got := v2.sizes(); !slices.Equal(got, []int{4, 4, 3}) {
 			t.Errorf("batches of %d records of 1,000,000 bytes, want 4, 4 and 3", got)
 		}
+	})
+}
+
+// Batches of large records go side by side, too.
+func TestLargeBatchesSideBySide(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, v2 := runBatches(t, spool.Delivery{})
+		v2.takes = time.Second
+		for range 200 {
+			w.queue.appendData(append([]byte("a:"), bytes.Repeat([]byte("x"), 989_998)...))
+		}
+		time.Sleep(10 * time.Second) // for 40 batches of 5, four at a time
+		w.expect(t, map[state]int{acked: 200})
 	})
 }
 
