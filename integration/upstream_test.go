@@ -70,6 +70,10 @@ func TestAnswer(t *testing.T) {
 		{name: "8 KiB of headers", answer: "HTTP/1.1 200 OK\r\nX-Big: " + strings.Repeat("x", 8<<10) + "\r\nContent-Length: 2\r\n\r\n{}", keep: true, status: 200, body: "{}", header: map[string][]string{"X-Big": {strings.Repeat("x", 8<<10)}}},
 
 		{name: "no HTTP", answer: "SSH-2.0-OpenSSH_9\r\n\r\n", status: 502},
+		{name: "status 000", answer: "HTTP/1.1 000 Odd\r\nContent-Length: 2\r\n\r\n{}", status: 502},
+		{name: "status 000 behind two spaces", answer: "HTTP/1.1  000 Odd\r\nContent-Length: 2\r\n\r\n{}", status: 502},
+		{name: "status 000 behind an empty line", answer: "\r\nHTTP/1.1 000 Odd\r\nContent-Length: 2\r\n\r\n{}", status: 502},
+		{name: "status 000 after an interim answer", answer: "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 000 Odd\r\nContent-Length: 2\r\n\r\n{}", status: 502},
 		{name: "status below 100", answer: "HTTP/1.1 099 Odd\r\nContent-Length: 0\r\n\r\n", status: 502},
 		{name: "switching protocols", answer: "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n", status: 502},
 		{name: "two lengths", answer: "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}x", status: 502},

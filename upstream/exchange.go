@@ -155,6 +155,9 @@ func (x *exchange) readHead(br *bufio.Reader) error {
 		x.answer.Reset()
 		x.answer.DisableNormalizing()
 		x.answer.SetNoDefaultContentType(true)
+		if !beginsAnswer(br) {
+			return badAnswerError("unexpected status")
+		}
 		if err := x.answer.Read(br); err != nil {
 			if IsTimeout(err) {
 				return err
@@ -162,11 +165,23 @@ func (x *exchange) readHead(br *bufio.Reader) error {
 			return badAnswerError("no valid head") // fasthttp's text quotes it
 		}
 		switch status := x.answer.StatusCode(); {
-		case status == http.StatusSwitchingProtocols || status < 100:
+		case status == http.StatusSwitchingProtocols:
 			return badAnswerError("unexpected status")
 		case status >= 200:
 			return nil
 		}
 	}
 	return badAnswerError("too many interim answers")
+}
+
+// beginsAnswer reports whether what comes may be an answer: with a status that is not
+// below 100 (RFC 9112 section 4). fasthttp takes 000 for 200.
+func beginsAnswer(br *bufio.Reader) bool {
+	const version = "HTTP/1.1 "
+	line, err := br.Peek(len(version) + 1)
+	if err != nil {
+		return true // too short for an answer: reading it says what is wrong
+	}
+	first := line[len(version)]
+	return string(line[:5]) == version[:5] && line[len(version)-1] == ' ' && '1' <= first && first <= '9'
 }
