@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -127,4 +128,18 @@ func (w *queryAnswer) answerCreated() {
 	}
 	w.ResponseWriter.WriteHeader(http.StatusOK)
 	_, _ = io.WriteString(w.ResponseWriter, answer)
+}
+
+// keepFromRunning keeps what v2 says to a refused call from being run as a script, or
+// shown as a page of the gateway's: a script tag's URL can be opened like any other,
+// and v2 may quote the record. Nor may a cache keep it.
+func keepFromRunning(h http.Header) {
+	media, _, _ := strings.Cut(strings.Join(h["Content-Type"], ","), ";")
+	kind := "text/plain; charset=utf-8"
+	if strings.EqualFold(strings.TrimSpace(media), "application/json") {
+		kind = "application/json"
+	}
+	h["Content-Type"] = []string{kind}
+	h["X-Content-Type-Options"] = []string{"nosniff"}
+	h["Cache-Control"] = []string{"no-store"}
 }

@@ -206,6 +206,9 @@ func (w *queryAnswer) WriteHeader(status int) {
 		w.replaced = true
 		dropContent(h)
 		writeRefusal(w.ResponseWriter, w.r, postback.UpstreamBrokenOff)
+	case w.js:
+		keepFromRunning(h)
+		w.ResponseWriter.WriteHeader(status)
 	case taken && w.refused != nil:
 		w.replaced = true
 		dropContent(h)
@@ -257,7 +260,7 @@ func dropContent(h http.Header) {
 	for name := range h {
 		switch textproto.CanonicalMIMEHeaderKey(name) {
 		case "Content-Type", "Content-Length", "Content-Encoding", "Content-Language", "Content-Range", "Content-Disposition",
-			"Etag", "Last-Modified", "Expires", "Accept-Ranges", "Cache-Control", "Location":
+			"Content-Md5", "Digest", "Content-Digest", "Repr-Digest", "Etag", "Last-Modified", "Expires", "Accept-Ranges", "Cache-Control", "Location":
 			delete(h, name)
 		}
 	}

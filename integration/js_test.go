@@ -195,6 +195,10 @@ func TestJSAnswers(t *testing.T) {
 	said := answerOK
 	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool { _, err := io.WriteString(conn, said); return err == nil })
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
+	harmless := map[string]string{"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+	refusal := func(fields, body string) string {
+		return fmt.Sprintf("HTTP/1.1 400 Bad Request\r\n%sContent-Length: %d\r\n\r\n%s", fields, len(body), body)
+	}
 	for _, tc := range []struct {
 		name, said string
 		status     int
@@ -205,11 +209,20 @@ func TestJSAnswers(t *testing.T) {
 		{name: "taken without content", said: "HTTP/1.1 204 No Content\r\n\r\n", status: 200},
 		{
 			name: "taken, v2 describes its own body", status: 200,
-			said:   "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nETag: \"x\"\r\nCache-Control: max-age=9\r\nX-Request-Id: q\r\nContent-Length: 20000\r\n\r\n" + strings.Repeat("x", 20_000),
-			header: map[string]string{"Content-Encoding": "", "Etag": "", "Cache-Control": "no-store", "X-Request-Id": "q"},
+			said:   "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nETag: \"x\"\r\nContent-MD5: x\r\nrepr-digest: x\r\nCache-Control: max-age=9\r\nX-Request-Id: q\r\nContent-Length: 20000\r\n\r\n" + strings.Repeat("x", 20_000),
+			header: map[string]string{"Content-Encoding": "", "Etag": "", "Content-Md5": "", "Repr-Digest": "", "Cache-Control": "no-store", "X-Request-Id": "q"},
 		},
 		{name: "refused", said: "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n" + `{"error":"x"}`, status: 403, body: `{"error":"x"}`},
 		{name: "a limit", said: "HTTP/1.1 429 Slow\r\nRetry-After: 3\r\nContent-Length: 2\r\n\r\nno", status: 429, body: "no", header: map[string]string{"Retry-After": "3", "Cache-Control": "no-store"}},
+		{name: "refused with a script", said: refusal("Content-Type: application/javascript\r\n", createdJS), status: 400, body: createdJS, header: harmless},
+		{name: "refused with a page", said: refusal("content-type: text/html\r\n", "<script>f()</script>"), status: 400, body: "<script>f()</script>", header: harmless},
+		{name: "refused with two types", said: refusal("Content-Type: application/json\r\nContent-Type: text/html\r\n", "<script>f()</script>"), status: 400, body: "<script>f()</script>", header: harmless},
+		{name: "refused without a type", said: refusal("x-content-type-options: off\r\n", "<script>f()</script>"), status: 400, body: "<script>f()</script>", header: harmless},
+		{
+			name: "refused, to be kept", said: refusal("Content-Type: Application/JSON; charset=utf-8, text/html\r\nCache-Control: public, max-age=9\r\n", "{}"), status: 400, body: "{}",
+			header: map[string]string{"Content-Type": "application/json", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+		},
+		{name: "status 000", said: "HTTP/1.1 000 Odd\r\nContent-Length: 2\r\n\r\n{}", status: 502, body: "upstream_unreachable"},
 		{name: "down", said: "HTTP/1.1 503 Busy\r\nContent-Length: 2\r\n\r\nno", status: 503, body: "no"},
 		{name: "a redirect", said: "HTTP/1.1 302 Found\r\nLocation: https://x.example/\r\nContent-Length: 2\r\n\r\n{}", status: 502, body: "upstream_unreachable", header: map[string]string{"Location": ""}},
 		{name: "not modified", said: "HTTP/1.1 304 Not Modified\r\n\r\n", status: 502, body: "upstream_unreachable"},
@@ -230,7 +243,7 @@ func TestJSAnswers(t *testing.T) {
 					t.Errorf("%s: got %d %q, want %d %q", form, answer.StatusCode, answer.body, tc.status, want)
 				}
 				for name, want := range tc.header {
-					if got := answer.Header.Get(name); got != want {
+					if got := strings.Join(answer.Header.Values(name), ", "); got != want {
 						t.Errorf("%s: %s: %q, want %q", form, name, got, want)
 					}
 				}

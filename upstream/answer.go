@@ -223,7 +223,7 @@ func Bodyless(status int) bool {
 
 // answerField returns the name under which a field of v2's answer goes back to
 // the caller, and whether it does. Names stay as v2 spelled them. Only
-// those are changed that net/http must recognise, or it would send its own too.
+// those are changed that net/http or the gateway must recognise, or there would be two.
 func answerField(name []byte) (key string, ok bool) {
 	switch string(name) { // the usual spellings of the usual fields
 	case "Content-Type":
@@ -243,7 +243,7 @@ func answerField(name []byte) (key string, ok bool) {
 		"Te", "Trailer", "Transfer-Encoding", "Upgrade",
 		"Strict-Transport-Security", "Alt-Svc", "Set-Cookie":
 		return canonical, false
-	case "Content-Type", "Content-Length", "Content-Encoding", "Date", "Server", "Cache-Control", "Access-Control-Allow-Origin":
+	case "Content-Type", "Content-Length", "Content-Encoding", "Date", "Server", "Cache-Control", "Access-Control-Allow-Origin", "X-Content-Type-Options":
 		return canonical, true
 	}
 	return key, true
