@@ -34,7 +34,7 @@ const (
 	// is written again as often as acks of them go to disk one after the other.
 	ackDelay  = 20 * time.Millisecond
 	safeDelay = 500 * time.Millisecond
-	maxAcks   = 16384
+	maxAcks   = 65536 // more than a file of small records has: it goes as a whole
 
 	// tidyPause is how often files are closed and made smaller.
 	tidyPause = time.Second

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -119,5 +120,24 @@ func TestAckTakesOthersAlong(t *testing.T) {
 	eventually(t, "both acks are noted", func() bool { return noted(d) })
 	if took := time.Since(began); took > safeDelay*9/10 {
 		t.Errorf("they were noted after %s", took)
+	}
+}
+
+// TestDrainedFileGoesAtOnce acks all records of a file that takes no more: it is
+// deleted before its acks would be due.
+func TestDrainedFileGoesAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	d := open(t, Config{Dir: dir, MaxSize: minMaxSize})
+	records := 0
+	for ; len(segmentFiles(t, dir)) < 3; records++ {
+		add(t, d, strings.Repeat("x", 4000))
+	}
+	q, began := d.Queue(q1), time.Now()
+	for _, e := range take(t, d, records) {
+		q.AckSafe(e)
+	}
+	eventually(t, "only the file that takes records is there", func() bool { return len(segmentFiles(t, dir)) == 1 })
+	if took := time.Since(began); took > safeDelay*9/10 {
+		t.Errorf("the others went after %s", took)
 	}
 }

@@ -395,7 +395,7 @@ func (q *queue) Ack(e spool.Entry) { q.ack(e.ID, ackDelay) }
 func (q *queue) AckSafe(e spool.Entry) { q.ack(e.ID, safeDelay) }
 
 func (q *queue) ack(id spool.ID, within time.Duration) {
-	due := time.Now().Add(within)
+	now := time.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	s := q.segmentAt(id)
@@ -403,7 +403,11 @@ func (q *queue) ack(id spool.ID, within time.Duration) {
 		return
 	}
 	s.acked[id] = true
-	if sooner := s.acksDue.IsZero() || due.Before(s.acksDue) || len(s.acked) == 1; sooner {
+	due := now.Add(within)
+	if s.read && len(s.acked) >= s.state.live {
+		due = now // the file can go, and its pages need not be written
+	}
+	if len(s.acked) == 1 || s.acksDue.IsZero() || due.Before(s.acksDue) {
 		s.acksDue = due
 		notify(q.wake)
 	} else if len(s.acked) == maxAcks {
