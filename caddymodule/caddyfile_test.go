@@ -47,7 +47,7 @@ func FuzzCaddyfile(f *testing.F) {
 		if h.Validate() != nil {
 			return
 		}
-		if h.MaxBody < 1 || h.MaxBody > 1_048_064 || h.MaxBuffered < 2<<20 || h.GlobalID == "" {
+		if h.MaxBody < 1 || h.MaxBody > 1_048_064 || h.MaxBuffered < 3<<20 || h.GlobalID == "" {
 			t.Errorf("%q: valid with %+v", text, h)
 		}
 		if !h.Handoff && (h.DialTimeout <= 0 || h.ResponseTimeout <= 0 || h.MaxConns < 1 || *h.Retries < 0 || *h.Retries > 10 || h.Region == "" && h.Upstream == "") {

@@ -70,6 +70,22 @@ func TestJSMemory(t *testing.T) {
 	}
 }
 
+// TestJSLeastMemory: the least max_buffered has room for a record of the largest size,
+// whatever is to be made of it, and for a large head.
+func TestJSLeastMemory(t *testing.T) {
+	const frame = `{"td_ip":"td_ip","a":"` + "\xed\xa0\xbd\xed\xb8\x80" + `"}` // becomes smaller by two
+	record := frame[:len(frame)-2] + strings.Repeat("x", postback.MaxBody-len(frame)-len("192.0.2.7")) + `"}`
+	h := stubHandler()
+	h.bodies.maxTotal = minBuffered
+	r := benchRequest(http.MethodPost, "/js/v3/event/db/tbl?api_key="+benchKey, len(record))
+	r.Header.Set("X-Large", strings.Repeat("x", postback.MaxHeaders-2000))
+	r.Body = &stubBody{[]byte(record)}
+	w := httptest.NewRecorder()
+	if err := h.ServeHTTP(w, r, nil); err != nil || w.Code != http.StatusOK {
+		t.Errorf("got %d %q, %v", w.Code, w.Body, err)
+	}
+}
+
 // TestJSCounted: while v2 is asked, the record is counted in max_buffered.
 func TestJSCounted(t *testing.T) {
 	for size := 100; size < postback.MaxBody; size = size*3 + 1 {

@@ -43,8 +43,9 @@ const (
 )
 
 // minBuffered is the least max_buffered: one body of the largest size, its head
-// and its buffers.
-const minBuffered = 2 << 20
+// and its buffers. Of a JavaScript SDK's call, such a body is held twice while it is
+// made one piece, or filled in.
+const minBuffered = 3 << 20
 
 // minBufferedSpool is the same beside a spool: until such a body is durable, it is
 // held four times.
@@ -125,7 +126,7 @@ type Handler struct {
 
 	// How many bytes all requests may hold in memory together, heads and
 	// bodies. A request that does not fit is refused with 503. At least
-	// 2097152, beside a spool 5242880. Default: 268435456 (256 MiB).
+	// 3145728, beside a spool 5242880. Default: 268435456 (256 MiB).
 	MaxBuffered int64 `json:"max_buffered,omitempty"`
 
 	// How often a request that v2 cannot have processed is sent again on a
@@ -308,7 +309,7 @@ func (h *Handler) Validate() (err error) {
 		return fmt.Errorf("global_id %q: must be a cookie name", h.GlobalID)
 	}
 	if h.MaxBuffered < minBuffered {
-		return fmt.Errorf("max_buffered %d: must be at least %d bytes, one body of the largest size with its head", h.MaxBuffered, minBuffered)
+		return fmt.Errorf("max_buffered %d: must be at least %d bytes, two bodies of the largest size with a head", h.MaxBuffered, minBuffered)
 	}
 	if err := h.validateSurfaces(); err != nil {
 		return err
