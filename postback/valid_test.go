@@ -2,7 +2,9 @@ package postback
 
 import (
 	"encoding/json"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -17,7 +19,7 @@ var validSeeds = []string{
 
 func TestValidJSON(t *testing.T) {
 	texts := append([]string(nil), validSeeds...)
-	for _, depth := range []int{maxDepth, maxDepth + 1} {
+	for _, depth := range []int{maxDepth, maxDepth + 1, 10_000, 10_001} {
 		texts = append(texts, strings.Repeat("[", depth)+strings.Repeat("]", depth), strings.Repeat(`{"a":`, depth)+"1"+strings.Repeat("}", depth))
 	}
 	for _, text := range texts {
@@ -56,4 +58,32 @@ func BenchmarkValidJSON(b *testing.B) {
 			json.Valid(record)
 		}
 	})
+}
+
+// TestValidStack: brackets, of which a small body has many, take no large stack: that
+// is memory that max_buffered does not count.
+func TestValidStack(t *testing.T) {
+	const callers = 50
+	body := []byte(`{"a":` + strings.Repeat("[", 9_000) + strings.Repeat("]", 9_000) + `}`)
+	wait := make(chan struct{})
+	var read, gone sync.WaitGroup
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range callers {
+		read.Add(1)
+		gone.Go(func() {
+			if !validJSON(body) {
+				t.Error("it is no JSON")
+			}
+			read.Done()
+			<-wait
+		})
+	}
+	read.Wait()
+	runtime.ReadMemStats(&after)
+	close(wait)
+	gone.Wait()
+	if each := (int64(after.StackInuse) - int64(before.StackInuse)) / callers; each > 64<<10 {
+		t.Errorf("%d bytes of stack for a body of %d", each, len(body))
+	}
 }
