@@ -77,7 +77,7 @@ func (h *Handler) warnOfKey(c *call) {
 	if len(c.r.Header["Authorization"]) > 0 && c.Authorization == "" {
 		if e := droppedAuthWarning.check(h.logger); e != nil {
 			e.Write(zap.String("database", c.Database), zap.String("table", loggedTable(c.Destination)),
-				zap.String("advice", "nothing, if the caller sends it for something else; if it is meant for v2, send Authorization: TD1 without td_write_key in the URL"))
+				zap.String("advice", "nothing, if the caller sends it for something else; if it is meant for v2, send Authorization: TD1 with no key in the URL, and to /js/ with no other key at all"))
 		}
 	}
 }
