@@ -83,7 +83,7 @@ func TestValidStack(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	close(wait)
 	gone.Wait()
-	if each := (int64(after.StackInuse) - int64(before.StackInuse)) / callers; each > 64<<10 {
-		t.Errorf("%d bytes of stack for a body of %d", each, len(body))
+	if after.StackInuse > before.StackInuse+callers*64<<10 {
+		t.Errorf("%d bytes of stack for %d bodies of %d bytes", after.StackInuse-before.StackInuse, callers, len(body))
 	}
 }
