@@ -242,6 +242,9 @@ func TestJSAnswers(t *testing.T) {
 				if answer.StatusCode != tc.status || answer.body != want && answer.code() != want {
 					t.Errorf("%s: got %d %q, want %d %q", form, answer.StatusCode, answer.body, tc.status, want)
 				}
+				if origins := answer.Header.Values("Access-Control-Allow-Origin"); form == "J4" && !slices.Equal(origins, []string{"https://shop.example"}) {
+					t.Errorf("%s: a page cannot read it: %q", form, origins)
+				}
 				for name, want := range tc.header {
 					if got := strings.Join(answer.Header.Values(name), ", "); got != want {
 						t.Errorf("%s: %s: %q, want %q", form, name, got, want)
