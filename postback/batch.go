@@ -52,10 +52,15 @@ func cutBatchGroup(text string) BatchGroup {
 
 // RecordUUID is the UUID of a record in v2's batches: version 5 (RFC 9562 section
 // 5.5) of the record's ID, as 8 bytes, in the namespace of its queue.
-func RecordUUID(namespace [16]byte, id uint64) (uuid [16]byte) {
+func RecordUUID(namespace [16]byte, id uint64) [16]byte {
 	var name [24]byte
 	binary.BigEndian.PutUint64(name[copy(name[:], namespace[:]):], id)
-	sum := sha1.Sum(name[:]) //nolint:gosec // G401: see the import
+	return hashUUID(name[:])
+}
+
+// hashUUID is the UUID of a name that begins with its namespace.
+func hashUUID(name []byte) (uuid [16]byte) {
+	sum := sha1.Sum(name) //nolint:gosec // G401: see the import
 	copy(uuid[:], sum[:])
 	uuid[6] = uuid[6]&0x0f | 5<<4
 	uuid[8] = uuid[8]&0x3f | 0x80
@@ -243,13 +248,21 @@ const maxUUIDMember = len(`,"uuid":"00000000-0000-0000-0000-000000000000"`)
 // AppendHead appends the head of a batch's request in HTTP/1.1 form, up to and
 // including the empty line. The body is gzip-compressed JSON of so many bytes.
 func (g BatchGroup) AppendHead(dst []byte, host string, length int) []byte {
+	return g.appendHead(dst, host, "Content-Encoding: gzip\r\n", length)
+}
+
+// appendHead is the same for a body of which the field coding says how it is
+// compressed.
+func (g BatchGroup) appendHead(dst []byte, host, coding string, length int) []byte {
 	dst = append(dst, "POST /"...)
 	dst = append(dst, g.Database...)
 	dst = append(dst, '/')
 	dst = append(dst, g.Table...)
 	dst = append(dst, " HTTP/1.1\r\nHost: "...)
 	dst = append(dst, host...)
-	dst = append(dst, "\r\nContent-Type: "+batchType+"\r\nAccept: "+batchType+"\r\nContent-Encoding: gzip\r\nAuthorization: TD1 "...)
+	dst = append(dst, "\r\nContent-Type: "+batchType+"\r\nAccept: "+batchType+"\r\n"...)
+	dst = append(dst, coding...)
+	dst = append(dst, "Authorization: TD1 "...)
 	dst = append(dst, g.Key...)
 	dst = append(dst, "\r\nContent-Length: "...)
 	dst = strconv.AppendInt(dst, int64(length), 10)
