@@ -77,21 +77,13 @@ func (r *KeenReader) ReadBody(body io.Reader, encodings []string) (data []byte, 
 	if refused != nil {
 		return nil, refused, nil
 	}
-	var plain io.Reader = buffered
 	if coding != codingNone {
 		if !r.Hold(keenDecoderCost) {
 			return nil, Overloaded, nil
 		}
 		defer r.Hold(-keenDecoderCost)
 	}
-	switch coding {
-	case codingGzip:
-		plain, err = gzip.NewReader(buffered)
-	case codingZlib:
-		plain, err = zlib.NewReader(buffered)
-	case codingDeflate:
-		plain = flate.NewReader(buffered)
-	}
+	plain, err := coding.decoder(buffered)
 	if err == nil {
 		data, refused, err = r.readAll(plain)
 	}
@@ -108,11 +100,28 @@ func (r *KeenReader) ReadBody(body io.Reader, encodings []string) (data []byte, 
 	return nil, invalidKeen("the body cannot be decompressed; send all of it, and compress it as its Content-Encoding says"), nil
 }
 
+// decoder decompresses a body while it is read.
+func (c keenCoding) decoder(body *bufio.Reader) (io.Reader, error) {
+	switch c {
+	case codingGzip:
+		return gzip.NewReader(body)
+	case codingZlib:
+		return zlib.NewReader(body)
+	case codingDeflate:
+		return flate.NewReader(body), nil
+	default:
+		return body, nil
+	}
+}
+
 // readAll reads to the end, into memory that is counted before it is taken.
 func (r *KeenReader) readAll(plain io.Reader) (data []byte, refused *Refusal, err error) {
 	for !errors.Is(err, io.EOF) {
 		if len(data) == cap(data) {
-			larger := min(max(64<<10, 2*cap(data)), MaxKeenBody+1)
+			larger := max(64<<10, 2*cap(data))
+			if larger >= MaxKeenBody {
+				larger = MaxKeenBody + 1 // the last one shows that it is too large
+			}
 			if !r.Hold(larger) {
 				return nil, Overloaded, nil
 			}

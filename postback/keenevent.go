@@ -26,7 +26,7 @@ const maxKeenAdded = maxUUIDMember + 2*maxTimeMember
 type keenEvent struct {
 	kept    []span // the members that go on, in runs of neighbours
 	size    int    // of kept and what will be around them, in bytes
-	deepest int    // how many brackets are open at a time
+	deepest int    // how many brackets are open at a time in what goes on
 
 	keen, uuid, ssut []byte // the values of the SDK's members; the last one of each counts
 
@@ -75,11 +75,11 @@ func (e *keenEvent) scan(v *values, column []byte, arrival time.Time) {
 		start := v.at
 		name := v.name()
 		value, depth := v.skip()
-		e.deepest = max(e.deepest, depth+1)
 		if e.isOfSDK(name, value) || column != nil && isColumn(name, drop) {
 			joined = false
 			continue
 		}
+		e.deepest = max(e.deepest, depth+1)
 		e.note(name, value)
 		if joined {
 			run := &e.kept[len(e.kept)-1]
