@@ -74,7 +74,7 @@ type KeenEvent struct {
 	untimed bool // nothing in it says its time
 }
 
-// Read reads a decompressed body, which stays as it is. marked says that the request
+// Read reads a decompressed body. What it returns holds nothing of that. marked says that the request
 // has the header X-TD-Data-Type: k; without it, the body must look like one of these.
 func (r *KeenReader) Read(body []byte, marked bool) (*Keen, *Refusal) {
 	body = bytes.TrimPrefix(body, []byte(byteOrderMark))
@@ -112,10 +112,10 @@ type keenBody struct {
 
 // collection reads a collection.
 func (b *keenBody) collection(marked bool) *Refusal {
-	if refused := b.counted(keenCollectionCost); refused != nil {
+	c := KeenCollection{name: b.name()}
+	if refused := b.counted(keenCollectionCost + 2*len(c.name)); refused != nil { // the answer has it, too
 		return refused
 	}
-	c := KeenCollection{name: b.name()}
 	name := jsonText(c.name)
 	c.Destination = destinationOf(name)
 	switch {
@@ -124,7 +124,7 @@ func (b *keenBody) collection(marked bool) *Refusal {
 	case !marked && strings.Count(name, ".") != 1:
 		return invalidKeen(`send the header X-TD-Data-Type: k, and collections named database.table`)
 	}
-	c.name = bytes.Clone(c.name) // the body need not stay
+	c.name = bytes.Clone(c.name)
 	for b.open(); b.more(']'); {
 		if refused := b.counted(keenEventCost); refused != nil {
 			return refused

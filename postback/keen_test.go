@@ -399,6 +399,8 @@ func TestKeenMemory(t *testing.T) {
 		"no events":         `{"a.b":[` + strings.TrimSuffix(strings.Repeat("0,", MaxKeenEvents-1), ",") + "]}",
 		"empty collections": `{` + strings.TrimSuffix(strings.Repeat(`"a.b":[],`, MaxKeenEvents), ",") + "}",
 		"small collections": `{` + strings.TrimSuffix(strings.Repeat(`"a.b":[{}],`, MaxKeenEvents/2), ",") + "}",
+		"long names":        `{"` + strings.Repeat("x", 1<<20) + `":[],"` + strings.Repeat(`\u0041`, 1<<19) + `":[1]}`,
+		"bad names":         `{"a-b":[` + strings.TrimSuffix(strings.Repeat("{},", MaxKeenEvents-1), ",") + "]}",
 		"large":             `{"a.b":[` + strings.Repeat(`{"a":"`+strings.Repeat("x", 900_000)+`"},`, 30) + "{}]}",
 		"no UTF-8":          `{"a.b":[{"a":"` + strings.Repeat("x\xff", 1<<20) + `"},{"a":1}]}`,
 	} {
@@ -568,6 +570,46 @@ func TestCheckKeenKey(t *testing.T) {
 			t.Errorf("%q: %+v", key, refused)
 		}
 	}
+}
+
+// FuzzKeptBatch reads what may be a kept batch also with net/http and encoding/json.
+func FuzzKeptBatch(f *testing.F) {
+	g := BatchGroup{"db", "tbl", benchKey}
+	for _, records := range [][]string{{`{}`}, {`{"a":"]}{"}`, ` {"b":[{}]} `}, {`7`}, {}} {
+		var all [][]byte
+		for _, record := range records {
+			all = append(all, []byte(record))
+		}
+		f.Add(g.AppendKept(nil, "v2", all))
+	}
+	f.Add([]byte("POST /db/tbl HTTP/1.1\r\nX-TD-Write-Key: 1/a\r\nContent-Length: 15\r\n\r\n" + `{"events":[{}]}`))
+	f.Add(keptPost(`{"events":[{}]}`, time.Unix(testArrival, 0), nil))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		g, records, ok := ReadKeptBatch(data)
+		if !ok {
+			if records != nil || g != (BatchGroup{}) {
+				t.Errorf("%q is read as %+v, %q", data, g, records)
+			}
+			return
+		}
+		_, body, _ := bytes.Cut(data, []byte("\r\n\r\n"))
+		var batch struct{ Events []json.RawMessage }
+		if err := json.Unmarshal(body, &batch); err != nil || len(batch.Events) != len(records) {
+			t.Fatalf("%q is read as %q, %v", body, records, err)
+		}
+		for i, record := range records {
+			if string(record) != string(batch.Events[i]) || record[0] != '{' {
+				t.Errorf("%q is read as %q", batch.Events[i], record)
+			}
+		}
+		if named, ok := ParseBatchGroup(g.String()); !ok || named != g || KeptPayer(data) != payerOf(g.Key) {
+			t.Errorf("%q is of %+v, and paid by %q", data, g, KeptPayer(data))
+		}
+		again, more, ok := ReadKeptBatch(g.AppendKept(nil, "v2", records))
+		if !ok || again != g || !reflect.DeepEqual(more, records) {
+			t.Errorf("%q is kept again as %+v, %q", records, again, more)
+		}
+	})
 }
 
 // rawMember is a member as encoding/json reads it, its value as it was spelled.
