@@ -247,7 +247,7 @@ func TestKeenEvents(t *testing.T) {
 		{name: "larger than Postback takes", event: columns(MaxBody + 1), fault: KeenTooLarge},
 		{name: "larger than Postback takes with its time", event: `{` + keen + `,` + columns(MaxBody)[1:], fault: KeenTooLarge},
 		{name: "very large", event: columns(4 * MaxBody), fault: KeenTooLarge},
-		{name: "very many members", event: `{` + strings.Repeat(`"a":1,"keen":{},`, 1<<18) + `"b":1}`, fault: KeenTooLarge},
+		{name: "very many members", event: `{` + strings.Repeat(`"a":1,"keen":{},`, 3<<16) + `"b":1}`, fault: KeenTooLarge},
 		{name: "an array for an event", event: `[{"a":1}]`, fault: KeenNoObject},
 		{name: "a string for an event", event: `"{}"`, fault: KeenNoObject},
 		{name: "a number for an event", event: `-1.5e3`, fault: KeenNoObject},
@@ -399,10 +399,10 @@ func TestKeenMemory(t *testing.T) {
 		"no events":         `{"a.b":[` + strings.TrimSuffix(strings.Repeat("0,", MaxKeenEvents-1), ",") + "]}",
 		"empty collections": `{` + strings.TrimSuffix(strings.Repeat(`"a.b":[],`, MaxKeenEvents), ",") + "}",
 		"small collections": `{` + strings.TrimSuffix(strings.Repeat(`"a.b":[{}],`, MaxKeenEvents/2), ",") + "}",
-		"long names":        `{"` + strings.Repeat("x", 1<<20) + `":[],"` + strings.Repeat(`\u0041`, 1<<19) + `":[1]}`,
+		"long names":        `{"` + strings.Repeat("x", 1<<17) + `":[],"` + strings.Repeat(`\u0041`, 1<<16) + `":[1]}`,
 		"bad names":         `{"a-b":[` + strings.TrimSuffix(strings.Repeat("{},", MaxKeenEvents-1), ",") + "]}",
-		"large":             `{"a.b":[` + strings.Repeat(`{"a":"`+strings.Repeat("x", 900_000)+`"},`, 30) + "{}]}",
-		"no UTF-8":          `{"a.b":[{"a":"` + strings.Repeat("x\xff", 1<<20) + `"},{"a":1}]}`,
+		"large":             `{"a.b":[` + strings.Repeat(`{"a":"`+strings.Repeat("x", 900_000)+`"},`, 5) + "{}]}",
+		"no UTF-8":          `{"a.b":[{"a":"` + strings.Repeat("x\xff", 1<<17) + `"},{"a":1}]}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			body := []byte(text)
@@ -429,11 +429,11 @@ func TestKeenMemory(t *testing.T) {
 			if most := 4*len(body) + 400*MaxKeenEvents; held > most {
 				t.Errorf("%d bytes are counted for %d", held, len(body))
 			}
-			for limit := range 8 { // refused wherever the room ends
-				left := held * limit / 8
+			for limit := range 4 { // refused wherever the room ends
+				left := held * limit / 4
 				r.Hold = func(n int) bool { left -= n; return left >= 0 }
 				if _, refused := r.Read(body, true); refused != Overloaded {
-					t.Errorf("with %d/8 of the room: %+v", limit, refused)
+					t.Errorf("with %d/4 of the room: %+v", limit, refused)
 				}
 			}
 		})
