@@ -82,10 +82,11 @@ func (r *KeenReader) Read(body []byte, marked bool) (*Keen, *Refusal) {
 		return nil, invalidKeen(`the body is not one JSON object; send {"database.table":[{…},…]}`)
 	}
 	if !utf8.Valid(body) {
-		if !r.Hold(len(body) * len("\ufffd")) {
+		size := MendedSize(body)
+		if !r.Hold(size) {
 			return nil, Overloaded
 		}
-		body = bytes.ToValidUTF8(body, []byte("\ufffd"))
+		body = AppendMended(make([]byte, 0, size), body)
 	}
 	b := keenBody{KeenReader: r, values: values{text: body}}
 	b.open()

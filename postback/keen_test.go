@@ -94,6 +94,11 @@ func TestKeenRequests(t *testing.T) {
 			[]event{{"db/tbl", `{"n":"a` + "\ufffd" + `b",` + randomUUID + `}`}},
 			`{"db.tbl":[{"success":true}]}`,
 		},
+		{
+			"surrogates in UTF-8", "{\"db.tbl\":[{\"n\":\"\xed\xa0\xbd\xed\xb8\x80\"}]}",
+			[]event{{"db/tbl", `{"n":"😀",` + randomUUID + `}`}},
+			`{"db.tbl":[{"success":true}]}`,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			k := readKeen(t, tc.body)
@@ -655,7 +660,7 @@ func FuzzKeen(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte, marked bool, seconds int64) {
 		arrival := time.Unix(seconds&(1<<32-1), 0)
 		k, refused := keenReader(arrival).Read(body, marked)
-		text := bytes.TrimPrefix(bytes.ToValidUTF8(body, []byte("\ufffd")), []byte("\ufeff"))
+		text := AppendMended(nil, bytes.TrimPrefix(body, []byte("\ufeff")))
 		want, ok := modelOfKeen(t, text, marked)
 		if ok != (refused == nil) {
 			t.Fatalf("%q: refused %+v", body, refused)
