@@ -11,7 +11,7 @@ import (
 	"github.com/td-postback/gateway/upstream"
 )
 
-// This file sends records that were kept by v2's batch API. Which of them share a
+// This file sends records by v2's batch API. Which of those that were kept share a
 // request, and what becomes of each, is in package spool.
 
 // Part makes of a record what it is in a batch. It says no to one that must go
@@ -30,9 +30,16 @@ func (s upstreamSender) Part(e spool.Entry) (spool.Part, bool) {
 // SendBatch sends records of one group in one request.
 func (s upstreamSender) SendBatch(group string, records [][]byte) spool.BatchResult {
 	to, _ := postback.ParseBatchGroup(group) // Part has made it
-	var t upstream.Trip
-	answer, sent, err := s.DeliverBatch(to, records, &t)
+	result, t := deliverBatch(s.Client, to, records)
 	countTrip(&t)
+	s.warnOfBatch(to, &result)
+	return result
+}
+
+// deliverBatch sends records of one group in one request, and counts it as a batch.
+func deliverBatch(client *upstream.Client, to postback.BatchGroup, records [][]byte) (spool.BatchResult, upstream.Trip) {
+	var t upstream.Trip
+	answer, sent, err := client.DeliverBatch(to, records, &t)
 	result := spool.BatchResult{Result: resultOf(&t, err), Sent: sent}
 	if result.Status == 0 && !result.Ambiguous {
 		result.Sent = 0 // v2 was not reached
@@ -44,8 +51,7 @@ func (s upstreamSender) SendBatch(group string, records [][]byte) spool.BatchRes
 	if result.Err == nil {
 		result.Receipts = receiptsOf(answer, len(records), to.Key)
 	}
-	s.warnOfBatch(to, &result)
-	return result
+	return result, t
 }
 
 // receiptsOf reads v2's answers to n single records; nil if it gave none. It may

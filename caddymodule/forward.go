@@ -86,11 +86,7 @@ func (h *Handler) forwardFirst(c *call, account string) {
 	sent := time.Now()
 	err := c.to.Forward(c.w, c.r, &c.out, &c.trip)
 	result := resultOf(&c.trip, err)
-	if errors.Is(err, upstream.ErrNoConn) { // that says nothing of v2
-		c.to.queue.Forgo(account, sent)
-	} else {
-		c.to.queue.Answered(account, sent, result)
-	}
+	c.to.answered(account, sent, &result)
 	if err == nil {
 		h.noteAnswer(c)
 		return
@@ -101,6 +97,15 @@ func (h *Handler) forwardFirst(c *call, account string) {
 	warnOfKept(h.logger, &result, c.to.host, ownerOf(c))
 	if result.Ambiguous {
 		spoolDuplicates.Inc()
+	}
+}
+
+// answered notes how sending something went, as Allow has allowed.
+func (to *route) answered(account string, sent time.Time, r *spool.Result) {
+	if errors.Is(r.Err, upstream.ErrNoConn) { // that says nothing of v2
+		to.queue.Forgo(account, sent)
+	} else {
+		to.queue.Answered(account, sent, *r)
 	}
 }
 

@@ -29,6 +29,7 @@ type call struct {
 	result  string        // what became of it: see outcome.go
 	trip    upstream.Trip // to v2
 	arrival time.Time     // of the request; known only where a time is needed
+	events  int           // how many there are, if it is a call with several
 }
 
 // ServeHTTP takes one call through its steps: read the call, where it goes and
@@ -41,7 +42,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		}
 	}
 	c := call{Call: read, w: w, r: r, next: next}
-	if h.Spool != nil || c.SaysTime() {
+	if h.Spool != nil || c.SaysTime() || c.IsKeen() {
 		c.arrival = time.Now()
 	}
 	requestsInFlight.Inc()
@@ -66,6 +67,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return nil
 	}
 	h.warnOfKey(&c)
+	if c.IsKeen() {
+		h.serveKeen(&c)
+		return nil
+	}
 	if r.Method == http.MethodGet {
 		linger := skipBody(w, r)
 		defer linger()

@@ -22,11 +22,16 @@ const (
 	preflightResult   = "preflight"
 	handedOffResult   = "handed_off" // the next handler forwards
 	spooledResult     = "spooled"    // the record is durable here, and delivered later
+
+	// someRefusedResult: v2 took events of the call, or none, and refuses the others
+	// for good, or would; their caller deletes them.
+	someRefusedResult = "some_refused"
 )
 
 // ownResults has them all.
 var ownResults = []string{
 	forwardedResult, upstream3xxResult, upstream4xxResult, upstream5xxResult, cutResult, preflightResult, handedOffResult, spooledResult,
+	someRefusedResult,
 }
 
 // finish counts a call and adds what became of it to its line in the access
@@ -42,7 +47,7 @@ func (c *call) finish() {
 	}
 	if extra, ok := c.r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		extra.Set(zap.Object("td_postback", &outcome{
-			to: c.Destination, kind: c.Kind, key: c.Source, account: c.Account(), result: c.result, trip: c.trip,
+			to: c.Destination, kind: c.Kind, key: c.Source, account: c.Account(), events: c.events, result: c.result, trip: c.trip,
 		}))
 	}
 }
@@ -54,6 +59,7 @@ type outcome struct {
 	kind    postback.Kind
 	key     postback.KeySource
 	account string
+	events  int    // of a call with several
 	result  string // a result above, upstream_*xx, or the code of a refusal
 	trip    upstream.Trip
 }
@@ -70,6 +76,9 @@ func (o *outcome) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	enc.AddString("key", o.key.String())
 	if o.account != "" {
 		enc.AddString("account", o.account)
+	}
+	if o.kind == postback.K || o.kind == postback.Mobile {
+		enc.AddInt("events", o.events)
 	}
 	enc.AddString("result", o.result)
 	if o.trip.Status > 0 {

@@ -45,6 +45,8 @@ var (
 	noBatchesWarning   = warning{message: "v2 takes no batches: their records go one by one"}
 	deadLetterWarning  = warning{message: "a kept record became a dead letter"}
 	unkeptWarning      = warning{message: "record neither delivered nor kept"}
+	eventsLeftWarning  = warning{message: "Postback v2 did not take all events of a request"}
+	neverTakenWarning  = warning{message: "an event can never be taken, and its caller deletes it"}
 )
 
 // refusalWarnings has a kind for each status from 400 on: a key that is refused
@@ -126,6 +128,59 @@ func (h *Handler) warnOfAnswer(c *call) {
 			h.logger.Warn("Postback v2 refused a record", zap.Int("status", status), zap.String("upstream", c.to.host), words(c.trip.Words), zap.Inline(ownerOf(c)),
 				zap.String("advice", refusalAdvice(status)))
 		}
+	}
+}
+
+// warnOfEvents tells of an answer of v2's, or that there is none, for which events of a
+// call with several are not taken, or one of them never will be.
+func (h *Handler) warnOfEvents(c *call, to postback.Destination, r *spool.Result) {
+	const again = "; the callers have got 503, and send all of their events again"
+	var of *warning
+	var advice string
+	switch {
+	case r.Status == 0:
+		of, advice = &undeliveredWarning, "check v2's host in DNS, the way there, and v2's status"+again
+	case r.Status == http.StatusTooManyRequests:
+		of, advice = &limitWarning, limitAdvice+again
+	case r.NotTaken():
+		of, advice = &answerWarning, "check v2's status"+again
+	case ofRecords(r.Status):
+		of, advice = &refusalWarnings[r.Status-http.StatusBadRequest], refusalAdvice(r.Status)
+		if r.Status != http.StatusUnauthorized && r.Status != http.StatusForbidden {
+			advice += "; the caller deletes the event, and the others are taken"
+		}
+	default:
+		of, advice = &eventsLeftWarning, "see that upstream is a host with v2's batch API, and that nothing on the way keeps such requests from it"+again
+	}
+	if !of.due() {
+		return
+	}
+	message := of.message
+	if message == "" {
+		message = "Postback v2 refused a record"
+	}
+	h.logger.Warn(message, zap.Int("status", r.Status), zap.String("upstream", c.to.host), zap.Error(r.Err), words(r.Words), zap.Inline(owner{c.Account(), to}),
+		zap.String("advice", advice))
+}
+
+// warnOfEventsLeft tells of events that v2 does not take, again and again, while it
+// takes others.
+func (h *Handler) warnOfEventsLeft(c *call, to postback.Destination, status int, said string) {
+	if e := eventsLeftWarning.check(h.logger); e != nil {
+		e.Write(zap.Int("status", status), zap.String("upstream", c.to.host), words(said), zap.Inline(owner{c.Account(), to}),
+			zap.String("advice", "see v2's words; the callers have got 503, and send all of their events again"))
+	}
+}
+
+// warnOfFaults tells of an event that v2 was not asked about, as it would refuse it.
+func (h *Handler) warnOfFaults(c *call, events *postback.Keen) {
+	fault, to := events.FirstFault()
+	if fault == 0 {
+		return
+	}
+	if e := neverTakenWarning.check(h.logger); e != nil {
+		e.Write(zap.Stringer("reason", fault), zap.Inline(owner{c.Account(), to}),
+			zap.String("advice", "have the app or the script send it as the reason says; how many requests have such events is in the metrics as some_refused"))
 	}
 }
 

@@ -19,10 +19,17 @@ type Destination struct {
 // Runs of `/` count as one and the table may have one trailing slash: legacy callers
 // send both. A path below no surface is NotFound; below one, a path that is no
 // event path or has a bad name is invalid_path with the part that is wrong, and
-// with the names that are good, for the log.
+// with the names that are good, for the log. A path that takes several events has no
+// names.
 func parsePath(path string) (Surface, Destination, *Refusal) {
 	if strings.Contains(path, "//") {
 		path = squeezeSlashes(path)
+	}
+	switch strings.TrimSuffix(path, "/") {
+	case "/js/v3/event":
+		return SurfaceJS, Destination{}, nil
+	case "/android/v3/event", "/ios/v3/event":
+		return SurfaceMobile, Destination{}, nil
 	}
 	switch {
 	case strings.HasPrefix(path, eventPrefix):
@@ -30,9 +37,11 @@ func parsePath(path string) (Surface, Destination, *Refusal) {
 		return SurfacePostback, to, refused
 	case strings.HasPrefix(path, postbackPrefix):
 		return SurfacePostback, Destination{}, invalidPath("the path must start with " + eventPrefix)
-	case path != jsEventPrefix && strings.HasPrefix(path, jsEventPrefix):
+	case strings.HasPrefix(path, jsEventPrefix):
 		to, refused := parseNames(path[len(jsEventPrefix):])
 		return SurfaceJS, to, refused
+	case strings.HasPrefix(path, "/android/v3/event/"), strings.HasPrefix(path, "/ios/v3/event/"):
+		return SurfaceMobile, Destination{}, invalidPath("nothing may follow the path of a mobile SDK; the tables are named in the body")
 	case path == "/js/v3/global_id", path == "/js/v3/enable_global_id":
 		return SurfaceNone, Destination{}, NoGlobalID
 	}

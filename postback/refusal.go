@@ -33,7 +33,7 @@ var RefusalCodes = []string{
 var (
 	NotFound = &Refusal{
 		Status: http.StatusNotFound, Code: "not_found",
-		Message: "there is nothing at this path; events go to " + eventPrefix + "{database}/{table} or " + jsEventPrefix + "{database}/{table}",
+		Message: "there is nothing at this path; events go to " + eventPrefix + "{database}/{table} or " + jsEventPrefix + "{database}/{table}, several of them to /js/v3/event, /android/v3/event or /ios/v3/event",
 	}
 	SurfaceOff = &Refusal{
 		Status: http.StatusNotFound, Code: "not_found",
@@ -46,6 +46,10 @@ var (
 	MethodNotAllowed = &Refusal{
 		Status: http.StatusMethodNotAllowed, Code: "method_not_allowed",
 		Message: "use POST, or GET for a record in the query",
+	}
+	PostOnly = &Refusal{
+		Status: http.StatusMethodNotAllowed, Code: "method_not_allowed",
+		Message: "use POST, with the events in the body",
 	}
 	MissingKey = &Refusal{
 		Status: http.StatusForbidden, Code: "missing_write_key",
@@ -107,6 +111,14 @@ var (
 		Status: http.StatusBadGateway, Code: "upstream_unreachable", BodyLost: true,
 		Message: "the gateway leaves records to a handler behind it, and none has taken this one; tell its operator",
 	}
+	EventsNotTaken = &Refusal{
+		Status: http.StatusServiceUnavailable, Code: "upstream_unreachable", RetryAfter: 5,
+		Message: "Treasure Data does not take all of the events now; send all of them again: those that it has are dropped by their #UUID",
+	}
+	EventsLate = &Refusal{
+		Status: http.StatusServiceUnavailable, Code: "upstream_timeout", RetryAfter: 5,
+		Message: "Treasure Data has not taken all of the events in time; send all of them again: those that it has are dropped by their #UUID",
+	}
 	UpstreamTimeout = &Refusal{
 		Status: http.StatusGatewayTimeout, Code: "upstream_timeout",
 		Message: "Postback v2 did not answer in time; the record may have arrived all the same",
@@ -127,6 +139,14 @@ func invalidPath(message string) *Refusal {
 
 func invalidKey(message string) *Refusal {
 	return &Refusal{Status: http.StatusBadRequest, Code: "invalid_write_key", Message: message}
+}
+
+// KeyRefused refuses events whose write key Treasure Data has refused, with this status.
+func KeyRefused(status int) *Refusal {
+	return &Refusal{
+		Status: status, Code: "invalid_write_key",
+		Message: "Treasure Data refuses the write key, or does not let it write to one of the tables; send the key as it was given to you",
+	}
 }
 
 // TooLarge refuses a body by its declared size, or by the bytes read so far

@@ -21,11 +21,13 @@ const (
 	Pixel              // the same, answered with an image
 	Beacon             // a POST that has its record in the query: a ping, or no body
 	JSONP              // a GET of a JavaScript SDK's: its record in the query, as base64
-	JS                 // any other call of a JavaScript SDK's
+	JS                 // any other call of a JavaScript SDK's with one record
+	K                  // several events of a script's, on a JavaScript SDK's path
+	Mobile             // the same of a mobile SDK's
 )
 
 // KindNames has the kinds' names in metrics and logs.
-var KindNames = [...]string{"other", "post", "get", "pixel", "beacon", "jsonp", "js"}
+var KindNames = [...]string{"other", "post", "get", "pixel", "beacon", "jsonp", "js", "k", "mobile"}
 
 // String is the kind's name in metrics and logs.
 func (k Kind) String() string { return KindNames[k] }
@@ -93,16 +95,24 @@ func ReadCall(r *http.Request, served Surfaces) (Call, *Refusal) {
 		surface, to, refused = SurfaceNone, Destination{}, SurfaceOff
 	}
 	c := Call{Destination: to, Foreign: surface == SurfaceNone}
-	if surface == SurfaceJS {
+	keen := isKeenPath(surface, to, refused)
+	switch {
+	case keen:
+		c.js = readJSQuery(r.URL.RawQuery)
+		c.Kind = keenKind(surface, r.Method)
+	case surface == SurfaceJS:
 		c.js = readJSQuery(r.URL.RawQuery)
 		c.Kind = c.js.kind(r.Method)
-	} else {
+	default:
 		c.Kind = kindOf(r.Method, r.URL, r.Header)
 	}
 	if refused != nil {
 		return c, refused
 	}
 	if c.Kind == Other && r.Method != http.MethodOptions {
+		if keen {
+			return c, PostOnly
+		}
 		return c, MethodNotAllowed
 	}
 	return c, nil
@@ -147,7 +157,7 @@ func (c *Call) HasBody(q *Request) { c.InBody = q.startsObject() || q.Compressed
 // refusal the call has no key, but says where it was looked for.
 func (c *Call) ReadKey(rawQuery string, header http.Header) (refused *Refusal) {
 	var query string
-	if c.IsJS() {
+	if c.IsJS() || c.IsKeen() {
 		c.Credentials, refused = findJSKey(&c.js, header[canonicalWriteKeyHeader], header["Authorization"])
 	} else {
 		var param urlKey
