@@ -44,8 +44,6 @@ func TestParsePath(t *testing.T) {
 		{name: "iOS, slash", path: "/ios/v3/event/", surface: SurfaceMobile},
 		{name: "iOS with a table", path: "/ios/v3/event/db/tbl", surface: SurfaceMobile, code: "invalid_path", says: "in the body"},
 		{name: "only looks like Android", path: "/android/v3/events", code: "not_found"},
-		{name: "Android", path: "/android/v3/event", code: "not_found"},
-		{name: "iOS", path: "/ios/v3/event", code: "not_found"},
 		{name: "global id", path: "/js/v3/global_id", code: "not_found", says: "no global id here"},
 		{name: "global id, SDK 3", path: "/js/v3/enable_global_id", code: "not_found", says: "no global id here"},
 
@@ -93,16 +91,22 @@ func TestParsePath(t *testing.T) {
 func FuzzPath(f *testing.F) {
 	for _, seed := range []string{
 		"/postback/v3/event/db/tbl", "//postback///v3/event/db//tbl/", "/postback/v3/event/db", "/postback/v3/event/db/tbl/x", "/postback", "/postback/",
-		"/js/v3/event/db/tbl/", "/js/v3/event//", "/js/v3/event/d-b/t", "/postback/v3/event/d-b/t", "/postback/v3/event/db/tbl//", "/postback/v3/event/db/\u0661", "/postback/v3/event/db/t\n", "", "postback/v3/event/db/tbl",
+		"/js/v3/event/db/tbl/", "/js/v3/event//", "/js/v3//event", "/android/v3/event/", "//ios/v3/event", "/ios/v3/event/db/tbl", "/js/v3/event/d-b/t", "/postback/v3/event/d-b/t", "/postback/v3/event/db/tbl//", "/postback/v3/event/db/\u0661", "/postback/v3/event/db/t\n", "", "postback/v3/event/db/tbl",
 	} {
 		f.Add(seed)
 	}
 	event := regexp.MustCompile(`^/+(?:postback|js)/+v3/+event/+([A-Za-z0-9_]+)/+([A-Za-z0-9_]+)/*$`)
-	inside := regexp.MustCompile(`^/+(postback/|js/+v3/+event/+[^/])`)
+	several := regexp.MustCompile(`^/+(?:js|android|ios)/+v3/+event/*$`)
+	inside := regexp.MustCompile(`^/+(postback/|js/+v3/+event(?:/|$)|(?:android|ios)/+v3/+event(?:/|$))`)
+	surfaces := map[byte]Surface{'p': SurfacePostback, 'j': SurfaceJS, 'a': SurfaceMobile, 'i': SurfaceMobile}
 	f.Fuzz(func(t *testing.T, path string) {
 		surface, got, refused := parsePath(path)
-		if want := inside.FindStringSubmatch(path); (surface != SurfaceNone) != (want != nil) || want != nil && (surface == SurfaceJS) != strings.HasPrefix(want[1], "js") {
-			t.Errorf("%q: surface %d", path, surface)
+		want := SurfaceNone
+		if found := inside.FindStringSubmatch(path); found != nil {
+			want = surfaces[found[1][0]]
+		}
+		if surface != want {
+			t.Errorf("%q: surface %d, want %d", path, surface, want)
 		}
 		names := event.FindStringSubmatch(path)
 		switch {
@@ -112,6 +116,10 @@ func FuzzPath(f *testing.F) {
 			}
 			if _, again, refused := parsePath((&Request{Destination: got}).path()); refused != nil || again != got {
 				t.Errorf("%q: its canonical form leads to %+v, %v", path, again, refused)
+			}
+		case several.MatchString(path):
+			if refused != nil || got != (Destination{}) {
+				t.Errorf("%q: got %+v, %v", path, got, refused)
 			}
 		case refused == nil:
 			t.Errorf("%q: taken as %+v", path, got)

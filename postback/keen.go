@@ -79,7 +79,7 @@ type KeenEvent struct {
 func (r *KeenReader) Read(body []byte, marked bool) (*Keen, *Refusal) {
 	body = bytes.TrimPrefix(body, []byte(byteOrderMark))
 	if !startsObject(body) || !json.Valid(body) {
-		return nil, invalidKeen(`the body is not one JSON object; send {"database.table":[{…},…]}`)
+		return nil, invalidKeen("the body is not one JSON object; send one with an array of events for each database.table")
 	}
 	if !utf8.Valid(body) {
 		size := MendedSize(body)
@@ -96,7 +96,7 @@ func (r *KeenReader) Read(body []byte, marked bool) (*Keen, *Refusal) {
 		}
 	}
 	if len(b.read.Collections) == 0 {
-		return nil, invalidKeen(`the body has no collection; send {"database.table":[{…},…]}`)
+		return nil, invalidKeen("the body has no collection; send an object with an array of events for each database.table")
 	}
 	return &b.read, nil
 }
@@ -121,9 +121,9 @@ func (b *keenBody) collection(marked bool) *Refusal {
 	c.Destination = destinationOf(name)
 	switch {
 	case b.text[b.at] != '[':
-		return invalidKeen(`a collection is not an array; send {"database.table":[{…},…]}`)
+		return invalidKeen("a collection is not an array; send an object with an array of events for each database.table")
 	case !marked && strings.Count(name, ".") != 1:
-		return invalidKeen(`send the header X-TD-Data-Type: k, and collections named database.table`)
+		return invalidKeen("send the header X-TD-Data-Type: k, and collections named database.table")
 	}
 	c.name = bytes.Clone(c.name)
 	for b.open(); b.more(']'); {
