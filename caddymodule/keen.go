@@ -55,7 +55,7 @@ type keenCall struct {
 // serveKeen sends the events of a call, and answers as its SDK expects it. It goes on
 // when the caller leaves: the events are on their way.
 func (h *Handler) serveKeen(c *call) {
-	k := &keenCall{call: *c, h: h, account: c.Credentials.Payer()}
+	k := &keenCall{call: *c, h: h, account: c.Payer()}
 	defer func() {
 		h.bodies.free(k.held)
 		*c = k.call

@@ -125,10 +125,10 @@ func keenRequest(path, body string, headers ...string) *http.Request {
 	r := benchRequest(http.MethodPost, path, len(body))
 	r.Body = io.NopCloser(strings.NewReader(body))
 	r.Header["X-Td-Write-Key"], r.Header["X-Td-Data-Type"] = []string{keenKey}, []string{"k"}
-	for i := 0; i < len(headers); i += 2 {
-		r.Header.Set(headers[i], headers[i+1])
-		if headers[i+1] == "" {
-			r.Header.Del(headers[i])
+	for pair := range slices.Chunk(headers, 2) {
+		r.Header.Set(pair[0], pair[1])
+		if pair[1] == "" {
+			r.Header.Del(pair[0])
 		}
 	}
 	return r
@@ -297,7 +297,7 @@ func newAndroid(send func(string) (int, string)) *android {
 // gives up after a hundred rounds, where the real one goes on for ever.
 func (a *android) upload() {
 	for ; len(a.store) > 0 && a.rounds < 100; a.rounds++ {
-		var parts []string
+		parts := make([]string, 0, len(a.store))
 		for table, events := range a.store {
 			parts = append(parts, `"`+table+`":[`+strings.Join(events, ",")+`]`)
 		}
@@ -393,8 +393,9 @@ func v2States() map[string]http.HandlerFunc {
 func receipts(status int, takes func(n int, record string) bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(status)
-		var said []string
-		for n, record := range batchRecordsOf(r) {
+		records := batchRecordsOf(r)
+		said := make([]string, 0, len(records))
+		for n, record := range records {
 			said = append(said, fmt.Sprintf(`{"success":%v}`, takes(n, record)))
 		}
 		_, _ = fmt.Fprintf(w, `{"receipts":[%s]}`, strings.Join(said, ","))
@@ -427,6 +428,7 @@ func hijacked(answer string) http.HandlerFunc {
 // TestAndroidNeverLoops: in no state of v2 and the gateway does the client send its
 // store again without a pause, and what it deletes is at v2, or refused by it.
 func TestAndroidNeverLoops(t *testing.T) {
+	t.Parallel()
 	for name, say := range v2States() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -534,6 +536,7 @@ func TestKeenAnswers(t *testing.T) {
 // TestKeenPoison: events that v2 refuses are found, wherever they are, and the others
 // are taken once.
 func TestKeenPoison(t *testing.T) {
+	t.Parallel()
 	const events = 400
 	for name, poison := range map[string][]int{
 		"first": {0}, "last": {events - 1}, "neighbours": {100, 101}, "some": {3, 77, 200, 201, 399}, "none": nil,
@@ -607,7 +610,7 @@ func TestKeenPartly(t *testing.T) {
 		defer mu.Unlock()
 		records := batchRecordsOf(r)
 		sizes = append(sizes, len(records))
-		var said []string
+		said := make([]string, 0, len(records))
 		for n, record := range records {
 			found := uuid.FindStringSubmatch(record)
 			if before := uuids[found[1]]; before != "" && before != found[2] {
@@ -619,8 +622,8 @@ func TestKeenPartly(t *testing.T) {
 		w.WriteHeader(206)
 		_, _ = fmt.Fprintf(w, `{"receipts":[%s]}`, strings.Join(said, ","))
 	})
-	var body []string
-	for n := range 20 {
+	body := make([]string, 0, 20)
+	for n := range cap(body) {
 		body = append(body, fmt.Sprintf(`{"n":%d}`, n))
 	}
 	w := askKeen(t, v2.h, keenRequest(keenPath, `{"db.tbl":[`+strings.Join(body, ",")+`]}`))
@@ -629,8 +632,8 @@ func TestKeenPartly(t *testing.T) {
 	}
 }
 
-// TestKeenOneRefused: a table that v2 refuses refuses the call, whatever becomes of
-// the others.
+// TestKeenOneRefused: when v2 refuses one table, the call fails as a whole, whatever
+// becomes of the others.
 func TestKeenOneRefused(t *testing.T) {
 	v2 := newKeenV2(t)
 	for range 20 {
@@ -658,8 +661,8 @@ func TestKeenAtATime(t *testing.T) {
 		}
 		_, _ = io.WriteString(w, `{"receipts":[{"success":true}]}`)
 	})
-	var tables []string
-	for n := range 12 {
+	tables := make([]string, 0, 12)
+	for n := range cap(tables) {
 		tables = append(tables, fmt.Sprintf(`"db.t%d":[{},{},{},{"uuid":1},{"uuid":2}]`, n))
 	}
 	w := askKeen(t, v2.h, keenRequest(keenPath, `{`+strings.Join(tables, ",")+`}`))
@@ -674,8 +677,8 @@ func TestKeenAtATime(t *testing.T) {
 // TestKeenMemory: whatever room there is, a call is taken or refused with 503, and
 // nothing of it stays counted. A request that is sent counts with its batches.
 func TestKeenMemory(t *testing.T) {
-	var body []string
-	for n := range 1000 {
+	body := make([]string, 0, 1000)
+	for n := range cap(body) {
 		body = append(body, fmt.Sprintf(`{"n":%d,"a":%q}`, n, strings.Repeat("x", 300)))
 	}
 	text := compressed(t, "zlib", `{"db.tbl":[`+strings.Join(body, ",")+`]}`)
