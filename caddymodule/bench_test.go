@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"context"
 	"encoding/base64"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -43,6 +44,26 @@ func BenchmarkJSONP(b *testing.B) { benchHandler(b, http.MethodGet, benchJSONP()
 func BenchmarkJS(b *testing.B) { benchHandler(b, http.MethodPost, benchJS, 300) }
 
 const benchJS = "/js/v3/event/db/tbl?api_key=" + benchKey + "&modified=1767225600000"
+
+// BenchmarkKeen is 400 events of a mobile SDK's in one request.
+func BenchmarkKeen(b *testing.B) {
+	events := make([]string, 400)
+	for n := range events {
+		events[n] = fmt.Sprintf(`{"keen":{"timestamp":"2026-11-25T02:23:55.%03d+0000"},"#UUID":"08289530-0000-4000-8000-%012d","text":"%0200d"}`, n, n, n)
+	}
+	body := compressed(b, "zlib", `{"db.tbl":[`+strings.Join(events, ",")+`]}`)
+	h := stubHandler()
+	w := &stubWriter{header: http.Header{}}
+	b.ReportAllocs()
+	for b.Loop() {
+		clear(w.header)
+		w.status = 0
+		if err := h.ServeHTTP(w, keenRequest(keenPath, body, "Content-Encoding", "deflate"), nil); err != nil || w.status != http.StatusOK {
+			b.Fatal(err, w.status)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(events)), "ns/event")
+}
 
 // benchView is the record of a page view. It has the fields of benchQuery, and what
 // the SDK adds for the server to fill in.

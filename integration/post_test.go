@@ -413,7 +413,7 @@ func TestTrustedProxy(t *testing.T) {
 func TestPassThru(t *testing.T) {
 	u := startRecorder(t, nil)
 	g := serve(t, "", "route {\n td_postback {\n  upstream "+u.url()+"\n  pass_thru\n }\n respond next 299\n}")
-	for path, want := range map[string]int{"/": 299, "/js/v3/event": 299, "/js/v3/global_id": 299, "/js/v3/event/db/tbl": 403, "/js/v3/event/db": 400, "/postback": 299, "/postback/x": 400, event: 403} {
+	for path, want := range map[string]int{"/": 299, "/js/v3/event": 403, "/ios/v3/event/": 403, "/android/v3/event/db": 400, "/android/v3/events": 299, "/js/v3/global_id": 299, "/js/v3/event/db/tbl": 403, "/js/v3/event/db": 400, "/postback": 299, "/postback/x": 400, event: 403} {
 		if got := raw(t, g.addr, post(path, asJSON, object)).StatusCode; got != want {
 			t.Errorf("%s: got %d, want %d", path, got, want)
 		}
@@ -428,7 +428,7 @@ func TestPassThru(t *testing.T) {
 // TestNothingBehind has pass_thru and handoff with nothing behind them, or with
 // something that does not answer all: never is a caller told 200 for nothing.
 func TestNothingBehind(t *testing.T) {
-	const elsewhere, get = "/js/v3/event", "GET " + target + "&td_format=pixel HTTP/1.1\r\nHost: x\r\n\r\n"
+	const elsewhere, get = "/js/v3/global_id", "GET " + target + "&td_format=pixel HTTP/1.1\r\nHost: x\r\n\r\n"
 	upstream := "td_postback us01 {\n "
 	for name, test := range map[string]struct {
 		site, request string
