@@ -68,9 +68,9 @@ const minBufferedSpool = 5 << 20
 //
 // Status | Code | When
 // -------|------|-----
-// 400 | `invalid_path` | under `/postback/` or `/js/v3/event/`, but no event path, or a bad name in it
+// 400 | `invalid_path` | under `/postback/`, `/js/v3/event/`, `/android/v3/event/` or `/ios/v3/event/`, but no event path, or a bad name in it
 // 400 | `invalid_write_key` | a key with a bad percent-escape, a byte that is not visible ASCII, a comma or a quote, nothing behind its slash, or more than 1,024 bytes
-// 400 | `invalid_request` | a body that ends early; of a JavaScript SDK's call: no record that is one JSON object, or a callback that is more than a name
+// 400 | `invalid_request` | a body that ends early; of a JavaScript SDK's call: no record that is one JSON object, or a callback that is more than a name; of several events: not the format, or too many
 // 403 | `missing_write_key` | no key in the URL or the headers
 // 400 | `redirect_not_allowed` | a `td_redirect` to a host that is not in `redirect_hosts`; the record was sent all the same
 // 404 | `not_found` | any other path, without `pass_thru`
@@ -79,7 +79,9 @@ const minBufferedSpool = 5 << 20
 // 413 | `payload_too_large` | a body above `max_body`
 // 431 | `headers_too_large` | header fields of more than 64 KiB together; the request line is not counted
 // 421 | `unknown_region` | with `region auto`, a Host that is no legacy host
+// 401, 403 | `invalid_write_key` | several events, and v2 refuses the key
 // 502 | `upstream_unreachable` | v2 cannot be reached, or breaks off
+// 503 | `upstream_unreachable`, `upstream_timeout` | several events, and v2 does not take all of them now
 // 503 | `spool_full`, `spool_unavailable` | v2 does not take the record, and the spool cannot; with `Retry-After`
 // 503 | `overloaded` | `max_buffered` or `max_conns` is used up; with `Retry-After`
 // 504 | `upstream_timeout` | v2 does not answer within `response_timeout`
@@ -139,7 +141,8 @@ type Handler struct {
 	TLSCA []string `json:"tls_ca,omitempty"`
 
 	// The legacy URLs that are served: `postback`, `js` for those of JavaScript
-	// SDKs, and `mobile` for those of mobile SDKs. A call of another one is like a
+	// SDKs, below `/js/v3/event`, and `mobile` for `/android/v3/event` and
+	// `/ios/v3/event`. A call of another one is like a
 	// request for any other path. Default: all; with `handoff` only `postback`,
 	// the one that it can rewrite.
 	Surfaces []string `json:"surfaces,omitempty"`
