@@ -60,7 +60,7 @@ func TestHostileHeads(t *testing.T) {
 	} {
 		for _, call := range []struct{ method, target string }{
 			{http.MethodPost, benchPath}, {http.MethodGet, benchPath}, {http.MethodOptions, benchPath},
-			{http.MethodPost, "/js/v3/event/db/tbl?api_key=" + benchKey}, {http.MethodGet, "/js/v3/event/db/tbl?api_key=" + benchKey + "&callback=f"},
+			{http.MethodPost, "/js/v3/event?api_key=" + benchKey}, {http.MethodPost, "/js/v3/event/db/tbl?api_key=" + benchKey}, {http.MethodGet, "/js/v3/event/db/tbl?api_key=" + benchKey + "&callback=f"},
 		} {
 			t.Run(name+" "+call.method+" "+call.target[:3], func(t *testing.T) {
 				r := benchRequest(call.method, call.target, 0)
