@@ -167,6 +167,7 @@ func TestDoctorFindsEachFault(t *testing.T) {
 		"trust in everybody of IPv6":       {[]string{"\t\tmax_header_size", "\t\ttrusted_proxies static 2000::/3\n\t\tmax_header_size"}, bites, []string{"`trusted_proxies`"}},
 		"https alone":                      {[]string{"http://a.example, https://a.example", "https://a.example"}, bites, []string{"http://", "a.example on :443"}},
 		"auto at another host":             {[]string{"td_postback us01", "td_postback auto"}, losesRecords, []string{"421", "a.example on :80"}},
+		"a limit of apps' bodies":          {[]string{"\tlog {\n", "\trequest_body {\n\t\tmax_size 2MiB\n\t}\n\tlog {\n"}, bites, []string{"smaller bodies through than apps send", "32MiB"}},
 		"an option that Caddy refuses":     {[]string{"td_postback us01", "td_postback us01 {\n\tmax_buffered 1KiB\n}"}, losesRecords, []string{"does not start", "max_buffered"}},
 		"two blocks on one spool disagree": {[]string{health, "\thandle /x/* {\n\t\ttd_postback us01 {\n\t\t\tspool {\n\t\t\t\tdir /s\n\t\t\t\tmax_size 1GiB\n\t\t\t}\n\t\t}\n\t}\n", "\t\ttd_postback us01\n", "\t\ttd_postback us01 {\n\t\t\tspool {\n\t\t\t\tdir /s\n\t\t\t}\n\t\t}\n"}, losesRecords, []string{"spool /s", "different options"}},
 	} {
@@ -278,6 +279,7 @@ func TestDoctorRaisesNoFalseAlarm(t *testing.T) {
 		"a rewrite for another path":     {"\tlog {\n", "\trewrite /old/* /new\n\turi /old/* strip_prefix /postback\n\tlog {\n"},
 		"a query is rewritten":           {"\tlog {\n", "\turi query -utm\n\tlog {\n"},
 		"a generous limit of bodies":     {"\tlog {\n", "\trequest_body {\n\t\tmax_size 64MiB\n\t}\n\tlog {\n"},
+		"a limit of bodies without apps": {"\t\ttd_postback us01\n", "\trequest_body {\n\t\tmax_size 2MiB\n\t}\n\ttd_postback us01 {\n\t\tsurfaces postback js\n\t}\n"},
 		"a limit of other bodies":        {"\tlog {\n", "\trequest_body /upload/* {\n\t\tmax_size 1KiB\n\t}\n\tlog {\n"},
 		"handoff with a proxy":           {"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01 {\n\t\thandoff\n\t\t}\n\t\treverse_proxy https://us01.records.in.treasuredata.com\n\t\t}\n"},
 		"a matcher and an end":           {block, "\troute {\n\t\ttd_postback /postback/* us01\n\t\trespond 404\n\t}\n"},

@@ -150,14 +150,24 @@ func checkPassword(e *examined) []finding {
 
 // checkBodySize finds bodies that td_postback would take and that do not come so
 // far.
-func checkBodySize(e *examined) []finding {
-	places := e.places(func(b *foundBlock) bool { return b.maxBody > 0 && b.maxBody < b.handler.MaxBody })
-	if places == "" {
-		return nil
+func checkBodySize(e *examined) (all []finding) {
+	limits := func(b *foundBlock, below int64) bool { return b.maxBody > 0 && b.maxBody < below }
+	places := e.places(func(b *foundBlock) bool {
+		return !limits(b, b.handler.MaxBody) && limits(b, postback.MaxKeenBody) && slices.Contains(b.handler.Surfaces, "mobile")
+	})
+	if places != "" {
+		all = append(all, finding{
+			bites,
+			"`request_body` lets only smaller bodies through than apps send, at " + places + ". Old apps send all of their events at once, in up to 32 MiB. They get 413 then, and send the same again whenever they are used.",
+			"Take `request_body` out, or set its `max_size` to 32MiB or more. If no app sends here, say so in td_postback: `surfaces postback js`.",
+		})
 	}
-	return []finding{{
+	if places = e.places(func(b *foundBlock) bool { return limits(b, b.handler.MaxBody) }); places == "" {
+		return all
+	}
+	return append(all, finding{
 		losesRecords,
 		"`request_body` lets only smaller bodies through than td_postback takes (`max_body`), at " + places + ". A record between the two sizes gets 413 and is lost.",
 		"Take `request_body` out, or give it a path of its own, such as `request_body /upload/* {`. The limit for records is `max_body` in td_postback.",
-	}}
+	})
 }
