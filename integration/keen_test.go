@@ -86,6 +86,7 @@ func TestKeen(t *testing.T) {
 		"chunked": func(b string) string {
 			return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: x\r\n%sTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", androidPath, ofAndroid, len(b), b)
 		},
+		"waiting for 100": func(b string) string { return post(androidPath, ofAndroid+"Expect: 100-continue\r\n", b) },
 		"HTTP/1.0": func(b string) string {
 			return strings.Replace(post(androidPath, ofAndroid, b), "HTTP/1.1", "HTTP/1.0", 1)
 		},
