@@ -331,3 +331,40 @@ func TestKeenOutcome(t *testing.T) {
 		t.Errorf("the metrics: %v\n%s", err, text)
 	}
 }
+
+// TestKeenOverHTTP2: over HTTP/2 too, a call is answered whole: taken, refused before
+// its body is read, and when v2 does not answer in time.
+func TestKeenOverHTTP2(t *testing.T) {
+	t.Parallel()
+	v2 := httptest.NewServer(new(sandbox.Sandbox))
+	defer v2.Close()
+	pair := newCertificate(t, "localhost")
+	addr := freeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\nhttps://localhost:%s {\n tls %s %s\n td_postback {\n upstream %s\n response_timeout 1s\n}\n}\n", globals, port, pair.cert, pair.key, v2.URL))
+	client := pair.http2Client()
+	for name, tc := range map[string]struct {
+		body, key string
+		status    int
+		says      string
+	}{
+		"taken":      {keenBody("db.tbl", "a", "b"), spoolKey, 200, keenTaken("db.tbl", 2)},
+		"a bad key":  {keenBody("db.tbl", strings.Repeat("x", 4<<20)), "1/(a)", 400, "invalid_write_key"},
+		"too late":   {`{"db.answer_never":[{}]}`, spoolKey, 503, "upstream_timeout"},
+		"not JSON":   {strings.Repeat("x", 4<<20), spoolKey, 400, "invalid_request"},
+		"never v2's": {`{"db.tbl":[{}],"db.answer_503":[{}]}`, spoolKey, 503, "upstream_unreachable"},
+	} {
+		r, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://localhost:"+port+androidPath, strings.NewReader(tc.body))
+		r.Header.Set("X-TD-Write-Key", tc.key)
+		resp, err := client.Do(r)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		answer, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || resp.ProtoMajor != 2 || resp.StatusCode != tc.status || !strings.Contains(string(answer), tc.says) {
+			t.Errorf("%s: got %d %s over %s, %v", name, resp.StatusCode, answer, resp.Proto, err)
+		}
+	}
+}
