@@ -248,21 +248,13 @@ const maxUUIDMember = len(`,"uuid":"00000000-0000-0000-0000-000000000000"`)
 // AppendHead appends the head of a batch's request in HTTP/1.1 form, up to and
 // including the empty line. The body is gzip-compressed JSON of so many bytes.
 func (g BatchGroup) AppendHead(dst []byte, host string, length int) []byte {
-	return g.appendHead(dst, host, "Content-Encoding: gzip\r\n", length)
-}
-
-// appendHead is the same for a body of which the field coding says how it is
-// compressed.
-func (g BatchGroup) appendHead(dst []byte, host, coding string, length int) []byte {
 	dst = append(dst, "POST /"...)
 	dst = append(dst, g.Database...)
 	dst = append(dst, '/')
 	dst = append(dst, g.Table...)
 	dst = append(dst, " HTTP/1.1\r\nHost: "...)
 	dst = append(dst, host...)
-	dst = append(dst, "\r\nContent-Type: "+batchType+"\r\nAccept: "+batchType+"\r\n"...)
-	dst = append(dst, coding...)
-	dst = append(dst, "Authorization: TD1 "...)
+	dst = append(dst, "\r\nContent-Type: "+batchType+"\r\nAccept: "+batchType+"\r\nContent-Encoding: gzip\r\nAuthorization: TD1 "...)
 	dst = append(dst, g.Key...)
 	dst = append(dst, "\r\nContent-Length: "...)
 	dst = strconv.AppendInt(dst, int64(length), 10)

@@ -70,8 +70,6 @@ type KeenEvent struct {
 	// Fault says why the event can never be taken. Who learns it of v2 sets it to
 	// KeenRefused.
 	Fault KeenFault
-
-	untimed bool // nothing in it says its time
 }
 
 // Read reads a decompressed body. What it returns holds nothing of that. marked says that the request
@@ -187,15 +185,9 @@ func (b *keenBody) record() (e KeenEvent, refused *Refusal) {
 	start := len(b.room)
 	if e.Alone = b.event.mustGoAlone(); !e.Alone {
 		b.room = b.event.appendRecord(b.room, b.text, b.KeenReader)
-		e.untimed = b.event.seconds < 0 && b.event.times == 0
-		length := len(b.room) - start
-		if e.untimed { // it grows if it is kept
-			length += maxTimeMember
-		}
-		e.Alone = length > MaxBatchRecord
+		e.Alone = len(b.room)-start > MaxBatchRecord
 	}
 	if e.Alone {
-		e.untimed = false
 		b.room = b.event.appendAlone(b.room[:start], b.text, b.Arrival)
 	}
 	if len(b.room)-start > MaxBody {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"reflect"
 	"regexp"
 	"runtime"
 	"slices"
@@ -245,6 +244,8 @@ func TestKeenEvents(t *testing.T) {
 		{name: "nested too deeply, and then less", event: `{"a":` + nested(maxNesting) + `,"b":[]}`, alone: `{"a":` + nested(maxNesting) + `,"b":[]}`},
 		{name: "as large as can be", event: `{"time":0,` + columns(MaxBatchRecord - added - len(`"time":0,`))[1:], want: `{"time":0,` + strings.TrimSuffix(columns(MaxBatchRecord - added - len(`"time":0,`))[1:], "}") + `,` + randomUUID + `}`},
 		{name: "a byte larger", event: `{"time":0,` + columns(MaxBatchRecord - added - len(`"time":0,`) + 1)[1:], alone: `{"time":0,` + columns(MaxBatchRecord - added - len(`"time":0,`) + 1)[1:]},
+		{name: "as large as can be, without a time", event: columns(MaxBatchRecord - added), want: strings.TrimSuffix(columns(MaxBatchRecord-added), "}") + `,` + randomUUID + `}`},
+		{name: "a byte larger, without a time", event: columns(MaxBatchRecord - added + 1), alone: columns(MaxBatchRecord - added + 1)},
 		{name: "as large as Postback takes", event: columns(MaxBody), alone: columns(MaxBody)},
 		{name: "as large as Postback takes, and what goes", event: columns(MaxBody - 1)[:MaxBody-2] + `,` + own + `}`, alone: columns(MaxBody - 1)},
 
@@ -282,15 +283,6 @@ func TestKeenEvents(t *testing.T) {
 				t.Error("the body has changed")
 			}
 		})
-	}
-}
-
-// TestKeenAlone keeps an event that goes alone as a request of its own.
-func TestKeenAlone(t *testing.T) {
-	e := readKeen(t, `{"db.tbl":[{"uuid":1,"#SSUT":true,"keen":{"timestamp":"2027-01-15T08:00:00Z"}}]}`).Collections[0].Events[0]
-	data := keptPost(string(e.Record), time.Unix(testArrival, 0), nil)
-	if kept, err := ReadKept(data); err != nil || string(kept.Body) != `{"uuid":1,"td_record_time":1800000000}` {
-		t.Errorf("kept as %q, %v", kept.Body, err)
 	}
 }
 
@@ -473,8 +465,11 @@ func TestKeenBatches(t *testing.T) {
 				got = append(got, fmt.Sprintf("%s/%s %d", b.Database, b.Table, len(b.Events)))
 				all = append(all, b.Events...)
 				size := len("[]") - len(",")
-				for _, record := range b.RecordsToKeep(time.Unix(testArrival, 0)) {
+				for i, record := range b.Records() {
 					size += len(record) + len(",")
+					if !bytes.Equal(record, b.Events[i].Record) {
+						t.Errorf("record %d is %.300q", i, record)
+					}
 				}
 				if size > tc.most && len(b.Events) > 1 {
 					t.Errorf("a batch has %d bytes", size)
@@ -500,70 +495,6 @@ func TestKeenBatches(t *testing.T) {
 	}
 }
 
-// TestKeptBatch keeps a batch and reads it back.
-func TestKeptBatch(t *testing.T) {
-	g := BatchGroup{"db", "tbl", benchKey}
-	arrival := time.Unix(testArrival, 0)
-	k := readKeen(t, `{"db.tbl":[{"n":0},{"n": "}]{\"","keen":{"timestamp":"2026-11-25T02:23:55Z"}},{"time":7},{"#SSUT":true},{"#SSUT":"col"}]}`)
-	batch := k.Batches(MaxBatchBytes)[0]
-	const uuid = randomUUID
-	now := [][]byte{[]byte(`{"n":0,` + uuid + `}`), []byte(`{"n": "}]{\"","time":1795573435,` + uuid + `}`), []byte(`{"time":7,` + uuid + `}`), []byte(`{` + uuid + `}`), []byte(`{"col":1800000000,` + uuid + `}`)}
-	later := slices.Clone(now)
-	for _, i := range []int{0, 3, 4} {
-		later[i] = []byte(strings.TrimSuffix(string(now[i]), "}") + `,"time":1800000000}`)
-	}
-	if got := batch.Records(); !reflect.DeepEqual(got, now) {
-		t.Errorf("got %q", got)
-	}
-	if got := batch.RecordsToKeep(time.Unix(1_000_000_000, 0)); !reflect.DeepEqual(got, now) {
-		t.Errorf("with a wrong clock: %q", got)
-	}
-	records := batch.RecordsToKeep(arrival)
-	if !reflect.DeepEqual(records, later) || !reflect.DeepEqual(batch.Records(), now) {
-		t.Errorf("got %q", records)
-	}
-	data := g.AppendKept([]byte("before"), "v2.example", records)
-	data, _ = bytes.CutPrefix(data, []byte("before"))
-	want := "POST /db/tbl HTTP/1.1\r\nHost: v2.example\r\nContent-Type: application/vnd.treasuredata.v1+json\r\nAccept: application/vnd.treasuredata.v1+json\r\n" +
-		"Authorization: TD1 " + benchKey + "\r\nContent-Length: " + strconv.Itoa(len(`{"events":[]}`)+len(bytes.Join(later, []byte(",")))) + "\r\n\r\n" +
-		`{"events":[` + string(bytes.Join(later, []byte(","))) + `]}`
-	if string(data) != want {
-		t.Errorf("kept as %q\nwant    %q", data, want)
-	}
-	got, read, ok := ReadKeptBatch(data)
-	if !ok || got != g || !reflect.DeepEqual(read, later) {
-		t.Errorf("read as %+v, %q, %v", got, read, ok)
-	}
-	if KeptPayer(data) != "1234" || KeptAccount(data) != "1234/…" || findKeptKey(data) != benchKey {
-		t.Errorf("its key is read as %q, %q", KeptPayer(data), KeptAccount(data))
-	}
-	if kept, err := ReadKept(data); err != nil || kept.Path != "/db/tbl" || kept.Credentials.Key() != benchKey || !json.Valid(kept.Body) {
-		t.Errorf("read by ReadKept as %+v, %v", kept, err)
-	}
-	if _, record, ok := ToBatch(data, arrival, testUUIDBytes); ok {
-		t.Errorf("ToBatch makes %q of it", record)
-	}
-	for end := range data {
-		if _, _, ok := ReadKeptBatch(data[:end]); ok {
-			t.Errorf("%q is read", data[:end])
-		}
-	}
-	for _, change := range [][2]string{
-		{"POST ", "GET "}, {" HTTP/1.1", " HTTP/1.0"}, {"/db/tbl", "/postback/v3/event/db/tbl"}, {"/db/tbl", "/db"}, {"/db/tbl", "/db/t?"}, {"/db/tbl", "//tbl"},
-		{"Content-Length: ", "Content-Length: 1"}, {"Content-Length: ", "X-Length: "}, {"Authorization: TD1 ", "X-Authorization: TD1 "}, {"TD1 1234/", "TD1 a b/"}, {"\r\n", "\n"},
-		{`{"events":`, `{"eventz":`}, {`{"time":7,"uuid":"` + testUUID + `"}`, strings.Repeat("7", len(`{"time":7,`+uuid+`}`))}, {`]}`, `],`}, {`]}`, `}}`}, {`"n":0`, `"n":\`},
-	} {
-		if changed := strings.Replace(want, change[0], change[1], 1); changed == want {
-			t.Errorf("%q is not in it", change[0])
-		} else if _, _, ok := ReadKeptBatch([]byte(changed)); ok {
-			t.Errorf("%q is read", changed)
-		}
-	}
-	if _, _, ok := ReadKeptBatch(keptPost(`{"events":[{}]}`, arrival, nil)); ok {
-		t.Error("a Postback request is read")
-	}
-}
-
 // TestCheckKeenKey: a key must be the same behind Authorization: TD1.
 func TestCheckKeenKey(t *testing.T) {
 	for key, want := range map[string]bool{benchKey: true, "abc": true, "1/a;b": false, "1/a b": false, "": false, "1/": false} {
@@ -575,46 +506,6 @@ func TestCheckKeenKey(t *testing.T) {
 			t.Errorf("%q: %+v", key, refused)
 		}
 	}
-}
-
-// FuzzKeptBatch reads what may be a kept batch also with net/http and encoding/json.
-func FuzzKeptBatch(f *testing.F) {
-	g := BatchGroup{"db", "tbl", benchKey}
-	for _, records := range [][]string{{`{}`}, {`{"a":"]}{"}`, ` {"b":[{}]} `}, {`7`}, {}} {
-		var all [][]byte
-		for _, record := range records {
-			all = append(all, []byte(record))
-		}
-		f.Add(g.AppendKept(nil, "v2", all))
-	}
-	f.Add([]byte("POST /db/tbl HTTP/1.1\r\nX-TD-Write-Key: 1/a\r\nContent-Length: 15\r\n\r\n" + `{"events":[{}]}`))
-	f.Add(keptPost(`{"events":[{}]}`, time.Unix(testArrival, 0), nil))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		g, records, ok := ReadKeptBatch(data)
-		if !ok {
-			if records != nil || g != (BatchGroup{}) {
-				t.Errorf("%q is read as %+v, %q", data, g, records)
-			}
-			return
-		}
-		_, body, _ := bytes.Cut(data, []byte("\r\n\r\n"))
-		var batch struct{ Events []json.RawMessage }
-		if err := json.Unmarshal(body, &batch); err != nil || len(batch.Events) != len(records) {
-			t.Fatalf("%q is read as %q, %v", body, records, err)
-		}
-		for i, record := range records {
-			if string(record) != string(batch.Events[i]) || record[0] != '{' {
-				t.Errorf("%q is read as %q", batch.Events[i], record)
-			}
-		}
-		if named, ok := ParseBatchGroup(g.String()); !ok || named != g || KeptPayer(data) != payerOf(g.Key) {
-			t.Errorf("%q is of %+v, and paid by %q", data, g, KeptPayer(data))
-		}
-		again, more, ok := ReadKeptBatch(g.AppendKept(nil, "v2", records))
-		if !ok || again != g || !reflect.DeepEqual(more, records) {
-			t.Errorf("%q is kept again as %+v, %q", records, again, more)
-		}
-	})
 }
 
 // rawMember is a member as encoding/json reads it, its value as it was spelled.
@@ -676,11 +567,10 @@ func FuzzKeen(f *testing.F) {
 		}
 		checkKeenAnswer(t, k, want)
 		for _, b := range k.Batches(MaxBatchBytes) {
-			g := BatchGroup{b.Database, b.Table, benchKey}
-			records := b.RecordsToKeep(arrival)
-			read, again, ok := ReadKeptBatch(g.AppendKept(nil, "v2", records))
-			if !ok || read != g || !reflect.DeepEqual(records, again) {
-				t.Errorf("%q is kept as %q", records, again)
+			for _, record := range b.Records() {
+				if !json.Valid(record) {
+					t.Errorf("%q has become %q", body, record)
+				}
 			}
 		}
 	})
@@ -973,7 +863,6 @@ func TestKeenAllocations(t *testing.T) {
 func BenchmarkKeen(b *testing.B) {
 	body := keenBody400()
 	r := keenReader(time.Unix(testArrival, 0))
-	g := BatchGroup{"shop", "views", benchKey}
 	perEvent := func(b *testing.B) {
 		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/400, "ns/event")
 	}
@@ -993,29 +882,11 @@ func BenchmarkKeen(b *testing.B) {
 		perEvent(b)
 	})
 	k, _ := r.Read(body, true)
-	batch := k.Batches(MaxBatchBytes)[0]
 	b.Run("answer", func(b *testing.B) {
 		dst := make([]byte, 0, 16<<10)
 		b.ReportAllocs()
 		for b.Loop() {
 			dst = k.AppendAnswer(dst[:0])
-		}
-		perEvent(b)
-	})
-	data := g.AppendKept(nil, "v2", batch.RecordsToKeep(r.Arrival))
-	b.Run("keep", func(b *testing.B) {
-		b.ReportAllocs()
-		for b.Loop() {
-			data = g.AppendKept(data[:0], "v2", batch.RecordsToKeep(r.Arrival))
-		}
-		perEvent(b)
-	})
-	b.Run("read kept", func(b *testing.B) {
-		b.ReportAllocs()
-		for b.Loop() {
-			if _, records, ok := ReadKeptBatch(data); !ok || len(records) != 400 {
-				b.Fatal("not 400 events")
-			}
 		}
 		perEvent(b)
 	})
