@@ -53,15 +53,18 @@ func cutBatchGroup(text string) BatchGroup {
 // RecordUUID is the UUID of a record in v2's batches: version 5 (RFC 9562 section
 // 5.5) of the record's ID, as 8 bytes, in the namespace of its queue.
 func RecordUUID(namespace [16]byte, id uint64) [16]byte {
-	var name [24]byte
-	binary.BigEndian.PutUint64(name[copy(name[:], namespace[:]):], id)
-	return hashUUID(name[:])
+	var name [8]byte
+	binary.BigEndian.PutUint64(name[:], id)
+	return hashUUID(namespace[:], name[:])
 }
 
-// hashUUID is the UUID of a name that begins with its namespace.
-func hashUUID(name []byte) (uuid [16]byte) {
-	sum := sha1.Sum(name) //nolint:gosec // G401: see the import
-	copy(uuid[:], sum[:])
+// hashUUID is the UUID of a name in a namespace.
+func hashUUID(namespace, name []byte) (uuid [16]byte) {
+	hash := sha1.New() //nolint:gosec // G401: see the import
+	_, _ = hash.Write(namespace)
+	_, _ = hash.Write(name)
+	var sum [sha1.Size]byte
+	copy(uuid[:], hash.Sum(sum[:0]))
 	uuid[6] = uuid[6]&0x0f | 5<<4
 	uuid[8] = uuid[8]&0x3f | 0x80
 	return uuid

@@ -20,6 +20,11 @@ const (
 	MaxKeenEvents = 100_000  // events and collections
 )
 
+// maxKeenText is how long a text may be that is read for what it means, in bytes: the
+// name of a collection, a time, a UUID. What is longer is none, and no copies are made
+// of it.
+const maxKeenText = 4 << 10
+
 // What is held in memory for an event, a collection, and the answer to an event that
 // is never taken, in bytes. It is about what they are, and rather more.
 const (
@@ -115,7 +120,10 @@ func (b *keenBody) collection(marked bool) *Refusal {
 	if refused := b.counted(keenCollectionCost + 2*len(c.name)); refused != nil { // the answer has it, too
 		return refused
 	}
-	name := jsonText(c.name)
+	name := ""
+	if len(c.name) <= maxKeenText {
+		name = jsonText(c.name)
+	}
 	c.Destination = destinationOf(name)
 	switch {
 	case b.text[b.at] != '[':

@@ -437,6 +437,41 @@ func TestKeenMemory(t *testing.T) {
 	}
 }
 
+// TestKeenLongTexts: of a text that is too long for what it stands for, no copies are
+// made that are not counted.
+func TestKeenLongTexts(t *testing.T) {
+	long := strings.Repeat(`\n`, 4<<20)
+	for name, text := range map[string]string{
+		"collection": `{"` + long + `":[]}`,
+		"#UUID":      `{"a.b":[{"#UUID":"` + long + `"}]}`,
+		"timestamp":  `{"a.b":[{"keen":{"timestamp":"` + long + `"}}]}`,
+		"#SSUT":      `{"a.b":[{"#SSUT":"` + long + `"}]}`,
+		"column":     `{"a.b":[{"#SSUT":"x","` + long + `":1}]}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			body := []byte(text)
+			held := 0
+			r := keenReader(time.Unix(testArrival, 0))
+			r.Hold = func(n int) bool { held += n; return true }
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			if _, refused := r.Read(body, true); refused != nil {
+				t.Fatal(refused.Message)
+			}
+			runtime.ReadMemStats(&after)
+			if made := after.TotalAlloc - before.TotalAlloc; made > uint64(held+256<<10) {
+				t.Errorf("%d bytes are allocated, and %d counted", made, held)
+			}
+		})
+	}
+	again := func() string {
+		return string(readKeen(t, `{"a.b":[{"#UUID":"`+long+`"}]}`).Collections[0].Events[0].Record)
+	}
+	if again() != again() {
+		t.Error("a repeat has another uuid")
+	}
+}
+
 // TestKeenBatches splits events.
 func TestKeenBatches(t *testing.T) {
 	events := func(n int, event string) string { return strings.TrimSuffix(strings.Repeat(event+",", n), ",") }

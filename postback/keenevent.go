@@ -3,7 +3,6 @@ package postback
 import (
 	"bytes"
 	"encoding/hex"
-	"slices"
 	"strconv"
 	"time"
 )
@@ -47,6 +46,10 @@ type span struct{ from, to int }
 func (e *keenEvent) read(v *values, arrival time.Time) {
 	start := v.at
 	e.scan(v, nil, arrival)
+	if isString(e.ssut) && len(e.ssut) > MaxBody { // no record has room for its column
+		e.size += len(e.ssut)
+		return
+	}
 	if isString(e.ssut) && len(e.ssut) > len(`""`) && PlausibleTime(arrival) {
 		v.at = start
 		e.scan(v, inside(e.ssut), arrival) // now without the column that gets the arrival
@@ -198,7 +201,9 @@ func (e *keenEvent) uuidOr(random func() [16]byte) [16]byte {
 		if uuid, ok := parseUUID(text); ok {
 			return uuid
 		}
-		text = []byte(jsonText(text))
+		if len(text) <= maxKeenText { // a longer one is made from as it is spelled
+			text = []byte(jsonText(text))
+		}
 	}
 	if len(text) == 0 || string(text) == "null" {
 		return random()
@@ -206,7 +211,7 @@ func (e *keenEvent) uuidOr(random func() [16]byte) [16]byte {
 	if uuid, ok := parseUUID(text); ok {
 		return uuid
 	}
-	return hashUUID(append(slices.Clip(keenNamespace), text...))
+	return hashUUID(keenNamespace, text)
 }
 
 // parseUUID reads a UUID's text (RFC 9562 section 4), in any case.
@@ -245,7 +250,7 @@ func keenTime(keen []byte) (at time.Time, ok bool) {
 			value = bytes.Trim(keen[m.value:m.end], jsonSpace)
 		}
 	}
-	if !isString(value) {
+	if !isString(value) || len(value) > maxKeenText {
 		return at, false
 	}
 	text := inside(value)
@@ -277,6 +282,9 @@ func inside(value []byte) []byte { return value[1 : len(value)-1] }
 // isColumn reports whether the inside of a name is of this column: v2 lowers ASCII
 // letters.
 func isColumn(name []byte, column string) bool {
+	if len(name) > len(`\u0000`)*len(column) {
+		return false
+	}
 	if bytes.IndexByte(name, '\\') >= 0 {
 		name = []byte(jsonText(name))
 	}
