@@ -30,17 +30,17 @@ func (s upstreamSender) Part(e spool.Entry) (spool.Part, bool) {
 // SendBatch sends records of one group in one request.
 func (s upstreamSender) SendBatch(group string, records [][]byte) spool.BatchResult {
 	to, _ := postback.ParseBatchGroup(group) // Part has made it
-	result, t := deliverBatch(s.Client, to, records)
+	result, _, t := deliverBatch(s.Client, to, records)
 	countTrip(&t)
 	s.warnOfBatch(to, &result)
 	return result
 }
 
 // deliverBatch sends records of one group in one request, and counts it as a batch.
-func deliverBatch(client *upstream.Client, to postback.BatchGroup, records [][]byte) (spool.BatchResult, upstream.Trip) {
-	var t upstream.Trip
+// answer is the body of an answer below 300, or how it begins.
+func deliverBatch(client *upstream.Client, to postback.BatchGroup, records [][]byte) (result spool.BatchResult, answer []byte, t upstream.Trip) {
 	answer, sent, err := client.DeliverBatch(to, records, &t)
-	result := spool.BatchResult{Result: resultOf(&t, err), Sent: sent}
+	result = spool.BatchResult{Result: resultOf(&t, err), Sent: sent}
 	if result.Status == 0 && !result.Ambiguous {
 		result.Sent = 0 // v2 was not reached
 	}
@@ -51,7 +51,7 @@ func deliverBatch(client *upstream.Client, to postback.BatchGroup, records [][]b
 	if result.Err == nil {
 		result.Receipts = receiptsOf(answer, len(records), to.Key)
 	}
-	return result, t
+	return result, answer, t
 }
 
 // receiptsOf reads v2's answers to n single records; nil if it gave none. It may

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"net/http"
@@ -241,7 +242,10 @@ func (k *keenCall) sendBatch(sends *errgroup.Group, b postback.KeenBatch, try in
 	}
 	sent := time.Now()
 	to := postback.BatchGroup{Database: b.Database, Table: b.Table, Key: k.Key()}
-	result, t := deliverBatch(k.to.Client, to, b.Records())
+	result, answer, t := deliverBatch(k.to.Client, to, b.Records())
+	if result.Receipts == nil && result.Status == http.StatusOK && bytes.Contains(answer, []byte("receipts")) {
+		result.Status = http.StatusPartialContent // they are not understood, and one may be of an event that v2 has not taken
+	}
 	k.note(sent, &result.Result, &t)
 	switch {
 	case k.failedAsWhole(&result.Result, b.Destination):
