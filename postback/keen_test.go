@@ -467,7 +467,7 @@ func TestKeenLongTexts(t *testing.T) {
 	again := func() string {
 		return string(readKeen(t, `{"a.b":[{"#UUID":"`+long+`"}]}`).Collections[0].Events[0].Record)
 	}
-	if again() != again() {
+	if first := again(); first != again() {
 		t.Error("a repeat has another uuid")
 	}
 }
