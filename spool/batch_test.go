@@ -17,13 +17,12 @@ import (
 // batchServer stands in for v2's batch API. The records of a test are "group:name",
 // and those that begin with "alone" go alone.
 type batchServer struct {
-	mu       sync.Mutex
-	answer   func(records []string) spool.BatchResult // nil takes everything
-	parallel bool                                     // it is asked for several batches at a time
-	takes    time.Duration                            // an answer
-	head     int                                      // bytes of a request beside its records
-	batches  [][]string
-	at       []time.Time
+	mu      sync.Mutex
+	answer  func(records []string) spool.BatchResult // nil takes everything
+	takes   time.Duration                            // an answer
+	head    int                                      // bytes of a request beside its records
+	batches [][]string
+	at      []time.Time
 }
 
 func (b *batchServer) part(e spool.Entry) (spool.Part, bool) {
