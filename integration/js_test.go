@@ -171,10 +171,6 @@ func TestJSRefused(t *testing.T) {
 		"global id":                {get("/js/v3/global_id?callback=f", ""), 404, "not_found"},
 		"global id of SDK 3":       {get("/js/v3/enable_global_id", "Origin: https://shop.example\r\n"), 404, "not_found"},
 		"preflight of that":        {"OPTIONS /js/v3/enable_global_id HTTP/1.1\r\nHost: x\r\nOrigin: https://shop.example\r\n\r\n", 404, "not_found"},
-		"several records":          {post("/js/v3/event", asJSON, object), 404, "not_found"},
-		"several records, a slash": {post("/js/v3/event/", asJSON, object), 404, "not_found"},
-		"Android":                  {post("/android/v3/event", asJSON, object), 404, "not_found"},
-		"iOS":                      {post("/ios/v3/event", asJSON, object), 404, "not_found"},
 		"SDK 3.1.0's default":      {post("/db/tbl", asJSON, `{"events":[{}]}`), 404, "not_found"},
 	} {
 		t.Run(name, func(t *testing.T) {
