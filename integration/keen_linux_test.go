@@ -13,11 +13,9 @@ import (
 )
 
 // TestKeenCost: an event in a request of 400 costs at most a tenth of the processor
-// time of one that is sent alone.
+// time of one that is sent alone. Under the race detector, which makes each step cost
+// something else, only the requests are tried.
 func TestKeenCost(t *testing.T) {
-	if underRace() {
-		t.Skip("the race detector makes each step cost something else")
-	}
 	receipts := []byte(`{"receipts":[` + strings.TrimSuffix(strings.Repeat(`{"success":true},`, 400), ",") + `]}`)
 	v2 := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
@@ -62,7 +60,7 @@ func TestKeenCost(t *testing.T) {
 	one := float64(between-start) / singles
 	each := float64(end-between) / (many * 400)
 	t.Logf("alone %.1f µs, together %.2f µs, %.3f of it", one*1e4, each*1e4, each/one) // a tick is 10 ms
-	if each > one/10 {
+	if each > one/10 && !underRace() {
 		t.Errorf("an event costs %.2f µs, alone %.1f µs", each*1e4, one*1e4)
 	}
 }
