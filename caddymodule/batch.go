@@ -68,14 +68,11 @@ func receiptsOf(answer []byte, n int, key string) []spool.Receipt {
 	return receipts
 }
 
-// ofRecords reports whether v2 refuses a batch with this status for its records or
+// ofRecordsOrKey reports whether v2 refuses a batch with this status for its records or
 // their key, and not since it takes none.
-func ofRecords(status int) bool {
-	switch status {
-	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
-		return true
-	}
-	return false
+func ofRecordsOrKey(status int) bool {
+	r := spool.Result{Status: status}
+	return r.OfRecords() || r.OfKey()
 }
 
 // warnOfBatch tells of a batch that v2 did not take, or not whole.
@@ -89,7 +86,7 @@ func (s upstreamSender) warnOfBatch(to postback.BatchGroup, result *spool.BatchR
 		warnOfKept(logger, &result.Result, s.host, whose)
 	case result.Status >= http.StatusMultipleChoices:
 		result.Account = cmp.Or(account, "none")
-		if !ofRecords(result.Status) {
+		if !ofRecordsOrKey(result.Status) {
 			warnOfNoBatches(logger, &result.Result, s.host)
 		}
 	default:

@@ -311,7 +311,7 @@ func probeBatches(client *upstream.Client, host string) []finding {
 	switch {
 	case err != nil || trip.Status < http.StatusOK || spoolTakes(trip.Status):
 		return nil // it does not tell
-	case trip.Status < http.StatusMultipleChoices || ofRecords(trip.Status):
+	case trip.Status < http.StatusMultipleChoices || ofRecordsOrKey(trip.Status):
 		return []finding{{severity: inOrder, what: fmt.Sprintf("%s takes batches of records: it answers %d to one without a key.", host, trip.Status)}}
 	}
 	return []finding{{

@@ -341,10 +341,9 @@ func (k *keenCall) failedAsWhole(r *spool.Result, to postback.Destination) bool 
 			refused = postback.EventsLate
 		}
 		k.fail(refused, "")
-	case r.Status == http.StatusUnauthorized, r.Status == http.StatusForbidden:
+	case r.OfKey():
 		k.fail(postback.KeyRefused(r.Status), upstream4xxResult)
-	case r.Status < http.StatusMultipleChoices, r.Status == http.StatusBadRequest,
-		r.Status == http.StatusRequestEntityTooLarge, r.Status == http.StatusUnprocessableEntity:
+	case r.Status < http.StatusMultipleChoices, r.OfRecords():
 		return false
 	default:
 		k.fail(postback.EventsNotTaken, upstreamResult(r.Status))

@@ -144,9 +144,9 @@ func (h *Handler) warnOfEvents(c *call, to postback.Destination, r *spool.Result
 		of, advice = &limitWarning, limitAdvice+again
 	case r.NotTaken():
 		of, advice = &answerWarning, "check v2's status"+again
-	case ofRecords(r.Status):
+	case ofRecordsOrKey(r.Status):
 		of, advice = &refusalWarnings[r.Status-http.StatusBadRequest], refusalAdvice(r.Status)
-		if r.Status != http.StatusUnauthorized && r.Status != http.StatusForbidden {
+		if r.OfRecords() {
 			advice += "; the caller deletes the event, and the others are taken"
 		}
 	default:

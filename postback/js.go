@@ -419,19 +419,15 @@ func placeholderIn(name, value []byte) string {
 }
 
 // stringValue returns the inside of a value that is a string.
-func stringValue(value []byte) (inside []byte, ok bool) {
-	from := 0
-	for isJSONSpace(value[from]) {
-		from++
+func stringValue(value []byte) (text []byte, ok bool) {
+	value = value[skipSpace(value, 0):]
+	for isJSONSpace(value[len(value)-1]) {
+		value = value[:len(value)-1]
 	}
-	to := len(value) - 1
-	for isJSONSpace(value[to]) {
-		to--
-	}
-	if value[from] != '"' {
+	if !isString(value) {
 		return nil, false
 	}
-	return value[from+1 : to], true
+	return inside(value), true
 }
 
 func isJSONSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\n' || c == '\r' }

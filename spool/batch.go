@@ -348,12 +348,12 @@ func (d *Deliverer) exchange(ctx context.Context, group string, items []item) {
 	case r.Status < statusRedirect:
 		d.Success()
 		d.readReceipts(items, sent, r)
-	case r.Status == statusUnauthorized || r.Status == statusForbidden || d.isFault(r.Status) && len(items) == 1:
+	case r.OfKey() || r.OfRecords() && len(items) == 1:
 		for _, i := range items {
 			d.Answered(d.accountOf(i.Entry), sent, r.Result)
 			d.bury(i.Entry, r.Result, Refused)
 		}
-	case d.isFault(r.Status):
+	case r.OfRecords():
 		d.halve(ctx, group, items)
 	default: // not about the records: this host may not have the batch API
 		d.sendOneByOne(ctx, items)
@@ -396,10 +396,13 @@ func (d *Deliverer) beside(size int, send func()) {
 	})
 }
 
-// isFault reports whether an answer to a batch is due to some of its records.
-func (d *Deliverer) isFault(status int) bool {
-	return status == statusBadRequest || status == statusTooLarge || status == statusUnprocessable
+// OfRecords reports whether v2 refuses a batch for some of its records.
+func (r Result) OfRecords() bool {
+	return r.Status == statusBadRequest || r.Status == statusTooLarge || r.Status == statusUnprocessable
 }
+
+// OfKey reports whether v2 refuses a batch for its key.
+func (r Result) OfKey() bool { return r.Status == statusUnauthorized || r.Status == statusForbidden }
 
 // halve sends two halves of a batch that v2 has refused, to find the records that it
 // refuses: none is lost for the sake of another.

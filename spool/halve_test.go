@@ -55,13 +55,16 @@ func TestHalvesAreBounded(t *testing.T) {
 	})
 }
 
+// ends are answers after which v2 is not asked for more of a batch.
+var ends = map[string]spool.Result{
+	"the account is limited": {Status: http.StatusTooManyRequests, RetryAfter: time.Minute},
+	"v2 is down":             {Status: http.StatusServiceUnavailable, RetryAfter: time.Minute},
+}
+
 // While a batch is halved, v2 may come to be down, or limit the account: then it is
 // not asked for the rest.
 func TestHalvingEnds(t *testing.T) {
-	for name, end := range map[string]spool.Result{
-		"the account is limited": {Status: http.StatusTooManyRequests, RetryAfter: time.Minute},
-		"v2 is down":             {Status: http.StatusServiceUnavailable, RetryAfter: time.Minute},
-	} {
+	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w, v2 := runBatches(t, spool.Delivery{
@@ -91,10 +94,7 @@ func TestHalvingEnds(t *testing.T) {
 
 // The same, where a host takes no batches and the records go one by one.
 func TestOneByOneEnds(t *testing.T) {
-	for name, end := range map[string]spool.Result{
-		"the account is limited": {Status: http.StatusTooManyRequests, RetryAfter: time.Minute},
-		"v2 is down":             {Status: http.StatusServiceUnavailable, RetryAfter: time.Minute},
-	} {
+	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w, v2 := runBatches(t, spool.Delivery{
