@@ -571,7 +571,7 @@ func TestLimitedAccountComesBackByBatch(t *testing.T) {
 				if n := w.Paused(); n > 0 {
 					t.Errorf("the account is limited still, %d of %d records are delivered", w.queue.count(acked), seconds*100*each)
 				}
-				time.Sleep(2 * wait)
+				time.Sleep(2*wait + 5*time.Second) // what was put off just before comes at Rate
 				w.expect(t, map[state]int{acked: seconds * 100 * each})
 			})
 		})
@@ -639,6 +639,18 @@ func TestRateOfBatches(t *testing.T) {
 		if got := w.queue.count(acked); got < 9_000 || got > 10_200 {
 			t.Errorf("%d records in 10 s, want about 10,000", got)
 		}
+	})
+}
+
+// A record that goes alone holds no room that a batch needs which is due before it.
+func TestRecordAloneBesideBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _ := runBatches(t, spool.Delivery{Limits: spool.Limits{InFlight: 1, Rate: 10}})
+		for n := range 100 { // while one that goes alone waits for its turn, a batch is due
+			w.queue.append(fmt.Sprint("a:", n), fmt.Sprint("alone:", n))
+		}
+		time.Sleep(time.Minute)
+		w.expect(t, map[state]int{acked: 200})
 	})
 }
 

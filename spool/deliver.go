@@ -340,15 +340,28 @@ func (d *Deliverer) occupy(ctx context.Context, size int) (release func(), err e
 // costOf is what a request of so many bytes takes of the room.
 func (d *Deliverer) costOf(size int) int64 { return min(max(int64(size), d.cost.Load()), maxHeld) }
 
+// waitAlone waits for room and for the turn of a record that goes alone. Batches that
+// are due meanwhile need room too: then it takes none before its turn.
+func (d *Deliverer) waitAlone(ctx context.Context, size int) (release func(), err error) {
+	if d.forming.held > 0 {
+		if err := d.turn(ctx, size, size); err != nil {
+			return nil, err
+		}
+		return d.occupy(ctx, size)
+	}
+	if release, err = d.occupy(ctx, size); err != nil {
+		return nil, err
+	}
+	if err = d.turn(ctx, size, size); err != nil {
+		release()
+	}
+	return release, err
+}
+
 // sendAlone sends a record in a request of its own.
 func (d *Deliverer) sendAlone(ctx context.Context, account string, e Entry) {
-	release, err := d.occupy(ctx, len(e.Data))
+	release, err := d.waitAlone(ctx, len(e.Data))
 	if err != nil {
-		d.queue.Later(e, 0)
-		return
-	}
-	if d.turn(ctx, len(e.Data), len(e.Data)) != nil {
-		release()
 		d.queue.Later(e, 0)
 		return
 	}
