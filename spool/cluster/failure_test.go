@@ -122,7 +122,7 @@ func TestServerDies(t *testing.T) {
 	}
 	book.awaitKept(t, 500)
 	victim := leader(t, gateways[0])
-	victim.Kill()
+	kill(t, victim)
 	killed := time.Now()
 	book.awaitKept(t, 500)
 	down := time.Since(killed)
@@ -155,7 +155,7 @@ func TestMajorityLost(t *testing.T) {
 	held := take(t, q, 1)[0]
 	victims := cluster(t)[:2]
 	for _, n := range victims {
-		n.Kill()
+		kill(t, n)
 	}
 	var failures sync.WaitGroup
 	var unavailable atomic.Int64
@@ -175,6 +175,7 @@ func TestMajorityLost(t *testing.T) {
 	if unavailable.Load() != 8 {
 		t.Errorf("%d of 8 appends said that the spool is not available", unavailable.Load())
 	}
+	until(t, "the servers count as away", l.away)
 	for range 100 { // nobody waits any more
 		began := time.Now()
 		err := l.Append(testQueue, spool.Record{Arrival: arrival, Data: []byte("not sent")})

@@ -99,6 +99,18 @@ func cluster(t testing.TB) []*node {
 	return shared
 }
 
+// kill kills a server of the shared cluster. At the end of the test it runs again,
+// however that ends: the next test needs it.
+func kill(t testing.TB, n *node) {
+	t.Helper()
+	n.Kill()
+	t.Cleanup(func() {
+		if !n.Runs() {
+			n.Start(t)
+		}
+	})
+}
+
 // events are what a Log had to say.
 type events struct {
 	mu    sync.Mutex

@@ -110,9 +110,12 @@ func (n *Node) Start(t testing.TB) {
 	}
 }
 
+// Runs says whether the server was started, and not killed since.
+func (n *Node) Runs() bool { return n.cmd != nil }
+
 // Kill ends the server as a crash would.
 func (n *Node) Kill() {
-	if n.cmd != nil {
+	if n.Runs() {
 		_ = n.cmd.Process.Kill()
 		_ = n.cmd.Wait()
 		n.cmd = nil
