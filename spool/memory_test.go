@@ -211,6 +211,16 @@ func (m *memory) Bury(e spool.Entry, why spool.Verdict) error {
 	return nil
 }
 
+func (m *memory) BuryRest(e spool.Entry, rest []byte, why spool.Verdict) error {
+	err := m.Bury(e, why)
+	if err == nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.records[e.ID].Data = slices.Clone(rest)
+	}
+	return err
+}
+
 func (m *memory) fail(take, bury error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -271,6 +281,18 @@ func (l *memoryLog) Append(queue string, r spool.Record) error {
 	l.mu.Unlock()
 	if err == nil {
 		l.queue(queue).appendData(slices.Clone(r.Data))
+	}
+	return err
+}
+
+func (l *memoryLog) AppendAll(queue string, records []spool.Record) error {
+	l.mu.Lock()
+	err := l.appendErr
+	l.mu.Unlock()
+	if err == nil {
+		for _, r := range records {
+			l.queue(queue).appendData(slices.Clone(r.Data))
+		}
 	}
 	return err
 }

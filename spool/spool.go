@@ -98,6 +98,11 @@ type Queue interface {
 	// what is always kept. After an error the record is still held: call Later, or
 	// Ack to let it go.
 	Bury(e Entry, why Verdict) error
+
+	// BuryRest is Bury for a request of which v2 has taken some events: the dead
+	// letter's data is rest, the request with the others. Rest is the caller's again
+	// when it has returned.
+	BuryRest(e Entry, rest []byte, why Verdict) error
 }
 
 // Verdict is why nobody tries to deliver a record any more.
@@ -135,6 +140,13 @@ type Log interface {
 	// Append returns when a record is durable. ErrFull and ErrUnavailable say
 	// that it is not. Data is the caller's again when it has returned.
 	Append(queue string, r Record) error
+
+	// AppendAll is Append for records that belong together, of some tens of MiB at
+	// most. On a disk, after an error none of them is kept, and ErrFull says that
+	// there is no room for all of them. In a cluster, some may be kept after an error
+	// all the same: so each event in them needs a uuid of its own, by which v2 drops
+	// it when its caller sends it again.
+	AppendAll(queue string, records []Record) error
 
 	// Queue returns a queue, which need not exist yet.
 	Queue(name string) Queue

@@ -10,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/td-postback/gateway/spool"
 )
@@ -41,37 +43,107 @@ const (
 // kept: who then sends it again may send it twice. When the servers have been
 // silent for as long as that, it says so at once, and has not sent the record.
 func (l *Log) Append(queue string, r spool.Record) error {
-	if err := l.unready(); err != nil {
-		return err
-	}
-	if l.away() {
-		return l.errAway()
-	}
-	token, err := checkedToken(queue)
+	token, err := l.tokenFor(queue)
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(l.ctx, l.config.Timeout)
+	defer cancel()
+	return l.appendTo(ctx, token, queue, r)
+}
+
+// A request of some tens of MiB must not be on its way for so long that the first
+// records of it are sent again.
+const (
+	appendWindow   = 8 << 20 // bytes of AppendAll that are on their way together
+	recordOverhead = 512     // what a message takes beside the data, about
+)
+
+// AppendAll returns when all records are on a majority of the servers, for which it
+// waits as long as Append. They go side by side, each for itself: so after an error,
+// some of them may have been kept.
+func (l *Log) AppendAll(queue string, records []spool.Record) error {
+	token, err := l.tokenFor(queue)
+	if err != nil {
+		return err
+	}
+	if err := l.roomFor(records); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(l.ctx, l.config.Timeout)
+	defer cancel()
+	all, going := errgroup.WithContext(ctx)
+	window := semaphore.NewWeighted(appendWindow)
+	for _, r := range records {
+		size := min(int64(len(r.Data)+recordOverhead), appendWindow)
+		if err := window.Acquire(going, size); err != nil { // one has failed, or it is too late
+			all.Go(func() error { return unavailable(err) })
+			break
+		}
+		all.Go(func() error {
+			defer window.Release(size)
+			return l.appendTo(going, token, queue, r)
+		})
+	}
+	return all.Wait()
+}
+
+// roomFor says ErrFull if the stream has no room for all of some records, as far as
+// is known: then none of them is sent.
+func (l *Log) roomFor(records []spool.Record) error {
+	var size int64
+	for _, r := range records {
+		size += int64(len(r.Data) + recordOverhead)
+	}
+	if used, limit := l.Size(); used+size > limit {
+		return spool.ErrFull
+	}
+	return nil
+}
+
+// tokenFor is the queue's token, unless no record can be sent now.
+func (l *Log) tokenFor(queue string) (string, error) {
+	if err := l.unready(); err != nil {
+		return "", err
+	}
+	if l.away() {
+		return "", l.errAway()
+	}
+	return checkedToken(queue)
+}
+
+// appendTo publishes a record.
+func (l *Log) appendTo(ctx context.Context, token, queue string, r spool.Record) error {
 	m := &nats.Msg{
 		Subject: l.recordSubject(l.laneFor(token, r.Data)),
-		Data:    r.Data,
 		Header: nats.Header{
 			headerArrival:         {formatTime(r.Arrival)},
 			jetstream.MsgIDHeader: {rand.Text()},
 		},
 	}
-	if l.sealer != nil {
-		m.Header[headerSealed] = []string{"1"}
-		if m.Data, err = l.sealer.seal(queue, r.Data); err != nil {
-			return unavailable(err)
-		}
+	if err := l.fill(m, queue, r.Data); err != nil {
+		return err
 	}
 	l.pulse.waiting.Add(1)
 	defer l.pulse.waiting.Add(-1)
-	err = l.publish(m)
+	err := l.publishBy(ctx, m)
 	if err == nil || errors.Is(err, spool.ErrFull) {
 		l.pulse.acked.Add(1)
 	}
 	return err
+}
+
+// fill puts data into a message, encrypted if there is a key.
+func (l *Log) fill(m *nats.Msg, queue string, data []byte) (err error) {
+	m.Data = data
+	if l.sealer == nil {
+		return nil
+	}
+	m.Header[headerSealed] = []string{"1"}
+	if m.Data, err = l.sealer.seal(queue, data); err != nil {
+		return unavailable(err)
+	}
+	return nil
 }
 
 // checkedToken is tokenOf for queues that the servers can have.
@@ -83,11 +155,16 @@ func checkedToken(queue string) (string, error) {
 	return token, nil
 }
 
-// publish sends a message until it is acknowledged. However often it goes out,
-// the stream keeps it once, by its Nats-Msg-Id.
+// publish sends a message until it is acknowledged, for Timeout at most.
 func (l *Log) publish(m *nats.Msg) error {
 	ctx, cancel := context.WithTimeout(l.ctx, l.config.Timeout)
 	defer cancel()
+	return l.publishBy(ctx, m)
+}
+
+// publishBy is publish until ctx ends. However often a message goes out, the stream
+// keeps it once, by its Nats-Msg-Id.
+func (l *Log) publishBy(ctx context.Context, m *nats.Msg) error {
 	began := time.Now()
 	for trouble := error(nil); ; {
 		err := l.attempt(ctx, m)

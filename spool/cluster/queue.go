@@ -255,7 +255,16 @@ func (q *queue) lost(err error) {
 // Bury makes a record a dead letter. Both are on a majority of the servers
 // before it returns. If it fails between the two, the dead letter is there
 // already; burying it again within an hour makes no second one.
-func (q *queue) Bury(e spool.Entry, why spool.Verdict) error {
+func (q *queue) Bury(e spool.Entry, why spool.Verdict) error { return q.bury(e, nil, why) }
+
+// BuryRest is Bury with other data. If it has failed before, the dead letter that is
+// there already stays as it is: v2 has taken what is not in that.
+func (q *queue) BuryRest(e spool.Entry, rest []byte, why spool.Verdict) error {
+	return q.bury(e, rest, why)
+}
+
+// bury makes a dead letter of a record, with other data if there is a rest.
+func (q *queue) bury(e spool.Entry, rest []byte, why spool.Verdict) error {
 	id := identityOf(e)
 	q.mu.Lock()
 	msg := q.held[id].msg
@@ -267,7 +276,13 @@ func (q *queue) Bury(e spool.Entry, why spool.Verdict) error {
 	if err != nil {
 		return err
 	}
-	if err := q.publishLetter(q.letter(token, msg, id, why), why.Status != 0); err != nil {
+	letter := q.letter(token, msg, id, why)
+	if rest != nil {
+		if err := q.fill(letter, q.name, rest); err != nil {
+			return err
+		}
+	}
+	if err := q.publishLetter(letter, why.Status != 0); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(q.ctx, q.config.Timeout)

@@ -39,6 +39,7 @@ type death struct {
 	spool.Verdict
 	id   spool.ID
 	died time.Time
+	rest []byte // what takes the place of the record's data; nil for nothing
 }
 
 // state is what a segment knows of itself.
@@ -80,18 +81,8 @@ func (c *change) apply(tx *bolt.Tx, st *state, coder coder) error {
 	if err := c.applyAcks(records, dead, st); err != nil {
 		return err
 	}
-	for _, d := range c.deaths {
-		key := keyOf(d.id)
-		value := records.Get(key)
-		if dead.Get(key) != nil || value == nil {
-			continue
-		}
-		st.live--
-		st.dead++
-		st.deadBytes += int64(len(value))
-		if err := dead.Put(key, d.encode()); err != nil {
-			return err
-		}
+	if err := c.applyDeaths(records, dead, st, coder); err != nil {
+		return err
 	}
 	return c.applyLetters(records, dead, st, coder)
 }
@@ -108,6 +99,31 @@ func (c *change) applyAcks(records, dead *bolt.Bucket, st *state) error {
 		st.live--
 		st.bytes -= int64(len(value))
 		if err := at.Delete(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *change) applyDeaths(records, dead *bolt.Bucket, st *state, coder coder) error {
+	for _, d := range c.deaths {
+		key := keyOf(d.id)
+		value := records.Get(key)
+		if dead.Get(key) != nil || value == nil {
+			continue
+		}
+		if d.rest != nil {
+			rest := coder.withData(value, d.rest)
+			st.bytes += int64(len(rest) - len(value))
+			value = rest
+			if err := records.Put(key, value); err != nil {
+				return err
+			}
+		}
+		st.live--
+		st.dead++
+		st.deadBytes += int64(len(value))
+		if err := dead.Put(key, d.encode()); err != nil {
 			return err
 		}
 	}

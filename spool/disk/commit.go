@@ -49,6 +49,7 @@ const (
 // batch is what one commit adds.
 type batch struct {
 	records []spool.Record
+	callers int // who have added them
 	bytes   int64
 	done    chan struct{}
 	err     error // once done
@@ -62,9 +63,12 @@ type order struct {
 	done    chan error
 }
 
-// append adds a record and waits until it is durable.
-func (q *queue) append(r spool.Record) error {
-	size := int64(len(r.Data) + recordOverhead)
+// append adds records to one commit, and waits until they are durable.
+func (q *queue) append(records ...spool.Record) error {
+	var size int64
+	for _, r := range records {
+		size += int64(len(r.Data) + recordOverhead)
+	}
 	q.mu.Lock()
 	if q.closed {
 		q.mu.Unlock()
@@ -78,14 +82,15 @@ func (q *queue) append(r spool.Record) error {
 	if n := len(q.waiting); n > 0 {
 		b = q.waiting[n-1]
 	}
-	if b == nil || b.bytes+size > maxBatchBytes || len(b.records) == maxBatchRecords {
+	if b == nil || b.bytes+size > maxBatchBytes || len(b.records)+len(records) > maxBatchRecords {
 		b = &batch{done: make(chan struct{})}
 		q.waiting = append(q.waiting, b)
 		notify(q.wake)
 	}
-	b.records = append(b.records, r)
+	b.records = append(b.records, records...)
+	b.callers++
 	b.bytes += size
-	if len(b.records) == q.enough {
+	if b.callers == q.enough {
 		notify(q.wake)
 	}
 	q.mu.Unlock()
@@ -140,7 +145,7 @@ func (q *queue) gather(timer *time.Timer) {
 	until := time.Now().Add(gatherTime)
 	for wait := gatherTime; wait > 0; wait = time.Until(until) {
 		q.mu.Lock()
-		done := len(q.waiting) != 1 || len(q.waiting[0].records) >= q.enough || q.closed
+		done := len(q.waiting) != 1 || q.waiting[0].callers >= q.enough || q.closed
 		q.mu.Unlock()
 		if done {
 			return
@@ -174,7 +179,7 @@ func (q *queue) todo() todo {
 	q.orders = nil
 	if len(q.waiting) > 0 {
 		t.batch, q.waiting = q.waiting[0], q.waiting[1:]
-		q.enough = len(t.batch.records)
+		q.enough = t.batch.callers
 	}
 	now := time.Now()
 	for _, s := range q.segments {

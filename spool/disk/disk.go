@@ -158,9 +158,27 @@ func (d *Disk) queue(name string) *queue {
 // Append returns when a record is durable.
 func (d *Disk) Append(queue string, r spool.Record) error {
 	if len(r.Data) > maxRecord {
-		return fmt.Errorf("%w: a record of %d bytes is too large", spool.ErrUnavailable, len(r.Data))
+		return tooLarge(r)
 	}
 	return d.queue(queue).append(r)
+}
+
+// AppendAll returns when all records are durable. They are in one commit, so that
+// there are either all of them or none, whenever the process dies.
+func (d *Disk) AppendAll(queue string, records []spool.Record) error {
+	for _, r := range records {
+		if len(r.Data) > maxRecord {
+			return tooLarge(r)
+		}
+	}
+	if len(records) == 0 {
+		return nil
+	}
+	return d.queue(queue).append(records...)
+}
+
+func tooLarge(r spool.Record) error {
+	return fmt.Errorf("%w: a record of %d bytes is too large", spool.ErrUnavailable, len(r.Data))
 }
 
 // Queue returns a queue, which need not exist yet.

@@ -22,22 +22,34 @@ const letterSize = 256
 
 // Bury makes a dead letter of a record, if there is room for one.
 func (q *queue) Bury(e spool.Entry, why spool.Verdict) error {
-	s := q.segmentOf(e.ID)
+	return q.bury(death{id: e.ID, Verdict: why}, len(e.Data))
+}
+
+// BuryRest is Bury with other data. On a full disk it needs more room than Bury, as
+// bbolt writes what is new before it gives up what was there.
+func (q *queue) BuryRest(e spool.Entry, rest []byte, why spool.Verdict) error {
+	return q.bury(death{id: e.ID, Verdict: why, rest: rest}, len(rest))
+}
+
+// bury makes a dead letter with so many bytes of data.
+func (q *queue) bury(d death, size int) error {
+	s := q.segmentOf(d.id)
 	if s == nil {
 		return nil // it is gone
 	}
 	o := &order{segment: s}
-	if why.Status != 0 {
-		if o.change.reserved = int64(len(e.Data) + letterSize); !q.disk.reserveLetter(o.change.reserved) {
+	if d.Status != 0 {
+		if o.change.reserved = int64(size + letterSize); !q.disk.reserveLetter(o.change.reserved) {
 			return fmt.Errorf("dead letters: %w", spool.ErrFull)
 		}
 	}
-	why.Reason = why.Reason[:min(len(why.Reason), maxReason)]
-	why.Words = why.Words[:min(len(why.Words), spool.MaxWords)]
+	d.Reason = d.Reason[:min(len(d.Reason), maxReason)]
+	d.Words = d.Words[:min(len(d.Words), spool.MaxWords)]
 	if !q.disk.spare.held.Load() {
-		why.Words = "" // the disk is full, and each mark takes of what is left
+		d.Words = "" // the disk is full, and each mark takes of what is left
 	}
-	o.change.deaths = []death{{id: e.ID, died: time.Now(), Verdict: why}}
+	d.died = time.Now()
+	o.change.deaths = []death{d}
 	err := q.order(o)
 	q.disk.dying.Add(-o.change.reserved) // of one that failed
 	return err

@@ -30,7 +30,7 @@ type queue struct {
 	due      dueHeap
 	gaveBack bool     // what Take gave out last had been put back: what is new takes turns with it
 	waiting  []*batch // records to be committed
-	enough   int      // how many make a commit worth its while
+	enough   int      // how many callers make a commit worth its while
 	orders   []*order // about records that are there
 	closed   bool
 

@@ -145,6 +145,11 @@ func (c coder) asReplayed(value []byte) []byte {
 	return c.encode(nil, id, r)
 }
 
+// withData makes the value of the same record with other data.
+func (c coder) withData(value, data []byte) []byte {
+	return c.encode(nil, idIn(value), spool.Record{Arrival: arrival(value), Data: data, Replayed: value[dataStart-1]&replayed != 0})
+}
+
 // idIn reads only the ID of an intact record.
 func idIn(value []byte) spool.ID { return spool.ID(binary.BigEndian.Uint64(value[headerEnd:])) }
 
