@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -240,7 +241,10 @@ func (q *queue) write(b *batch) error {
 	if err := q.makeRoom(); err != nil {
 		return err
 	}
-	s, err := q.writable()
+	if b.bytes > maxBatchBytes && !mayFit(q.dir, b.bytes+b.bytes/4) {
+		return syscall.ENOSPC // to find out by writing would take all that is left
+	}
+	s, err := q.writable(b.bytes)
 	if err != nil {
 		return err
 	}
@@ -253,7 +257,11 @@ func (q *queue) write(b *batch) error {
 	if q.acksAreDue(s) {
 		acks = q.acksOf(s)
 	}
-	if err := q.changeWith(s, acks, &c); err != nil {
+	err = q.changeWith(s, acks, &c)
+	if cap(q.values) > 2*maxBatchBytes {
+		q.values = nil // they were large
+	}
+	if err != nil {
 		if !isNoSpace(err) {
 			// Nobody knows what of it will be on the disk: records that come
 			// now must not depend on that.
@@ -284,9 +292,6 @@ func (q *queue) makeRoom() error {
 
 // encode makes the values of records. They are good until the next call.
 func (q *queue) encode(s *segment, first spool.ID, records []spool.Record) [][]byte {
-	if cap(q.values) > maxBatchBytes {
-		q.values = nil // it was a large record
-	}
 	q.values = q.values[:0]
 	ends := make([]int, len(records))
 	for i, r := range records {
@@ -414,9 +419,10 @@ func (q *queue) revive(s *segment, ids []spool.ID) {
 	}
 }
 
-// writable returns the segment that takes records.
-func (q *queue) writable() (*segment, error) {
-	if s := q.active; s != nil && s.size < q.disk.segmentSize() {
+// writable returns the segment that takes so many bytes of records. Many that belong
+// together begin a new one: what is made smaller later must fit on the disk once more.
+func (q *queue) writable(bytes int64) (*segment, error) {
+	if s, full := q.active, q.disk.segmentSize(); s != nil && s.size < full && s.size+bytes <= full+maxBatchBytes {
 		return s, nil
 	}
 	if err := errors.Join(q.disk.lock.holds(), makeDir(q.dir)); err != nil {

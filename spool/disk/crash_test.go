@@ -22,7 +22,7 @@ const childRole, childDir, childFirst = "TEST_SPOOL_ROLE", "TEST_SPOOL_DIR", "TE
 
 // TestMain makes this binary a process that is killed, when a test says so.
 func TestMain(m *testing.M) {
-	roles := map[string]func() error{"use": useUntilKilled, "compact": compactUntilKilled, "lock": lockUntilKilled}
+	roles := map[string]func() error{"use": useUntilKilled, "compact": compactUntilKilled, "groups": groupsUntilKilled, "lock": lockUntilKilled}
 	if role := roles[os.Getenv(childRole)]; role != nil {
 		if err := role(); err != nil {
 			fmt.Println("error", err)

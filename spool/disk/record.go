@@ -147,7 +147,7 @@ func (c coder) asReplayed(value []byte) []byte {
 
 // withData makes the value of the same record with other data.
 func (c coder) withData(value, data []byte) []byte {
-	return c.encode(nil, idIn(value), spool.Record{Arrival: arrival(value), Data: data, Replayed: value[dataStart-1]&replayed != 0})
+	return c.encode(nil, idIn(value), spool.Record{Arrival: arrival(value), Data: data, Replayed: isReplayed(value)})
 }
 
 // idIn reads only the ID of an intact record.
@@ -155,6 +155,9 @@ func idIn(value []byte) spool.ID { return spool.ID(binary.BigEndian.Uint64(value
 
 // lengthIn reads only the length that a record has if it is intact.
 func lengthIn(value []byte) int { return headerEnd + int(binary.BigEndian.Uint32(value[8:])) }
+
+// isReplayed reads only from an intact record whether it was replayed.
+func isReplayed(value []byte) bool { return value[dataStart-1]&replayed != 0 }
 
 // arrival reads only the arrival of an intact record.
 func arrival(value []byte) time.Time {

@@ -85,7 +85,7 @@ func fill(path string, c coder, records map[spool.ID][]byte, space space) error 
 }
 
 // find looks for intact records in the bytes of a file. bbolt never splits a
-// value.
+// value. It may have left what a record was before.
 func (c coder) find(data []byte) map[spool.ID][]byte {
 	records := map[spool.ID][]byte{}
 	for {
@@ -99,7 +99,18 @@ func (c coder) find(data []byte) map[spool.ID][]byte {
 			data = data[1:]
 			continue
 		}
-		records[idIn(data)] = data[:size]
+		if id, value := idIn(data), data[:size:size]; records[id] == nil || isLater(value, records[id]) {
+			records[id] = value
+		}
 		data = data[size:]
 	}
+}
+
+// isLater reports whether a value of a record took the place of another one: what was
+// replayed stays so, and what is left of a request is smaller.
+func isLater(value, other []byte) bool {
+	if replays, did := isReplayed(value), isReplayed(other); replays != did {
+		return replays
+	}
+	return len(value) < len(other)
 }
