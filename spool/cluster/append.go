@@ -63,6 +63,9 @@ const (
 // waits as long as Append. They go side by side, each for itself: so after an error,
 // some of them may have been kept.
 func (l *Log) AppendAll(queue string, records []spool.Record) error {
+	if len(records) == 1 {
+		return l.Append(queue, records[0])
+	}
 	token, err := l.tokenFor(queue)
 	if err != nil {
 		return err
@@ -72,6 +75,15 @@ func (l *Log) AppendAll(queue string, records []spool.Record) error {
 	}
 	ctx, cancel := context.WithTimeout(l.ctx, l.config.Timeout)
 	defer cancel()
+	err = l.appendEach(ctx, token, queue, records)
+	if err != nil && l.ctx.Err() != nil {
+		return spool.ErrClosed
+	}
+	return err
+}
+
+// appendEach publishes records side by side. The first error ends it.
+func (l *Log) appendEach(ctx context.Context, token, queue string, records []spool.Record) error {
 	all, going := errgroup.WithContext(ctx)
 	window := semaphore.NewWeighted(appendWindow)
 	for _, r := range records {
@@ -95,7 +107,7 @@ func (l *Log) roomFor(records []spool.Record) error {
 	for _, r := range records {
 		size += int64(len(r.Data) + recordOverhead)
 	}
-	if used, limit := l.Size(); used+size > limit {
+	if now := l.census(); now.err == nil && now.used+size > now.limit {
 		return spool.ErrFull
 	}
 	return nil

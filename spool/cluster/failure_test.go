@@ -182,8 +182,16 @@ func TestMajorityLost(t *testing.T) {
 			t.Fatalf("a later append: %v after %s", err, took)
 		}
 	}
+	began := time.Now()
+	err := l.AppendAll(testQueue, []spool.Record{{Arrival: arrival, Data: []byte("not sent")}, {Arrival: arrival, Data: []byte("not sent")}})
+	if took := time.Since(began); !errors.Is(err, spool.ErrUnavailable) || took > atOnce {
+		t.Errorf("records that belong together: %v after %s", err, took)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), wait)
 	defer cancel()
+	if err := q.BuryRest(held, []byte("rest"), spool.Verdict{Status: 400, Reason: "refused"}); !errors.Is(err, spool.ErrUnavailable) {
+		t.Errorf("BuryRest: %v", err)
+	}
 	if err := q.Bury(held, spool.Verdict{Status: 400, Reason: "refused"}); !errors.Is(err, spool.ErrUnavailable) {
 		t.Errorf("Bury: %v", err)
 	}
