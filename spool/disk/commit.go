@@ -252,7 +252,7 @@ func (q *queue) write(b *batch) error {
 	first := q.next
 	q.next += spool.ID(len(b.records)) // also if it fails: an ID is used once
 	q.mu.Unlock()
-	c := change{putID: first, puts: q.encode(s, first, b.records)}
+	c := change{putID: first, puts: q.encode(s, first, b)}
 	var acks []spool.ID
 	if q.acksAreDue(s) {
 		acks = q.acksOf(s)
@@ -291,14 +291,14 @@ func (q *queue) makeRoom() error {
 }
 
 // encode makes the values of records. They are good until the next call.
-func (q *queue) encode(s *segment, first spool.ID, records []spool.Record) [][]byte {
-	q.values = q.values[:0]
-	ends := make([]int, len(records))
-	for i, r := range records {
+func (q *queue) encode(s *segment, first spool.ID, b *batch) [][]byte {
+	q.values = slices.Grow(q.values[:0], int(b.bytes)) // a header takes less than recordOverhead
+	ends := make([]int, len(b.records))
+	for i, r := range b.records {
 		q.values = s.coder.encode(q.values, first+spool.ID(i), r)
 		ends[i] = len(q.values)
 	}
-	values, start := make([][]byte, len(records)), 0
+	values, start := make([][]byte, len(b.records)), 0
 	for i, end := range ends {
 		values[i] = q.values[start:end:end]
 		start = end

@@ -27,6 +27,18 @@ func TestSealedFormat(t *testing.T) {
 	}
 }
 
+// A commit sets aside recordOverhead for what a record takes beside its data.
+func TestHeaderFits(t *testing.T) {
+	t.Parallel()
+	c, err := newCoder(bytes.Repeat([]byte{7}, spool.KeySize), []byte("saltsalt"), q1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(c.encode(nil, 1, spool.Record{Arrival: arrivalTime, Replayed: true})); n > recordOverhead {
+		t.Errorf("a record without data takes %d bytes", n)
+	}
+}
+
 // The mark of a dead letter from before v2's words were kept.
 func TestMarkWithoutWords(t *testing.T) {
 	t.Parallel()
