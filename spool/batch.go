@@ -252,7 +252,7 @@ func (d *Deliverer) part(e Entry) (Part, bool) {
 // add adds a record to a batch as soon as it may go, and sends the batch if it is
 // full.
 func (d *Deliverer) add(ctx context.Context, account string, i item, group string) {
-	if d.turn(ctx, len(i.Data), d.forming.weight(len(i.part))) != nil {
+	if d.turn(ctx, load{records: 1, size: len(i.Data), sent: d.forming.weight(len(i.part))}) != nil {
 		d.queue.Later(i.Entry, 0)
 		return
 	}

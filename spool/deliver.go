@@ -129,6 +129,14 @@ type Delivery struct {
 	Part      func(e Entry) (Part, bool)
 	SendBatch func(group string, records [][]byte) BatchResult
 
+	// Events reads a record that is itself a request with several events, each of
+	// which has a uuid: v2 drops a repeat. It is quick to say no to any other. The
+	// events go in a request of their own, by SendBatch, with or without Batching.
+	// Rest makes the same request with only some of them, by their positions, in
+	// order. Without both, there are no such records.
+	Events func(data []byte) (group string, events [][]byte, ok bool)
+	Rest   func(data []byte, left []int) []byte
+
 	// Account names the account that a record is of: v2's 429 is for all of its
 	// records, and for no others. Without it, all records are of one account.
 	Account func(data []byte) string
@@ -300,16 +308,18 @@ func (d *Deliverer) dispatch(ctx context.Context, e Entry) {
 	switch old := d.isOld(e, time.Now()); {
 	case known:
 		d.skip(account)
-		d.aside(ctx, e, func() { d.bury(e, refused, Refused) })
+		d.aside(ctx, e, func() { d.buryRest(e, refused.left, refused.Result) })
 	case old:
 		d.skip(account)
 		d.aside(ctx, e, func() { d.bury(e, Result{}, TooOld) })
 	case !d.admitted(account, e):
 	default:
-		if part, batched := d.part(e); batched {
+		if s := d.several(e); s != nil {
+			d.sendAlone(ctx, account, e, s)
+		} else if part, batched := d.part(e); batched {
 			d.add(ctx, account, item{e, part.Record}, part.Group)
 		} else {
-			d.sendAlone(ctx, account, e)
+			d.sendAlone(ctx, account, e, nil)
 		}
 	}
 }
@@ -340,27 +350,40 @@ func (d *Deliverer) occupy(ctx context.Context, size int) (release func(), err e
 // costOf is what a request of so many bytes takes of the room.
 func (d *Deliverer) costOf(size int) int64 { return min(max(int64(size), d.cost.Load()), maxHeld) }
 
-// waitAlone waits for room and for the turn of a record that goes alone. Batches that
-// are due meanwhile need room too: then it takes none before its turn.
-func (d *Deliverer) waitAlone(ctx context.Context, size int) (release func(), err error) {
+// load is what a request asks of the limits.
+type load struct {
+	records int // for Rate
+	size    int // how many bytes it has
+	sent    int // how many it makes v2's connection carry
+	room    int // how many it takes of the room
+}
+
+// waitAlone waits for room and for the turn of a request of its own. Batches that are
+// due meanwhile need room too: then it takes none before its turn.
+func (d *Deliverer) waitAlone(ctx context.Context, l load) (release func(), err error) {
 	if d.forming.held > 0 {
-		if err := d.turn(ctx, size, size); err != nil {
+		if err := d.turn(ctx, l); err != nil {
 			return nil, err
 		}
-		return d.occupy(ctx, size)
+		return d.occupy(ctx, l.room)
 	}
-	if release, err = d.occupy(ctx, size); err != nil {
+	if release, err = d.occupy(ctx, l.room); err != nil {
 		return nil, err
 	}
-	if err = d.turn(ctx, size, size); err != nil {
+	if err = d.turn(ctx, l); err != nil {
 		release()
 	}
 	return release, err
 }
 
-// sendAlone sends a record in a request of its own.
-func (d *Deliverer) sendAlone(ctx context.Context, account string, e Entry) {
-	release, err := d.waitAlone(ctx, len(e.Data))
+// sendAlone sends a record in a request of its own. s is what it is if it has several
+// events, or nil.
+func (d *Deliverer) sendAlone(ctx context.Context, account string, e Entry, s *several) {
+	l := load{records: 1, size: len(e.Data), sent: len(e.Data), room: len(e.Data)}
+	if s != nil {
+		l = d.loadOf(s)
+	}
+	release, err := d.waitAlone(ctx, l)
 	if err != nil {
 		d.queue.Later(e, 0)
 		return
@@ -372,11 +395,14 @@ func (d *Deliverer) sendAlone(ctx context.Context, account string, e Entry) {
 	}
 	d.running.Go(func() {
 		defer release()
-		if old {
+		switch {
+		case old:
 			d.bury(e, Result{}, TooOld)
-			return
+		case s != nil:
+			d.deliverSeveral(ctx, s, now)
+		default:
+			d.settle(e, now, d.how.Send(e.Data))
 		}
-		d.settle(e, now, d.how.Send(e.Data))
 	})
 }
 
@@ -394,11 +420,10 @@ func (d *Deliverer) isOld(e Entry, now time.Time) bool {
 	return now.Sub(e.Arrival) > time.Duration(d.maxAge.Load())
 }
 
-// turn waits until a record may be sent to v2. While v2 is down, one record waits
-// here, and the others are put back. size is how many bytes the record has, and sent
-// how many it makes v2's connection carry.
-func (d *Deliverer) turn(ctx context.Context, size, sent int) error {
-	if err := d.pace(ctx, size, sent); err != nil || !d.IsOpen() {
+// turn waits until a request may be sent to v2. While v2 is down, one record waits
+// here, and the others are put back.
+func (d *Deliverer) turn(ctx context.Context, l load) error {
+	if err := d.pace(ctx, l); err != nil || !d.IsOpen() {
 		return err
 	}
 	d.credit.Store(0)
@@ -409,28 +434,40 @@ func (d *Deliverer) turn(ctx context.Context, size, sent int) error {
 	return d.Wait(ctx)
 }
 
-// pace waits until Rate and BytesRate let one more record go, or live records have
-// come instead of it.
-func (d *Deliverer) pace(ctx context.Context, size, sent int) error {
-	select {
-	case <-d.live:
-		return d.paceBytes(ctx, size, sent)
-	default:
-	}
-	reserved := d.limiter.Reserve()
-	if wait := reserved.Delay(); wait > 0 {
+// pace waits until Rate and BytesRate let a request go, or live records have come
+// instead of it.
+func (d *Deliverer) pace(ctx context.Context, l load) error {
+	for left := l.records; left > 0; {
+		select {
+		case <-d.live:
+			return d.paceBytes(ctx, l.size, l.sent)
+		default:
+		}
+		n := min(left, d.limiter.Burst())
+		reserved := d.limiter.ReserveN(time.Now(), n)
+		if !reserved.OK() {
+			continue // the limits have just changed
+		}
+		left -= n
+		wait := reserved.Delay()
+		if wait <= 0 {
+			continue
+		}
 		d.sendFormed(ctx, time.Now().Add(wait)) // they do not wait longer for this one
 		timer := time.NewTimer(wait)
-		defer timer.Stop()
 		select {
 		case <-timer.C:
 		case <-d.live:
 			reserved.Cancel()
+			left = 0
 		case <-ctx.Done():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 	}
-	return d.paceBytes(ctx, size, sent)
+	return d.paceBytes(ctx, l.size, l.sent)
 }
 
 // paceBytes waits until BytesRate lets as many bytes go as are sent, or a record of the
@@ -575,19 +612,18 @@ func retryPause(tries int) time.Duration {
 	return jitter(min(minRetry<<min(tries, 20), maxRetry))
 }
 
-// bury makes a dead letter of a record, or puts it back if that fails. What v2
-// refuses for good is let go when there is no room for it: else callers who send
-// nothing else could fill the disk.
+// bury makes a dead letter of a record, or puts it back if that fails.
 func (d *Deliverer) bury(e Entry, r Result, why Fate) {
-	err := d.queue.Bury(e, Verdict{Status: r.Status, Reason: string(why), Words: r.Words})
-	if errors.Is(err, ErrFull) && why == Refused {
-		d.queue.Ack(e)
-		d.refused.forget(e.name())
-		d.marks.forget(e.name())
-		d.tell(RefusedUnkept, r)
-		return
-	}
-	if err != nil {
+	verdict := Verdict{Status: r.Status, Reason: string(why), Words: r.Words}
+	d.buried(e, why, refusal{Result: r}, d.queue.Bury(e, verdict))
+}
+
+// buried notes that a record has become a dead letter, or puts it back if that has
+// failed. What v2 refuses for good is let go when there is no room for it: else
+// callers who send nothing else could fill the disk.
+func (d *Deliverer) buried(e Entry, why Fate, r refusal, err error) {
+	full := errors.Is(err, ErrFull) && why == Refused
+	if err != nil && !full {
 		if why == Refused {
 			d.refused.note(e.name(), r)
 		}
@@ -595,9 +631,13 @@ func (d *Deliverer) bury(e Entry, r Result, why Fate) {
 		d.queue.Later(e, retryPause(e.Tries))
 		return
 	}
+	if full {
+		d.queue.Ack(e)
+		why = RefusedUnkept
+	}
 	d.refused.forget(e.name())
 	d.marks.forget(e.name())
-	d.tell(why, r)
+	d.tell(why, r.Result)
 }
 
 func (d *Deliverer) tell(fate Fate, r Result) {

@@ -28,6 +28,11 @@ type Setup struct {
 	// Account names the account that a kept record is of; nil if none is known.
 	Account func(data []byte) string
 
+	// Events and Rest are those of Delivery: for kept requests with several events.
+	// Without both, there are none.
+	Events func(data []byte) (group string, events [][]byte, ok bool)
+	Rest   func(data []byte, left []int) []byte
+
 	// OnOpen is told when the Log is open; nil for nobody.
 	OnOpen func(Log)
 
@@ -310,6 +315,8 @@ func (k *Keeper) deliver(o *Outbox, log Log, limits Limits) {
 		Send:      o.send,
 		Part:      o.part,
 		SendBatch: o.sendBatch,
+		Events:    k.setup.Events,
+		Rest:      k.setup.Rest,
 		Account:   k.setup.Account,
 		Limits:    limits,
 		OnFate: func(fate Fate, r Result) {
@@ -353,22 +360,53 @@ func (o *Outbox) sendBatch(group string, records [][]byte) BatchResult {
 // the Log has not been opened yet, Put opens it. live says that the record is to
 // be delivered at once, beyond the rate of the backlog.
 func (o *Outbox) Put(r Record, live bool) error {
-	k := o.keeper
-	log := k.Log()
-	if log == nil {
-		if err := k.Open(); err != nil { // it waits for another Open
-			return fmt.Errorf("%w: %w", ErrUnavailable, err)
-		}
-		if log = k.Log(); log == nil {
-			return ErrUnavailable
-		}
+	log, err := o.keeper.opened()
+	if err != nil {
+		return err
 	}
-	err := log.Append(o.name, r)
-	note(&k.full, errors.Is(err, ErrFull))
-	if d := o.deliverer.Load(); live && err == nil && d != nil {
-		d.Arrived(len(r.Data))
+	err = log.Append(o.name, r)
+	note(&o.keeper.full, errors.Is(err, ErrFull))
+	if live && err == nil {
+		o.arrived(r)
 	}
 	return err
+}
+
+// PutAll is Put for records that belong together: see Log.AppendAll.
+func (o *Outbox) PutAll(records []Record, live bool) error {
+	log, err := o.keeper.opened()
+	if err != nil {
+		return err
+	}
+	err = log.AppendAll(o.name, records)
+	note(&o.keeper.full, errors.Is(err, ErrFull))
+	if live && err == nil {
+		for _, r := range records {
+			o.arrived(r)
+		}
+	}
+	return err
+}
+
+// opened returns the Log, and opens it if that has not been done.
+func (k *Keeper) opened() (Log, error) {
+	if log := k.Log(); log != nil {
+		return log, nil
+	}
+	if err := k.Open(); err != nil { // it waits for another Open
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if log := k.Log(); log != nil {
+		return log, nil
+	}
+	return nil, ErrUnavailable
+}
+
+// arrived tells who delivers of a record that was appended just now.
+func (o *Outbox) arrived(r Record) {
+	if d := o.deliverer.Load(); d != nil {
+		d.Arrived(len(r.Data))
+	}
 }
 
 // Hesitates reports whether the Log may take long to keep a record, or may not

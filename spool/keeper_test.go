@@ -56,7 +56,9 @@ func newKeeping(t *testing.T) *keeping {
 			}
 			return k.log, nil
 		},
-		Final: []error{errMisfit},
+		Final:  []error{errMisfit},
+		Events: readSeveral,
+		Rest:   restOf,
 		Report: func(e spool.Event) {
 			k.mu.Lock()
 			defer k.mu.Unlock()
@@ -542,6 +544,42 @@ func TestStatusOfQueues(t *testing.T) {
 		time.Sleep(time.Second)
 		if q := k.Status().Queues[0]; q.Records != 0 || q.Dead != 1 || q.Down {
 			t.Errorf("after a refusal: %+v", q)
+		}
+	})
+}
+
+// TestKeeperSendsSeveral has records with several events, put together, go as the
+// Setup says. The rate does not limit what arrives.
+func TestKeeperSendsSeveral(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeping(t)
+		c := configure(1<<20, 1, tokyo)
+		o := k.Attach(c.Block)[tokyo]
+		k.Accept(c.Block)
+		records := []spool.Record{
+			{Arrival: time.Now(), Data: []byte(several("a:1", "a:2"))},
+			{Arrival: time.Now(), Data: []byte(several("b:1", "b:2", "b:3"))},
+			{Arrival: time.Now(), Data: []byte("alone:1")},
+		}
+		put(t, o, 1) // opens the Log
+		time.Sleep(time.Second)
+		if err := o.PutAll(records, true); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		got := c.host(tokyo).batches.sizes()
+		slices.Sort(got)
+		if !slices.Equal(got, []int{2, 3}) || c.got(tokyo) != 2 {
+			t.Errorf("requests with %d events, %d records alone", got, c.got(tokyo))
+		}
+
+		k.log.set(func() { k.log.appendErr = spool.ErrFull })
+		if err := o.PutAll(records, true); !errors.Is(err, spool.ErrFull) {
+			t.Errorf("without room: %v", err)
+		}
+		k.log.set(func() { k.log.used, k.log.limit = 1<<20, 1<<20 })
+		if !k.Status().Full {
+			t.Error("the spool is not taken to be full")
 		}
 	})
 }

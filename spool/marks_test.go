@@ -35,7 +35,7 @@ func TestRemembersByName(t *testing.T) {
 	}
 
 	var v verdicts
-	v.note(one, Result{Status: 400})
+	v.note(one, refusal{Result: Result{Status: 400}})
 	if _, known := v.get(other); known {
 		t.Error("another record has the verdict")
 	}
