@@ -129,8 +129,8 @@ type Delivery struct {
 	Part      func(e Entry) (Part, bool)
 	SendBatch func(group string, records [][]byte) BatchResult
 
-	// Events reads a record that is itself a request with several events, each of
-	// which has a uuid: v2 drops a repeat. It is quick to say no to any other. The
+	// Events reads a record that is itself a request with at least one event. Each
+	// has a uuid, so that v2 drops a repeat. It is quick to say no to any other. The
 	// events go in a request of their own, by SendBatch, with or without Batching.
 	// Rest makes the same request with only some of them, by their positions, in
 	// order. Without both, there are no such records.
@@ -308,7 +308,7 @@ func (d *Deliverer) dispatch(ctx context.Context, e Entry) {
 	switch old := d.isOld(e, time.Now()); {
 	case known:
 		d.skip(account)
-		d.aside(ctx, e, func() { d.buryRest(e, refused.left, refused.Result) })
+		d.aside(ctx, e, func() { d.bury(e, refused, Refused) })
 	case old:
 		d.skip(account)
 		d.aside(ctx, e, func() { d.bury(e, Result{}, TooOld) })
@@ -614,14 +614,21 @@ func retryPause(tries int) time.Duration {
 
 // bury makes a dead letter of a record, or puts it back if that fails.
 func (d *Deliverer) bury(e Entry, r Result, why Fate) {
-	verdict := Verdict{Status: r.Status, Reason: string(why), Words: r.Words}
-	d.buried(e, why, refusal{Result: r}, d.queue.Bury(e, verdict))
+	if s := d.several(e); s != nil {
+		d.buryLeft(s, r, why)
+		return
+	}
+	d.buried(e, r, why, d.queue.Bury(e, verdict(r, why)))
+}
+
+func verdict(r Result, why Fate) Verdict {
+	return Verdict{Status: r.Status, Reason: string(why), Words: r.Words}
 }
 
 // buried notes that a record has become a dead letter, or puts it back if that has
 // failed. What v2 refuses for good is let go when there is no room for it: else
 // callers who send nothing else could fill the disk.
-func (d *Deliverer) buried(e Entry, why Fate, r refusal, err error) {
+func (d *Deliverer) buried(e Entry, r Result, why Fate, err error) {
 	full := errors.Is(err, ErrFull) && why == Refused
 	if err != nil && !full {
 		if why == Refused {
@@ -637,7 +644,7 @@ func (d *Deliverer) buried(e Entry, why Fate, r refusal, err error) {
 	}
 	d.refused.forget(e.name())
 	d.marks.forget(e.name())
-	d.tell(why, r.Result)
+	d.tell(why, r)
 }
 
 func (d *Deliverer) tell(fate Fate, r Result) {

@@ -15,6 +15,9 @@ const (
 	// drops a repeat.
 	repeatsDropped = time.Hour
 
+	// maxLeft bounds how many events have a mark of their own.
+	maxLeft = 1_000_000
+
 	// sweepPause is the least time between two looks for marks that are too old.
 	sweepPause = time.Minute
 )
@@ -26,6 +29,7 @@ type marks struct {
 
 	mu    sync.Mutex
 	of    map[name]mark
+	left  int       // how many events have a mark of their own
 	swept time.Time // when it was looked for marks that are too old
 }
 
@@ -33,6 +37,8 @@ type marks struct {
 type mark struct {
 	unanswered time.Time // v2 may have taken it then: the first time
 	refusals   int       // how often a receipt has refused it
+	left       []int     // its events that v2 has not taken yet, if it has taken some
+	events     int       // how many it has, then
 	changed    time.Time // when something was noted last
 }
 
@@ -77,6 +83,19 @@ func (m *marks) refusal(n name, tries int) (refusals int) {
 	return refusals
 }
 
+// noteLeft notes which events of a record v2 has not taken yet: no others than were
+// noted before. It says no if there is no room to note it.
+func (m *marks) noteLeft(n name, left []int, events int) (noted bool) {
+	return m.change(n, func(old mark) mark {
+		more := len(left) - len(old.left)
+		if noted = m.left+more <= maxLeft; noted {
+			m.left += more
+			old.left, old.events = left, events
+		}
+		return old
+	}) && noted
+}
+
 func (m *marks) change(n name, how func(mark) mark) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -102,7 +121,13 @@ func (m *marks) sweep(now time.Time) bool {
 		return false
 	}
 	m.swept = now
-	maps.DeleteFunc(m.of, func(_ name, old mark) bool { return now.Sub(old.changed) >= repeatsDropped })
+	maps.DeleteFunc(m.of, func(_ name, old mark) bool {
+		if now.Sub(old.changed) < repeatsDropped {
+			return false
+		}
+		m.left -= len(old.left)
+		return true
+	})
 	return len(m.of) < maxMarks
 }
 
@@ -113,6 +138,7 @@ func (m *marks) forget(n name) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.left -= len(m.of[n].left)
 	delete(m.of, n)
 	m.some.Store(len(m.of) > 0)
 }

@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"reflect"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,7 +22,7 @@ func TestRemembersByName(t *testing.T) {
 	if got := m.refusal(one, 1); got != 2 {
 		t.Errorf("%d refusals, want 2", got)
 	}
-	if got := m.get(other); got != (mark{}) {
+	if got := m.get(other); !reflect.DeepEqual(got, mark{}) {
 		t.Errorf("another record has %+v", got)
 	}
 	for age, want := range map[time.Duration]bool{59 * time.Minute: false, time.Hour: true} {
@@ -30,12 +31,12 @@ func TestRemembersByName(t *testing.T) {
 		}
 	}
 	m.forget(one)
-	if m.get(one) != (mark{}) || m.some.Load() {
+	if !reflect.DeepEqual(m.get(one), mark{}) || m.some.Load() {
 		t.Error("it is remembered for ever")
 	}
 
 	var v verdicts
-	v.note(one, refusal{Result: Result{Status: 400}})
+	v.note(one, Result{Status: 400})
 	if _, known := v.get(other); known {
 		t.Error("another record has the verdict")
 	}
