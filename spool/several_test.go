@@ -2,9 +2,11 @@ package spool_test
 
 import (
 	"bytes"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -237,4 +239,323 @@ func TestTakenEventsGoOnce(t *testing.T) {
 			})
 		})
 	}
+}
+
+// While events are halved, v2 may come to be down, or limit the account: then it is
+// not asked for the rest.
+func TestHalvingOfSeveralEnds(t *testing.T) {
+	for name, end := range ends {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, v2 := runSeveral(t, spool.Delivery{
+					Limits:  spool.Limits{InFlight: 1}, // one half goes after the other
+					Account: func([]byte) string { return "a" },
+				})
+				requests := 0
+				v2.set(func([]string) spool.BatchResult {
+					if requests++; requests == 1 {
+						return spool.BatchResult{Result: refusedBatch(http.StatusUnprocessableEntity)}
+					}
+					return spool.BatchResult{Result: end}
+				})
+				w.queue.append(several(named("a", 500)...))
+				time.Sleep(10 * time.Second)
+				if got := v2.sizes(); !slices.Equal(got, []int{500, 250}) {
+					t.Errorf("requests with %d events, want all and one half", got)
+				}
+				v2.set(nil)
+				time.Sleep(10 * time.Minute)
+				w.expect(t, map[state]int{acked: 1})
+			})
+		})
+	}
+}
+
+// Where one event makes v2 fail, the others do not wait for it, nor is it lost.
+func TestEventThatMakesV2Fail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, v2 := runSeveral(t, spool.Delivery{})
+		v2.set(func(events []string) spool.BatchResult {
+			if slices.Contains(events, "a:123") {
+				return spool.BatchResult{Result: spool.Result{Status: http.StatusInternalServerError}}
+			}
+			return spool.BatchResult{Result: taken}
+		})
+		w.queue.append(several(named("a", 500)...))
+		time.Sleep(95 * time.Second) // pauses of 1, 2, 4, 8, 16 and 32 s, each half as long again at most: 500 is less than 4 to the power of 5
+		v2.mu.Lock()
+		v2.batches = nil
+		v2.mu.Unlock()
+		time.Sleep(time.Minute)
+		for _, events := range v2.batches {
+			if !slices.Equal(events, []string{"a:123"}) {
+				t.Errorf("%d events still go, the first %s", len(events), events[0])
+			}
+		}
+		time.Sleep(7 * day)
+		w.expect(t, map[state]int{dead: 1})
+		if k := w.queue.record(0); k.why.Reason != string(spool.TooOld) || !slices.Equal(eventsOf(k.Data), []string{"a:123"}) {
+			t.Errorf("a dead letter for %+v with %d events", k.why, len(eventsOf(k.Data)))
+		}
+		if w.IsOpen() {
+			t.Error("v2 is taken to be down")
+		}
+	})
+}
+
+// A record that is too old is a dead letter as a whole, asked for or not.
+func TestOldSeveral(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, v2 := runSeveral(t, spool.Delivery{})
+		w.queue.appendRecord(spool.Record{Arrival: time.Now().Add(-7 * day), Data: []byte(several(named("a", 10)...))})
+		w.queue.appendRecord(spool.Record{Arrival: time.Now().Add(-7 * day), Replayed: true, Data: []byte(several(named("b", 10)...))})
+		w.expect(t, map[state]int{dead: 1, acked: 1})
+		if k := w.queue.record(0); k.why != (spool.Verdict{Reason: string(spool.TooOld)}) || len(eventsOf(k.Data)) != 10 {
+			t.Errorf("a dead letter for %+v with %d events", k.why, len(eventsOf(k.Data)))
+		}
+		if got := v2.sizes(); !slices.Equal(got, []int{10}) {
+			t.Errorf("requests with %d events", got)
+		}
+	})
+}
+
+// v2 is not asked again while only the Log is in trouble. Then, only the events that v2
+// refuses are a dead letter.
+func TestBuryingTheRestFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, v2 := runSeveral(t, spool.Delivery{})
+		v2.set(refusing(http.StatusUnprocessableEntity, "a:3"))
+		w.queue.fail(nil, errBroken)
+		w.queue.append(several(named("a", 10)...))
+		synctest.Wait()
+		asked := len(v2.sizes())
+		time.Sleep(time.Minute)
+		if n := len(v2.sizes()); n != asked {
+			t.Errorf("v2 was asked %d times more", n-asked)
+		}
+		w.expect(t, map[state]int{waiting: 1})
+		w.queue.fail(nil, nil)
+		time.Sleep(2 * time.Minute)
+		w.expect(t, map[state]int{dead: 1})
+		if k := w.queue.record(0); k.why.Status != http.StatusUnprocessableEntity || !slices.Equal(eventsOf(k.Data), []string{"a:3"}) {
+			t.Errorf("a dead letter for %+v with %q", k.why, eventsOf(k.Data))
+		}
+	})
+}
+
+// When dead letters have no room, what v2 refuses is let go, and told.
+func TestNoRoomForTheRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, v2 := runSeveral(t, spool.Delivery{})
+		v2.set(refusing(http.StatusUnprocessableEntity, "a:3"))
+		w.queue.fail(nil, spool.ErrFull)
+		w.queue.append(several(named("a", 10)...))
+		synctest.Wait()
+		if w.queue.count(acked) != 1 || w.toldOf(spool.RefusedUnkept) != 1 || len(w.told) != 1 {
+			t.Errorf("%d records are let go, told of %v", w.queue.count(acked), w.fates)
+		}
+	})
+}
+
+// The rate counts events, also where it lets fewer go at once than a record has. A
+// record that arrives lets one pass, however many events that has.
+func TestRateOfSeveral(t *testing.T) {
+	for _, c := range []struct{ rate, events, seconds int }{{1000, 500, 60}, {1000, 3, 60}, {10, 500, 600}, {1, 7, 700}} {
+		t.Run(fmt.Sprint(c.rate, " a second, ", c.events, " each"), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, _ := runSeveral(t, spool.Delivery{Limits: spool.Limits{Rate: c.rate}})
+				for range 2 * c.rate * c.seconds / c.events {
+					w.queue.append(several(named("a", c.events)...))
+				}
+				time.Sleep(time.Duration(c.seconds) * time.Second)
+				synctest.Wait()
+				want := c.rate * c.seconds / c.events
+				before := w.queue.count(acked)
+				if before < want*9/10-1 || before > want*11/10+1 {
+					t.Errorf("%d records in %d s, want about %d", before, c.seconds, want)
+				}
+				for range 10 { // within a moment
+					w.Arrived(10)
+					synctest.Wait()
+				}
+				if n := w.queue.count(acked) - before; n < 10 || n > 11 {
+					t.Errorf("10 arrivals let %d records pass", n)
+				}
+			})
+		})
+	}
+}
+
+// A rate that changes while a record waits holds for the next events.
+func TestRateOfSeveralChanges(t *testing.T) {
+	for _, c := range []struct{ before, after, seconds int }{{10, 1000, 10 + 5}, {1000, 10, 500 + 10}} { // what was let go at the old rate is made up for
+		t.Run(fmt.Sprint("from ", c.before, " to ", c.after), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, _ := runSeveral(t, spool.Delivery{Limits: spool.Limits{Rate: c.before}})
+				for range 10 {
+					w.queue.append(several(named("a", 500)...))
+				}
+				time.Sleep(100 * time.Millisecond)
+				w.SetLimits(spool.Limits{InFlight: 10, Rate: c.after, MaxAge: 6 * day})
+				time.Sleep(time.Duration(c.seconds) * time.Second)
+				w.expect(t, map[state]int{acked: 10})
+			})
+		})
+	}
+}
+
+// BytesRate counts what goes over the wire: a tenth, here.
+func TestBytesRateOfSeveral(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _ := runSeveral(t, spool.Delivery{Limits: spool.Limits{BytesRate: 10_000}})
+		event := "a:" + strings.Repeat("x", 998)
+		for range 2_000 {
+			w.queue.append(several(slices.Repeat([]string{event}, 10)...))
+		}
+		time.Sleep(time.Minute) // until it is known
+		synctest.Wait()
+		before := w.queue.count(acked)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := w.queue.count(acked) - before; got < 540 || got > 660 {
+			t.Errorf("%d records of 10 kB in a minute, want about 600", got)
+		}
+	})
+}
+
+// Records of 5 MB go some at a time: what they hold is counted. So are their halves.
+func TestLargeSeveralAreBounded(t *testing.T) {
+	for name, answer := range map[string]func([]string) spool.BatchResult{
+		"taken":  nil,
+		"halved": refusing(http.StatusUnprocessableEntity, "a:0"+strings.Repeat("x", 17)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var mu sync.Mutex
+				now, most := 0, 0 // bytes with v2
+				v2 := &batchServer{answer: answer}
+				how := spool.Delivery{Limits: spool.Limits{InFlight: 128}, Events: readSeveral, Rest: restOf}
+				how.SendBatch = func(group string, events [][]byte) spool.BatchResult {
+					size := len(slices.Concat(events...))
+					mu.Lock()
+					now += size
+					most = max(most, now)
+					mu.Unlock()
+					time.Sleep(time.Second)
+					mu.Lock()
+					now -= size
+					mu.Unlock()
+					return v2.send(group, events)
+				}
+				w := run(t, how)
+				for range 40 {
+					var events []string
+					for n := range 5 {
+						events = append(events, fmt.Sprint("a:", n, strings.Repeat("x", 999_997)))
+					}
+					w.queue.append(several(events...))
+				}
+				time.Sleep(10 * time.Minute)
+				if n := w.queue.count(acked) + w.queue.count(dead); n != 40 {
+					t.Errorf("%d of 40 records are done", n)
+				}
+				if most < 20_000_000 || most > 64<<20 {
+					t.Errorf("%d MB were with v2 at a time", most/1_000_000)
+				}
+			})
+		})
+	}
+}
+
+// v2's 429 is for the account of a record. The others go on, and its own come later.
+func TestSeveralOfALimitedAccount(t *testing.T) {
+	for _, sheds := range []bool{false, true} {
+		t.Run(fmt.Sprint("held at no cost: ", !sheds), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, v2 := runSeveral(t, spool.Delivery{Account: func(data []byte) string { group, _, _ := readSeveral(data); return group }})
+				w.queue.mu.Lock()
+				w.queue.sheds = sheds
+				w.queue.mu.Unlock()
+				v2.set(func(events []string) spool.BatchResult {
+					if events[0][0] == 'a' {
+						return spool.BatchResult{Result: spool.Result{Status: http.StatusTooManyRequests, RetryAfter: time.Minute}}
+					}
+					return spool.BatchResult{Result: taken}
+				})
+				for range 100 {
+					w.queue.append(several(named("a", 10)...), several(named("b", 10)...))
+					time.Sleep(10 * time.Millisecond)
+				}
+				if got := w.queue.count(acked); got != 100 {
+					t.Errorf("%d records of the other account are delivered, want 100", got)
+				}
+				if n := len(v2.times("a:0")); n != 1 {
+					t.Errorf("the account was asked %d times within its pause", n)
+				}
+				if w.IsOpen() || w.Paused() != 1 {
+					t.Errorf("v2 is down: %t, %d accounts are limited", w.IsOpen(), w.Paused())
+				}
+				v2.set(nil)
+				time.Sleep(5 * time.Minute)
+				w.expect(t, map[state]int{acked: 200})
+				if w.Paused() != 0 {
+					t.Error("the account is limited for ever")
+				}
+			})
+		})
+	}
+}
+
+// Records with several events find out that v2 is down, and that it is back, also by
+// one that v2 halves.
+func TestSeveralWhileDown(t *testing.T) {
+	for name, answer := range map[string]func([]string) spool.BatchResult{
+		"all are taken":    nil,
+		"some are refused": refusing(http.StatusUnprocessableEntity, "a:0"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, v2 := runSeveral(t, spool.Delivery{Limits: spool.Limits{InFlight: 4}})
+				v2.set(always(nobody))
+				for range 100 {
+					w.queue.append(several(named("a", 100)...))
+				}
+				time.Sleep(5 * time.Minute)
+				if !w.IsOpen() {
+					t.Fatal("v2 is not taken to be down")
+				}
+				if n := len(v2.sizes()); n > 10+5*60/7 { // one in 7.5 s, when the first failures are over
+					t.Errorf("%d requests in five minutes", n)
+				}
+				v2.set(answer)
+				time.Sleep(30 * time.Minute)
+				synctest.Wait()
+				if n := w.queue.count(acked) + w.queue.count(dead); n != 100 {
+					t.Errorf("%d of 100 records are done", n)
+				}
+				if w.IsOpen() {
+					t.Error("v2 is taken to be down")
+				}
+			})
+		})
+	}
+}
+
+// When the gateway stops, what has not gone is put back, and what is on its way is
+// waited for.
+func TestStopWithSeveral(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, v2 := runSeveral(t, spool.Delivery{Limits: spool.Limits{InFlight: 1}})
+		v2.takes = time.Second
+		v2.set(refusing(http.StatusUnprocessableEntity, "a:7"))
+		for range 3 {
+			w.queue.append(several(named("a", 10)...))
+		}
+		time.Sleep(1500 * time.Millisecond) // a half is on its way
+		w.stop()
+		w.expect(t, map[state]int{waiting: 3})
+		if got := v2.sizes(); !slices.Equal(got, []int{10, 5}) {
+			t.Errorf("requests with %d events", got)
+		}
+	})
 }
