@@ -84,13 +84,17 @@ func (m *marks) refusal(n name, tries int) (refusals int) {
 }
 
 // noteLeft notes which events of a record v2 has not taken yet: no others than were
-// noted before. It says no if there is no room to note it.
-func (m *marks) noteLeft(n name, left []int, events int) (noted bool) {
+// noted before. What v2 may have taken so long ago that it took it again now is told
+// once. It says no if there is no room to note it.
+func (m *marks) noteLeft(n name, left []int, events int, now time.Time) (noted bool) {
 	return m.change(n, func(old mark) mark {
 		more := len(left) - len(old.left)
 		if noted = m.left+more <= maxLeft; noted {
 			m.left += more
 			old.left, old.events = left, events
+		}
+		if old.expired(now) {
+			old.unanswered = time.Time{}
 		}
 		return old
 	}) && noted

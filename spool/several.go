@@ -103,21 +103,14 @@ func (d *Deliverer) deliverSeveral(ctx context.Context, s *several, sent time.Ti
 		d.tell(Delivered, o.Result)
 		return
 	}
-	repeats := o.may
-	if len(o.left) < len(s.left) {
-		repeats = !d.marks.noteLeft(s.name(), o.left, len(s.events)) || repeats
-	}
-	s.left = o.left
-	r := o.Result
-	r.Ambiguous = repeats
-	r.Safe = repeats && d.marks.unanswered(s.name(), sent)
+	r := d.noteLeft(s, sent, o)
 	switch {
 	case o.weight == notTaken:
 		d.settle(s.Entry, o.sent, r)
 	case o.weight == unsent:
 		d.forgo(account, sent)
 		d.queue.Later(s.Entry, 0)
-		if repeats {
+		if r.Ambiguous {
 			d.tell(Retried, r)
 		}
 	case o.weight == doubted && d.marks.refusal(s.name(), s.Tries+1) < maxRefusals:
@@ -128,6 +121,24 @@ func (d *Deliverer) deliverSeveral(ctx context.Context, s *several, sent time.Ti
 		d.accept(account, sent)
 		d.buryLeft(s, r, Refused)
 	}
+}
+
+// noteLeft notes which events v2 has not taken, and returns what is to be told.
+func (d *Deliverer) noteLeft(s *several, sent time.Time, o outcome) Result {
+	r := o.Result
+	r.Ambiguous = o.may
+	doubled := false
+	if len(o.left) < len(s.left) {
+		doubled = d.marks.get(s.name()).expired(sent)
+		noted := d.marks.noteLeft(s.name(), o.left, len(s.events), sent)
+		r.Ambiguous = o.may || !noted
+		s.left = o.left
+	}
+	r.Safe = r.Ambiguous && d.marks.unanswered(s.name(), sent)
+	if doubled {
+		r.Ambiguous, r.Safe = true, false
+	}
+	return r
 }
 
 // buryLeft is bury for the events that are left.

@@ -185,6 +185,7 @@ func TestLostAnswerOfSeveral(t *testing.T) {
 				v2.set(always(lost))
 				w.queue.append(several(named("a", 10)...))
 				time.Sleep(down)
+				synctest.Wait()
 				for _, r := range w.told {
 					if !r.Ambiguous || !r.Safe {
 						t.Errorf("told of %+v, want an ambiguous one of which a repeat is dropped", r)
@@ -287,6 +288,7 @@ func TestEventThatMakesV2Fail(t *testing.T) {
 		v2.batches = nil
 		v2.mu.Unlock()
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		for _, events := range v2.batches {
 			if !slices.Equal(events, []string{"a:123"}) {
 				t.Errorf("%d events still go, the first %s", len(events), events[0])
@@ -456,6 +458,7 @@ func TestLargeSeveralAreBounded(t *testing.T) {
 					w.queue.append(several(events...))
 				}
 				time.Sleep(10 * time.Minute)
+				synctest.Wait()
 				if n := w.queue.count(acked) + w.queue.count(dead); n != 40 {
 					t.Errorf("%d of 40 records are done", n)
 				}
