@@ -1,7 +1,6 @@
 package caddymodule
 
 import (
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -112,13 +111,15 @@ const (
 	callbackStart = "/**/"
 )
 
+var createdAnswer = []byte(created)
+
 // answerCreated answers the caller of a JavaScript SDK's call whose record is taken.
 func (w *queryAnswer) answerCreated() {
 	h := w.Header()
 	dropContent(h)
-	answer, kind := created, "application/json"
+	answer, kind := createdAnswer, "application/json"
 	if w.callback != "" {
-		answer, kind = callbackStart+w.callback+"("+created+");", "application/javascript; charset=utf-8"
+		answer, kind = []byte(callbackStart+w.callback+"("+created+");"), "application/javascript; charset=utf-8"
 	}
 	// One piece of memory, in which no append to a header reaches the next one.
 	values := []string{kind, strconv.Itoa(len(answer)), "no-store", "nosniff"}
@@ -127,7 +128,7 @@ func (w *queryAnswer) answerCreated() {
 		h["X-Content-Type-Options"] = values[3:4:4]
 	}
 	w.ResponseWriter.WriteHeader(http.StatusOK)
-	_, _ = io.WriteString(w.ResponseWriter, answer)
+	_, _ = w.ResponseWriter.Write(answer)
 }
 
 // keepFromRunning keeps what v2 says to a refused call from being run as a script, or
