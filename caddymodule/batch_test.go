@@ -272,6 +272,8 @@ func TestRepeatsAreCounted(t *testing.T) {
 		{spool.Retried, spool.Result{Ambiguous: true, Safe: true}, 1, 0},
 		{spool.Delivered, spool.Result{Status: 200}, 0, 0},
 		{spool.Delivered, spool.Result{Status: 200, Ambiguous: true}, 0, 1}, // more than an hour later
+		{spool.Refused, spool.Result{Status: 422, Ambiguous: true}, 0, 1},   // the same of other events of its request
+		{spool.Refused, spool.Result{Status: 206, Ambiguous: true, Safe: true}, 0, 0},
 	} {
 		before := sums(t, spoolRepeatsSafe, spoolDuplicates)
 		settled("http://v2.example", test.fate, test.result)

@@ -426,5 +426,9 @@ func settled(queue string, fate spool.Fate, r spool.Result) {
 		refusedUnkept.add(r.Account)
 	case spool.Retried, spool.Delivered: // when it was delivered, v2 may have had it before
 		countRepeat(&r)
+		return
+	}
+	if !r.Safe { // so it is with events of which v2 refuses the others
+		countRepeat(&r)
 	}
 }

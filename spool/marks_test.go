@@ -2,6 +2,7 @@ package spool
 
 import (
 	"reflect"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -83,4 +84,60 @@ func TestMarksMakeRoom(t *testing.T) {
 			t.Errorf("%d marks, want 2", n)
 		}
 	})
+}
+
+// TestLeftIsBounded has v2 take some events of very many records: memory for the
+// others is bounded, and free again when their records are gone or forgotten.
+func TestLeftIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const events = 500
+		var m marks
+		left := make([]int, events-1)
+		note := func(id int, left []int) bool { return m.noteLeft(name{id: ID(id)}, left, events, time.Now()) } //nolint:gosec // G115: not negative
+		fits := maxLeft / len(left)
+		for id := range fits {
+			if !note(id, left) {
+				t.Fatalf("no room for number %d", id)
+			}
+		}
+		if note(fits, left) || m.get(name{id: ID(fits)}).left != nil {
+			t.Error("there is room for more")
+		}
+		if !note(7, left[:1]) || len(m.get(name{id: 7}).left) != 1 {
+			t.Error("fewer than before have no room")
+		}
+		if !note(fits, left) {
+			t.Error("there is no room where fewer are left")
+		}
+		m.forget(name{id: 8})
+		m.forget(name{id: 8})
+		if !note(fits+1, left) || note(fits+2, left) {
+			t.Error("one that has gone makes room for another number than one")
+		}
+		for id := len(m.of); id < maxMarks; id++ {
+			m.unanswered(name{id: ID(id + fits)}, time.Now())
+		}
+		time.Sleep(repeatsDropped)
+		if !note(2*maxMarks, left) || m.left != len(left) {
+			t.Errorf("%d events are remembered when v2 has forgotten them, want %d", m.left, len(left))
+		}
+	})
+}
+
+// What is left of a record says nothing of another that has come to its name: a dead
+// letter with fewer events, which was replayed.
+func TestLeftOfAnotherRecord(t *testing.T) {
+	d := NewDeliverer(nil, &Gate{}, Delivery{
+		Limits: Limits{InFlight: 1, Rate: 1},
+		Events: func(data []byte) (string, [][]byte, bool) { return "", make([][]byte, len(data)), true },
+	})
+	e := Entry{ID: 7, Record: Record{Data: make([]byte, 10)}}
+	d.marks.noteLeft(e.name(), []int{1, 9}, 10, time.Now())
+	if got := d.several(e).left; !slices.Equal(got, []int{1, 9}) {
+		t.Errorf("%d are left, want 1 and 9", got)
+	}
+	e.Data = e.Data[:2]
+	if got := d.several(e).left; !slices.Equal(got, []int{0, 1}) {
+		t.Errorf("%d are left of the other, want both", got)
+	}
 }

@@ -62,8 +62,9 @@ func TestSeveralGoTogether(t *testing.T) {
 				w, v2 := runSeveral(t, how)
 				w.queue.append(several(named("a", 500)...), several("b:1"), "a:single")
 				w.expect(t, map[state]int{acked: 3 - min(batching.Most, 1), held: min(batching.Most, 1)})
-				slices.SortFunc(v2.batches, func(a, b []string) int { return len(b) - len(a) })
-				if len(v2.batches) != 2 || !slices.Equal(v2.batches[0], named("a", 500)) || !slices.Equal(v2.batches[1], []string{"b:1"}) {
+				sent := v2.sent()
+				slices.SortFunc(sent, func(a, b []string) int { return len(b) - len(a) })
+				if len(sent) != 2 || !slices.Equal(sent[0], named("a", 500)) || !slices.Equal(sent[1], []string{"b:1"}) {
 					t.Errorf("requests with %d events", v2.sizes())
 				}
 				time.Sleep(time.Minute)
@@ -74,6 +75,13 @@ func TestSeveralGoTogether(t *testing.T) {
 			})
 		})
 	}
+}
+
+// sent are the events of all requests.
+func (b *batchServer) sent() [][]string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.batches)
 }
 
 // eventsOf are the events of such a record.
@@ -229,7 +237,7 @@ func TestTakenEventsGoOnce(t *testing.T) {
 				v2.set(nil)
 				time.Sleep(time.Hour)
 				w.expect(t, map[state]int{acked: 1})
-				for _, events := range v2.batches[first:] {
+				for _, events := range v2.sent()[first:] {
 					if slices.Contains(events, "a:0") || slices.Contains(events, "a:1") {
 						t.Fatalf("%q went after v2 had taken a:0 and a:1", events)
 					}
@@ -284,12 +292,9 @@ func TestEventThatMakesV2Fail(t *testing.T) {
 		})
 		w.queue.append(several(named("a", 500)...))
 		time.Sleep(95 * time.Second) // pauses of 1, 2, 4, 8, 16 and 32 s, each half as long again at most: 500 is less than 4 to the power of 5
-		v2.mu.Lock()
-		v2.batches = nil
-		v2.mu.Unlock()
+		before := len(v2.sent())
 		time.Sleep(time.Minute)
-		synctest.Wait()
-		for _, events := range v2.batches {
+		for _, events := range v2.sent()[before:] {
 			if !slices.Equal(events, []string{"a:123"}) {
 				t.Errorf("%d events still go, the first %s", len(events), events[0])
 			}
@@ -451,9 +456,9 @@ func TestLargeSeveralAreBounded(t *testing.T) {
 				}
 				w := run(t, how)
 				for range 40 {
-					var events []string
-					for n := range 5 {
-						events = append(events, fmt.Sprint("a:", n, strings.Repeat("x", 999_997)))
+					events := named("a", 5)
+					for n := range events {
+						events[n] += strings.Repeat("x", 999_997)
 					}
 					w.queue.append(several(events...))
 				}
