@@ -45,6 +45,7 @@ type account struct {
 	window int           // how many records may be on their way at a time
 	out    int           // how many are
 	given  int           // how many were given back, and are not on their way yet
+	events int           // how many events these have
 	moved  time.Time     // when one went last: what is never heard of does not count for ever
 	parked parked
 }
@@ -73,16 +74,17 @@ func (a *Accounts) permit(name string) bool {
 	return s == nil || s.take(time.Now())
 }
 
-// admit is permit for a kept record. One that may not be sent is parked until it
-// may, if park says so; otherwise, wait is how long its account is paused.
-func (a *Accounts) admit(name string, e Entry, park bool) (ok bool, wait time.Duration) {
+// admit is permit for a kept record with so many events. One that may not be sent is
+// parked until it may, if park says so; otherwise, wait is how long its account is
+// paused.
+func (a *Accounts) admit(name string, e Entry, events int, park bool) (ok bool, wait time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := a.states[hashOf(name)]
 	if s == nil {
 		return true, 0
 	}
-	if s.given = max(0, s.given-1); s.given == 0 && s.parked.len > 0 {
+	if s.gone(events); s.given == 0 && s.parked.len > 0 {
 		a.wake()
 	}
 	now := time.Now()
@@ -90,7 +92,7 @@ func (a *Accounts) admit(name string, e Entry, park bool) (ok bool, wait time.Du
 		return true, 0
 	}
 	if park {
-		s.parked.push(e)
+		s.parked.push(e, events)
 		a.wake()
 	}
 	return false, max(0, s.until.Sub(now))
@@ -107,16 +109,26 @@ func (a *Accounts) isPaused(name string) bool {
 	return s != nil && time.Now().Before(s.until)
 }
 
-// skip notes that a record will not be sent that may have been given back to be.
-func (a *Accounts) skip(name string) {
+// skip notes that a record with so many events will not be sent that may have been
+// given back to be.
+func (a *Accounts) skip(name string, events int) {
 	if !a.some.Load() {
 		return
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if s := a.states[hashOf(name)]; s != nil {
-		s.given = max(0, s.given-1)
+		s.gone(events)
 		a.wake()
+	}
+}
+
+// gone notes that a record with so many events is not waiting any more that may have
+// been given back.
+func (s *account) gone(events int) {
+	s.given = max(0, s.given-1)
+	if s.events = max(0, s.events-events); s.given == 0 {
+		s.events = 0
 	}
 }
 
@@ -133,7 +145,7 @@ func (s *account) take(now time.Time) bool {
 // room is how many more records may go.
 func (s *account) room(now time.Time) int {
 	if s.out+s.given > 0 && now.Sub(s.moved) > probeLease {
-		s.out, s.given = 0, 0
+		s.out, s.given, s.events = 0, 0, 0
 	}
 	return s.window - s.out - s.given
 }
@@ -186,16 +198,16 @@ func (a *Accounts) makeRoom(now time.Time) bool {
 	return false
 }
 
-// park keeps a record that v2 has answered 429, until its account may send again.
-// It says no if that is so already.
-func (a *Accounts) park(name string, e Entry) bool {
+// park keeps a record with so many events that v2 has answered 429, until its account
+// may send again. It says no if that is so already.
+func (a *Accounts) park(name string, e Entry, events int) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := a.states[hashOf(name)]
 	if s == nil {
 		return false
 	}
-	s.parked.push(e)
+	s.parked.push(e, events)
 	a.wake()
 	return true
 }
@@ -262,8 +274,8 @@ func (a *Accounts) limits(name string) bool {
 }
 
 // due returns parked records that may go now, and how long there will be none unless
-// changed is closed. Of an account, at most so many are given back and not on their
-// way yet; where each takes a request of its own, those on their way count too. It
+// changed is closed. Of an account, about so many events are given back at most and not
+// on their way yet; where each record takes a request of its own, those on their way count too. It
 // forgets accounts that have been let alone for long enough.
 func (a *Accounts) due(most int) (entries []Entry, wait time.Duration, changed <-chan struct{}) {
 	a.mu.Lock()
@@ -279,14 +291,18 @@ func (a *Accounts) due(most int) (entries []Entry, wait time.Duration, changed <
 			wait = min(wait, left)
 			continue
 		}
-		more := most - s.given
+		room := min(s.room(now), s.parked.len)
+		more := most - s.events
 		if a.sharing.Load() == 0 {
 			more -= s.out
 		}
-		for range min(more, s.room(now), s.parked.len) {
-			entries = append(entries, s.parked.pop())
+		for ; room > 0 && more > 0; room-- {
+			e, events := s.parked.pop()
+			entries = append(entries, e)
 			s.given++
+			s.events += events
 			s.moved = now
+			more -= events
 		}
 		if s.parked.len == 0 && s.out+s.given == 0 && left < -probeLease {
 			a.remove(key)
@@ -300,26 +316,37 @@ func (a *Accounts) due(most int) (entries []Entry, wait time.Duration, changed <
 // take 26 MB.
 type parked struct {
 	len   int
-	bytes []byte // for each, how far its ID is from the one before, and its tries
+	bytes []byte // for each, how far its ID is from the one before, its tries, and its events if they are not one
 	read  int    // how many bytes of it are done with
 	first ID     // the last ID that was taken out
 	last  ID     // the last that was put in
 }
 
-func (p *parked) push(e Entry) {
+func (p *parked) push(e Entry, events int) {
 	p.bytes = binary.AppendVarint(p.bytes, int64(e.ID-p.last)) //nolint:gosec // G115: the same bits, back in pop
-	p.bytes = binary.AppendUvarint(p.bytes, uint64(e.Tries))   //nolint:gosec // G115: a count
+	if events == 1 {
+		p.bytes = binary.AppendUvarint(p.bytes, uint64(e.Tries)<<1) //nolint:gosec // G115: a count
+	} else {
+		p.bytes = binary.AppendUvarint(p.bytes, uint64(e.Tries)<<1|1) //nolint:gosec // G115: a count
+		p.bytes = binary.AppendUvarint(p.bytes, uint64(events))       //nolint:gosec // G115: a count
+	}
 	p.last = e.ID
 	p.len++
 }
 
-func (p *parked) pop() Entry {
+func (p *parked) pop() (e Entry, events int) {
 	step, n := binary.Varint(p.bytes[p.read:])
 	tries, m := binary.Uvarint(p.bytes[p.read+n:])
 	p.read += n + m
+	events = 1
+	if tries&1 != 0 {
+		count, n := binary.Uvarint(p.bytes[p.read:])
+		p.read += n
+		events = int(count) //nolint:gosec // G115: it was an int
+	}
 	p.first += ID(step) //nolint:gosec // G115: the same bits as in push
 	p.len--
-	e := Entry{ID: p.first, Tries: int(tries)} //nolint:gosec // G115: it was an int
+	e = Entry{ID: p.first, Tries: int(tries >> 1)} //nolint:gosec // G115: it was an int
 	switch {
 	case p.len == 0:
 		*p = parked{}
@@ -327,5 +354,5 @@ func (p *parked) pop() Entry {
 		p.bytes = append([]byte(nil), p.bytes[p.read:]...)
 		p.read = 0
 	}
-	return e
+	return e, events
 }

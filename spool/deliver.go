@@ -172,7 +172,7 @@ type Deliverer struct {
 	forming  forming      // the same, in batches
 	marks    marks
 	probes   int          // how often a record was taken while v2 was down
-	portion  atomic.Int64 // how many records of an account that was paused come back at a time
+	portion  atomic.Int64 // how many events of an account that was paused come back at a time
 	running  sync.WaitGroup
 	began    time.Time    // of this Deliverer: a clock that jumps does not move what is measured from it
 	told     atomic.Int64 // when OnError was, in nanoseconds since tellPause before began
@@ -307,10 +307,10 @@ func (d *Deliverer) dispatch(ctx context.Context, e Entry) {
 	refused, known := d.refused.get(e.name())
 	switch old := d.isOld(e, time.Now()); {
 	case known:
-		d.skip(account)
+		d.skip(account, e)
 		d.aside(ctx, e, func() { d.bury(e, refused, Refused) })
 	case old:
-		d.skip(account)
+		d.skip(account, e)
 		d.aside(ctx, e, func() { d.bury(e, Result{}, TooOld) })
 	case !d.admitted(account, e):
 	default:
@@ -549,8 +549,15 @@ func (d *Deliverer) limited(e Entry, sent time.Time, r Result) {
 	account := d.nameOf(e)
 	paused := d.refuse(account, sent, r.RetryAfter)
 	tried := Entry{ID: e.ID, Tries: e.Tries + 1}
-	if !paused || !d.queue.Holds() || !d.park(account, tried) {
+	if !paused || !d.queue.Holds() || !d.park(account, tried, d.eventsIn(e)) {
 		d.queue.Later(e, max(retryPause(e.Tries), min(r.RetryAfter, maxAccountPause)))
+	}
+}
+
+// skip notes that a record will not be sent.
+func (d *Deliverer) skip(account string, e Entry) {
+	if d.some.Load() {
+		d.Gate.skip(account, d.eventsIn(e))
 	}
 }
 
@@ -560,7 +567,7 @@ func (d *Deliverer) admitted(account string, e Entry) bool {
 	if !d.some.Load() {
 		return true // nearly always
 	}
-	ok, wait := d.admit(account, e, d.queue.Holds())
+	ok, wait := d.admit(account, e, d.eventsIn(e), d.queue.Holds())
 	if ok {
 		return true
 	}

@@ -73,6 +73,14 @@ func (d *Deliverer) several(e Entry) *several {
 	return s
 }
 
+// eventsIn is how many events of a record are to go.
+func (d *Deliverer) eventsIn(e Entry) int {
+	if s := d.several(e); s != nil {
+		return len(s.left)
+	}
+	return 1
+}
+
 // some returns the events at some positions.
 func (s *several) some(at []int) [][]byte {
 	if len(at) == len(s.events) {

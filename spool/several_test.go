@@ -567,3 +567,37 @@ func TestStopWithSeveral(t *testing.T) {
 		}
 	})
 }
+
+// When v2 takes an account's records again, the others do not wait longer for them
+// because they have many events.
+func TestLargeBacklogOfSeveral(t *testing.T) {
+	t.Parallel()
+	const backlog, events = 400, 500
+	synctest.Test(t, func(t *testing.T) {
+		account := func(data []byte) string {
+			if bytes.HasPrefix(data, []byte(severalMark)) {
+				return "noisy"
+			}
+			return accountOf(data)
+		}
+		w, v2 := runSeveral(t, spool.Delivery{Account: account, Limits: spool.Limits{Rate: 1000}})
+		v2.set(always(spool.Result{Status: http.StatusTooManyRequests, RetryAfter: 10 * time.Minute}))
+		for range backlog {
+			w.queue.append(several(named("a", events)...))
+		}
+		time.Sleep(time.Second) // until v2 has answered
+		w.healthy(t, "first", 100, 5*time.Second)
+		v2.set(nil)
+		time.Sleep(10 * time.Minute) // the pause is over
+		before := w.queue.count(acked)
+		w.healthy(t, "second", 1000, 50*time.Second)
+		if n := (w.queue.count(acked) - before - 1000) * events; n < 40_000 {
+			t.Errorf("%d events of the backlog in 52 s, want 52,000 and more", n)
+		}
+		time.Sleep(5 * time.Minute)
+		w.expect(t, map[state]int{acked: backlog + 1100})
+		if n := w.Paused(); n > 0 {
+			t.Errorf("%d accounts are limited still", n)
+		}
+	})
+}
