@@ -139,12 +139,16 @@ func readPlainEvent(data []byte) (e plainEvent, ok bool) {
 	return plainEvent{names, key.text, rest}, len(rest) == length && isBatchKey(key.text)
 }
 
-// areNames reports whether a path is that of a database and a table. A batch for a
-// database that is called postback would come at v2 where the paths of Postback begin.
+// areNames reports whether a path is that of a database that may have batches, and a
+// table.
 func areNames(path []byte) bool {
 	database, table, _ := bytes.Cut(path, []byte("/"))
-	return validName(string(database)) && validName(string(table)) && !strings.EqualFold(string(database), "postback")
+	return validName(string(database)) && validName(string(table)) && mayHaveBatches(string(database))
 }
+
+// mayHaveBatches reports whether records of a database may go in batches. Those for one
+// that is called postback would come at v2 where the paths of Postback begin.
+func mayHaveBatches(database string) bool { return !strings.EqualFold(database, "postback") }
 
 // holdsForBody reports whether a header says of the body what a batch cannot say of
 // a record: a coding, a digest, a type that is not JSON in UTF-8.
@@ -251,13 +255,21 @@ const maxUUIDMember = len(`,"uuid":"00000000-0000-0000-0000-000000000000"`)
 // AppendHead appends the head of a batch's request in HTTP/1.1 form, up to and
 // including the empty line. The body is gzip-compressed JSON of so many bytes.
 func (g BatchGroup) AppendHead(dst []byte, host string, length int) []byte {
+	return g.appendHead(dst, host, "Content-Encoding: gzip\r\n", length)
+}
+
+// appendHead is the same for a body of which the field coding says how it is
+// compressed.
+func (g BatchGroup) appendHead(dst []byte, host, coding string, length int) []byte {
 	dst = append(dst, "POST /"...)
 	dst = append(dst, g.Database...)
 	dst = append(dst, '/')
 	dst = append(dst, g.Table...)
 	dst = append(dst, " HTTP/1.1\r\nHost: "...)
 	dst = append(dst, host...)
-	dst = append(dst, "\r\nContent-Type: "+batchType+"\r\nAccept: "+batchType+"\r\nContent-Encoding: gzip\r\nAuthorization: TD1 "...)
+	dst = append(dst, "\r\nContent-Type: "+batchType+"\r\nAccept: "+batchType+"\r\n"...)
+	dst = append(dst, coding...)
+	dst = append(dst, "Authorization: TD1 "...)
 	dst = append(dst, g.Key...)
 	dst = append(dst, "\r\nContent-Length: "...)
 	dst = strconv.AppendInt(dst, int64(length), 10)

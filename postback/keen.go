@@ -68,13 +68,18 @@ type KeenCollection struct {
 // KeenEvent is an event as v2 gets it.
 type KeenEvent struct {
 	// Record is the record of a batch. An Alone one goes by Postback: then it is a
-	// body there. It is nil if there is a fault.
+	// body there. It is nil if the event came with a fault.
 	Record []byte
 	Alone  bool
 
 	// Fault says why the event can never be taken. Who learns it of v2 sets it to
 	// KeenRefused.
 	Fault KeenFault
+
+	// Taken says that v2 has the event. Who learns that sets it.
+	Taken bool
+
+	untimed bool // nothing in it says its time
 }
 
 // Read reads a decompressed body. What it returns holds nothing of that. marked says that the request
@@ -110,6 +115,7 @@ type keenBody struct {
 	values
 	read  Keen
 	count int    // of events and collections
+	alone bool   // the events of the collection have no batches
 	room  []byte // for the next records
 	event keenEvent
 }
@@ -125,6 +131,7 @@ func (b *keenBody) collection(marked bool) *Refusal {
 		name = jsonText(c.name)
 	}
 	c.Destination = destinationOf(name)
+	b.alone = c.Database != "" && !mayHaveBatches(c.Database)
 	switch {
 	case b.text[b.at] != '[':
 		return invalidKeen("a collection is not an array; send an object with an array of events for each database.table")
@@ -191,11 +198,17 @@ func (b *keenBody) record() (e KeenEvent, refused *Refusal) {
 		b.room = make([]byte, 0, size)
 	}
 	start := len(b.room)
-	if e.Alone = b.event.mustGoAlone(); !e.Alone {
+	if e.Alone = b.alone || b.event.mustGoAlone(); !e.Alone {
 		b.room = b.event.appendRecord(b.room, b.text, b.KeenReader)
-		e.Alone = len(b.room)-start > MaxBatchRecord
+		e.untimed = b.event.seconds < 0 && b.event.times == 0
+		length := len(b.room) - start
+		if e.untimed { // it grows if it is kept
+			length += maxTimeMember
+		}
+		e.Alone = length > MaxBatchRecord
 	}
 	if e.Alone {
+		e.untimed = false
 		b.room = b.event.appendAlone(b.room[:start], b.text, b.Arrival)
 	}
 	if len(b.room)-start > MaxBody {

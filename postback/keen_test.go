@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"regexp"
 	"runtime"
 	"slices"
@@ -244,8 +245,6 @@ func TestKeenEvents(t *testing.T) {
 		{name: "nested too deeply, and then less", event: `{"a":` + nested(maxNesting) + `,"b":[]}`, alone: `{"a":` + nested(maxNesting) + `,"b":[]}`},
 		{name: "as large as can be", event: `{"time":0,` + columns(MaxBatchRecord - added - len(`"time":0,`))[1:], want: `{"time":0,` + strings.TrimSuffix(columns(MaxBatchRecord - added - len(`"time":0,`))[1:], "}") + `,` + randomUUID + `}`},
 		{name: "a byte larger", event: `{"time":0,` + columns(MaxBatchRecord - added - len(`"time":0,`) + 1)[1:], alone: `{"time":0,` + columns(MaxBatchRecord - added - len(`"time":0,`) + 1)[1:]},
-		{name: "as large as can be, without a time", event: columns(MaxBatchRecord - added), want: strings.TrimSuffix(columns(MaxBatchRecord-added), "}") + `,` + randomUUID + `}`},
-		{name: "a byte larger, without a time", event: columns(MaxBatchRecord - added + 1), alone: columns(MaxBatchRecord - added + 1)},
 		{name: "as large as Postback takes", event: columns(MaxBody), alone: columns(MaxBody)},
 		{name: "as large as Postback takes, and what goes", event: columns(MaxBody - 1)[:MaxBody-2] + `,` + own + `}`, alone: columns(MaxBody - 1)},
 
@@ -283,6 +282,15 @@ func TestKeenEvents(t *testing.T) {
 				t.Error("the body has changed")
 			}
 		})
+	}
+}
+
+// TestKeenAlone keeps an event that goes alone as a request of its own.
+func TestKeenAlone(t *testing.T) {
+	e := readKeen(t, `{"db.tbl":[{"uuid":1,"#SSUT":true,"keen":{"timestamp":"2027-01-15T08:00:00Z"}}]}`).Collections[0].Events[0]
+	data := keptPost(string(e.Record), time.Unix(testArrival, 0), nil)
+	if kept, err := ReadKept(data); err != nil || string(kept.Body) != `{"uuid":1,"td_record_time":1800000000}` {
+		t.Errorf("kept as %q, %v", kept.Body, err)
 	}
 }
 
@@ -490,6 +498,7 @@ func TestKeenBatches(t *testing.T) {
 		{"with others between", `{"a.b":[{},1,{"uuid":1},{},[],{}]}`, MaxBatchBytes, "a/b 3"},
 		{"large", `{"a.b":[` + events(21, tenth) + `]}`, MaxBatchBytes, "a/b 10, a/b 10, a/b 1"},
 		{"a smaller limit", `{"a.b":[` + events(5, tenth) + `]}`, 1_000_000, "a/b 2, a/b 2, a/b 1"},
+		{"without a time", `{"a.b":[` + events(4, `{"#SSUT":true}`) + `]}`, len("[]") + 2*len(`{`+randomUUID+`}`) + 2*(maxTimeMember+len(",")), "a/b 2, a/b 2"},
 		{"larger than the limit", `{"a.b":[{},` + events(2, tenth) + `,{}]}`, 1000, "a/b 1, a/b 1, a/b 1, a/b 1"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -500,11 +509,9 @@ func TestKeenBatches(t *testing.T) {
 				got = append(got, fmt.Sprintf("%s/%s %d", b.Database, b.Table, len(b.Events)))
 				all = append(all, b.Events...)
 				size := len("[]") - len(",")
-				for i, record := range b.Records() {
+				kept, _ := b.ToKeep(benchKey, "v2", time.Unix(testArrival, 0))
+				for _, record := range kept.Records {
 					size += len(record) + len(",")
-					if !bytes.Equal(record, b.Events[i].Record) {
-						t.Errorf("record %d is %.300q", i, record)
-					}
 				}
 				if size > tc.most && len(b.Events) > 1 {
 					t.Errorf("a batch has %d bytes", size)
@@ -527,6 +534,23 @@ func TestKeenBatches(t *testing.T) {
 				t.Errorf("%d events more", len(all))
 			}
 		})
+	}
+}
+
+// TestKeenBatchesLeft makes batches of the events that v2 has not taken.
+func TestKeenBatchesLeft(t *testing.T) {
+	k := readKeen(t, `{"a.b":[{"n":0},{"n":1},{"n":2}],"a.c":[{"n":3}],"a.d":[{"n":4}]}`)
+	k.Collections[0].Events[1].Taken = true
+	k.Collections[0].Events[2].Fault = KeenRefused
+	k.Collections[1].Events[0].Taken = true
+	var left []string
+	for _, b := range k.Batches(MaxBatchBytes) {
+		for _, e := range b.Events {
+			left = append(left, b.Table+string(e.Record[:len(`{"n":0`)]))
+		}
+	}
+	if want := []string{`b{"n":0`, `d{"n":4`}; !slices.Equal(left, want) {
+		t.Errorf("got %q", left)
 	}
 }
 
@@ -602,10 +626,9 @@ func FuzzKeen(f *testing.F) {
 		}
 		checkKeenAnswer(t, k, want)
 		for _, b := range k.Batches(MaxBatchBytes) {
-			for _, record := range b.Records() {
-				if !json.Valid(record) {
-					t.Errorf("%q has become %q", body, record)
-				}
+			kept, _ := b.ToKeep(benchKey, "v2", arrival)
+			if read, ok := ReadKeptBatch(kept.Append(nil)); !ok || !reflect.DeepEqual(read, kept) {
+				t.Errorf("%q is kept as %q", kept, read)
 			}
 		}
 	})
@@ -917,11 +940,31 @@ func BenchmarkKeen(b *testing.B) {
 		perEvent(b)
 	})
 	k, _ := r.Read(body, true)
+	batch := k.Batches(MaxBatchBytes)[0]
 	b.Run("answer", func(b *testing.B) {
 		dst := make([]byte, 0, 16<<10)
 		b.ReportAllocs()
 		for b.Loop() {
 			dst = k.AppendAnswer(dst[:0])
+		}
+		perEvent(b)
+	})
+	kept, _ := batch.ToKeep(benchKey, "v2", r.Arrival)
+	data := kept.Append(nil)
+	b.Run("keep", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			kept, _ := batch.ToKeep(benchKey, "v2", r.Arrival)
+			data = kept.Append(data[:0])
+		}
+		perEvent(b)
+	})
+	b.Run("read kept", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if kept, ok := ReadKeptBatch(data); !ok || len(kept.Records) != 400 {
+				b.Fatal("not 400 events")
+			}
 		}
 		perEvent(b)
 	})

@@ -29,8 +29,8 @@ var keenFaults = [...]struct{ name, description string }{
 // String says what must be otherwise, for logs.
 func (f KeenFault) String() string { return keenFaults[f].description }
 
-// AppendAnswer appends the answer to a request of which each event is taken, or has a
-// fault.
+// AppendAnswer appends the answer to a request of which each event is taken, or kept,
+// or has a fault.
 func (k *Keen) AppendAnswer(dst []byte) []byte {
 	dst = append(dst, '{')
 	for i := range k.Collections {
