@@ -2,11 +2,13 @@ package caddymodule
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -23,8 +25,9 @@ import (
 // says are taken, or can never be. After one that leaves an event, old SDKs send all
 // of them again at once, for ever; and after 413 they send the same again whenever the
 // app does. So a call gets 200 when it is known of each event that v2 has it, or will
-// never take it. Otherwise it gets an error as a whole, after which the SDKs wait, and
-// send all of the events again: those that v2 has, it drops by their uuid.
+// never take it, or that it is in the spool. Otherwise it gets an error as a whole,
+// after which the SDKs wait, and send all of the events again: those that v2 has, it
+// drops by their uuid.
 
 const (
 	// maxKeenSends is how many requests to v2 a call has on the way at a time.
@@ -43,14 +46,25 @@ const (
 type keenCall struct {
 	call
 	h       *Handler
-	held    int64  // what it holds in memory beside its head, in bytes
-	account string // that v2 counts it for
+	held    atomic.Int64 // what it holds in memory beside its head, in bytes
+	account string       // that v2 counts it for
 	until   time.Time
+	kept    bool // those of its events that v2 has not taken
 
 	mu      sync.Mutex
-	trips   upstream.Trip     // all to v2, together
-	refused *postback.Refusal // why v2 does not take all of the events now
-	because string            // what became of the call then, if it is not the refusal's code
+	ended   bool                         // what v2 says of its events is too late
+	trips   upstream.Trip                // all to v2, together
+	refused *postback.Refusal            // why v2 does not take all of the events now
+	because string                       // what became of the call then, if it is not the refusal's code
+	trouble *eventsTrouble               // the first one at v2, if there is a spool
+	unsure  map[*postback.KeenEvent]bool // events that go alone and that v2 may have
+}
+
+// eventsTrouble is an answer of v2's, or that there is none, for which it does not take
+// events.
+type eventsTrouble struct {
+	of     postback.Destination
+	result spool.Result
 }
 
 // serveKeen sends the events of a call, and answers as its SDK expects it. It goes on
@@ -58,7 +72,7 @@ type keenCall struct {
 func (h *Handler) serveKeen(c *call) {
 	k := &keenCall{call: *c, h: h, account: c.Payer()}
 	defer func() {
-		h.bodies.free(k.held)
+		h.bodies.free(k.held.Load())
 		*c = k.call
 	}()
 	events, refused := k.read()
@@ -68,6 +82,16 @@ func (h *Handler) serveKeen(c *call) {
 	}
 	k.events, _ = events.Count()
 	k.Destination = events.Destination()
+	if unkept := k.keepFirst(events); unkept == nil {
+		k.answer(events, spooledResult)
+	} else {
+		k.sendOrKeep(events, unkept)
+	}
+}
+
+// sendOrKeep sends the events to v2, and keeps those that it does not take now. unkept
+// is why they are not kept already.
+func (k *keenCall) sendOrKeep(events *postback.Keen, unkept error) {
 	sent := make(chan struct{})
 	late := time.NewTimer(k.to.Timeout)
 	defer late.Stop()
@@ -78,14 +102,40 @@ func (h *Handler) serveKeen(c *call) {
 	}()
 	select {
 	case <-sent:
-		k.answer(events)
+		k.settle(events, unkept)
 	case <-late.C: // the caller has waited for long enough
 		k.fail(postback.EventsLate, "")
-		h.refuse(&k.call, postback.EventsLate)
+		k.settle(events, unkept)
 		_ = http.NewResponseController(k.w).Flush()
 		<-sent
 		k.trip = k.trips
 	}
+	if k.trouble != nil {
+		k.h.warnOfEvents(&k.call, k.trouble.of, &k.trouble.result, k.kept)
+	}
+}
+
+// settle answers by what is known of the events by now.
+func (k *keenCall) settle(events *postback.Keen, unkept error) {
+	refused, because := k.end()
+	switch {
+	case refused == nil:
+		k.answer(events, forwardedResult)
+	case refused.Status < http.StatusInternalServerError || k.h.Spool == nil:
+		k.h.refuse(&k.call, refused)
+		k.result = cmp.Or(because, k.result)
+	default:
+		k.keepRest(events, unkept)
+	}
+}
+
+// end says how sending has gone. What v2 says of events after that is not noted.
+func (k *keenCall) end() (refused *postback.Refusal, because string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ended = true
+	k.trip = k.trips
+	return k.refused, k.because
 }
 
 // hold counts bytes in max_buffered that the call is about to hold in memory, if they
@@ -96,7 +146,7 @@ func (k *keenCall) hold(bytes int) bool {
 	} else if !k.h.bodies.reserve(int64(bytes)) {
 		return false
 	}
-	k.held += int64(bytes)
+	k.held.Add(int64(bytes))
 	return true
 }
 
@@ -138,17 +188,10 @@ func keenBodyRefusal(err error) *postback.Refusal {
 	return bodyRefusal(err)
 }
 
-// answer answers when it is known what became of each event.
-func (k *keenCall) answer(events *postback.Keen) {
-	k.trip = k.trips
-	if k.refused != nil {
-		k.h.refuse(&k.call, k.refused)
-		if k.because != "" {
-			k.result = k.because
-		}
-		return
-	}
-	k.result = forwardedResult
+// answer answers when it is known of each event what becomes of it. result is what
+// became of those without a fault.
+func (k *keenCall) answer(events *postback.Keen, result string) {
+	k.result = result
 	if _, faults := events.Count(); faults > 0 {
 		k.result = someRefusedResult
 		k.h.warnOfFaults(&k.call, events)
@@ -167,30 +210,27 @@ func (k *keenCall) answer(events *postback.Keen) {
 // repeat: they go when it has taken all others.
 func (k *keenCall) send(events *postback.Keen) {
 	batches := events.Batches(postback.MaxBatchBytes)
-	if !k.holdBatches(batches) {
+	room := roomToSend(batches)
+	if !k.hold(room) {
 		k.fail(postback.Overloaded, "")
 		return
 	}
+	defer k.hold(-room)
 	var sends errgroup.Group
 	sends.SetLimit(maxKeenSends)
 	for _, b := range batches {
 		sends.Go(func() error { k.sendBatch(&sends, b, 1); return nil })
 	}
 	_ = sends.Wait()
-	for i := range events.Collections {
-		to := events.Collections[i].Destination
-		for n := range events.Collections[i].Events {
-			if e := &events.Collections[i].Events[n]; e.Alone && e.Fault == 0 {
-				sends.Go(func() error { k.sendAlone(to, e); return nil })
-			}
-		}
+	for to, e := range events.Alone() {
+		sends.Go(func() error { k.sendAlone(to, e); return nil })
 	}
 	_ = sends.Wait()
 }
 
-// holdBatches counts what sending holds in memory, for the largest of the batches that
-// are on the way at a time.
-func (k *keenCall) holdBatches(batches []postback.KeenBatch) bool {
+// roomToSend is what sending holds in memory, in bytes, for the largest of the batches
+// that are on the way at a time.
+func roomToSend(batches []postback.KeenBatch) int {
 	largest := 0
 	for _, b := range batches {
 		size := 0
@@ -200,7 +240,7 @@ func (k *keenCall) holdBatches(batches []postback.KeenBatch) bool {
 		largest = max(largest, size)
 	}
 	const copies = 2 // of what they are compressed to, which may be no less
-	return k.hold(min(len(batches), maxKeenSends) * (copies*largest + keenSendCost))
+	return min(len(batches), maxKeenSends) * (copies*largest + keenSendCost)
 }
 
 // may reports whether something may be sent now. With a spool, answered must be called
@@ -232,6 +272,15 @@ func (k *keenCall) fail(refused *postback.Refusal, because string) {
 	defer k.mu.Unlock()
 	if k.refused == nil || refused.Status < http.StatusInternalServerError {
 		k.refused, k.because = refused, because
+	}
+}
+
+// mark notes what became of an event at v2, unless the call has ended.
+func (k *keenCall) mark(e *postback.KeenEvent, fault postback.KeenFault) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.ended {
+		e.Fault, e.Taken = fault, fault == 0
 	}
 }
 
@@ -274,6 +323,7 @@ func (k *keenCall) sendAgain(sends *errgroup.Group, b postback.KeenBatch, r *spo
 		switch {
 		case r.Receipts == nil && r.Status == http.StatusPartialContent: // it does not say which
 		case r.Receipts == nil || r.Receipts[i].Taken:
+			k.mark(e, 0)
 			continue
 		default:
 			words = r.Receipts[i].Words
@@ -285,7 +335,9 @@ func (k *keenCall) sendAgain(sends *errgroup.Group, b postback.KeenBatch, r *spo
 	case try < keenTries:
 		k.sendBatch(sends, again, try+1)
 	default:
-		k.h.warnOfEventsLeft(&k.call, b.Destination, r.Status, words)
+		left := r.Result
+		left.Words = words
+		k.tell(b.Destination, &left)
 		k.fail(postback.EventsNotTaken, "")
 	}
 }
@@ -295,17 +347,40 @@ func (k *keenCall) sendAlone(to postback.Destination, e *postback.KeenEvent) {
 	if !k.may() {
 		return
 	}
-	request := postback.Request{
-		Host: k.to.host, Destination: to, Credentials: k.Credentials, Forwarded: k.out.Forwarded,
-		ContentType: "application/json", Body: e.Record,
-	}
+	k.doubt(e, true)
+	request := k.requestOf(to, e)
 	var t upstream.Trip
 	sent := time.Now()
 	err := k.to.Deliver(append(request.AppendHead(nil), e.Record...), &t)
 	result := resultOf(&t, err)
+	k.doubt(e, result.Ambiguous)
 	k.note(sent, &result, &t)
-	if !k.failedAsWhole(&result, to) && result.Status >= http.StatusMultipleChoices {
+	switch {
+	case k.failedAsWhole(&result, to):
+	case result.Status < http.StatusMultipleChoices:
+		k.mark(e, 0)
+	default:
 		k.refuseEvent(e, &result, to)
+	}
+}
+
+// requestOf is the request by which an event goes alone.
+func (k *keenCall) requestOf(to postback.Destination, e *postback.KeenEvent) postback.Request {
+	return postback.Request{
+		Host: k.to.host, Destination: to, Credentials: k.Credentials, Forwarded: k.out.Forwarded,
+		ContentType: "application/json", Body: e.Record,
+	}
+}
+
+// doubt notes whether v2 may have an event of which it drops no repeat.
+func (k *keenCall) doubt(e *postback.KeenEvent, unsure bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.unsure == nil {
+		k.unsure = map[*postback.KeenEvent]bool{}
+	}
+	if !k.ended {
+		k.unsure[e] = unsure
 	}
 }
 
@@ -348,12 +423,26 @@ func (k *keenCall) failedAsWhole(r *spool.Result, to postback.Destination) bool 
 	default:
 		k.fail(postback.EventsNotTaken, upstreamResult(r.Status))
 	}
-	k.h.warnOfEvents(&k.call, to, r)
+	k.tell(to, r)
 	return true
+}
+
+// tell tells the operator why v2 does not take events. With a spool that is told when
+// it is known whether they are kept.
+func (k *keenCall) tell(to postback.Destination, r *spool.Result) {
+	if k.h.Spool == nil || r.OfKey() {
+		k.h.warnOfEvents(&k.call, to, r, false)
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.trouble == nil {
+		k.trouble = &eventsTrouble{to, *r}
+	}
 }
 
 // refuseEvent notes that v2 refuses an event for good. Its caller deletes it.
 func (k *keenCall) refuseEvent(e *postback.KeenEvent, r *spool.Result, to postback.Destination) {
-	e.Fault = postback.KeenRefused
-	k.h.warnOfEvents(&k.call, to, r)
+	k.mark(e, postback.KeenRefused)
+	k.h.warnOfEvents(&k.call, to, r, false)
 }

@@ -781,47 +781,6 @@ func (b *leavingBody) Read(p []byte) (int, error) {
 	return b.ReadCloser.Read(p)
 }
 
-// TestKeenSpool: with a spool, events are not sent to a v2 that is taken to be down, or
-// for an account that v2 has paused; and they alone find out that v2 is up again.
-func TestKeenSpool(t *testing.T) {
-	var requests, status atomic.Int32
-	status.Store(503)
-	v2 := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		requests.Add(1)
-		if strings.Contains(r.Header.Get("Authorization"), " 5678/") {
-			w.Header().Set("Retry-After", "3600")
-			w.WriteHeader(429)
-			return
-		}
-		w.WriteHeader(int(status.Load()))
-	}))
-	defer v2.Close()
-	g := newSpooling(t)
-	g.load(t, g.handler(v2.URL))
-	ask := func(key string) int { return g.postTo(t, "/js/v3/event?td_write_key="+key, `{"db.tbl":[{"n":1}]}`) }
-	for range 5 {
-		if got := ask("1234/aa"); got != 503 {
-			t.Fatalf("got %d", got)
-		}
-	}
-	sent := requests.Load()
-	if got := ask("1234/aa"); got != 503 || requests.Load() != sent {
-		t.Errorf("got %d, and v2, which is down, %d requests", got, requests.Load()-sent)
-	}
-	status.Store(200)
-	eventually(t, "v2 is found to be up", func() bool { return ask("1234/aa") == 200 })
-	if got := ask("5678/bb"); got != 503 {
-		t.Errorf("got %d", got)
-	}
-	sent = requests.Load()
-	if got := ask("5678/cc"); got != 503 || requests.Load() != sent {
-		t.Errorf("got %d, and v2, which has paused the account, %d requests", got, requests.Load()-sent)
-	}
-	if got := ask("1234/aa"); got != 200 {
-		t.Errorf("another account got %d", got)
-	}
-}
-
 // TestKeenWarns: each trouble is told once a minute, with advice and without a key.
 func TestKeenWarns(t *testing.T) {
 	for name, tc := range map[string]struct {

@@ -221,7 +221,7 @@ func (s *sharedSpool) Destruct() error {
 
 // shared makes the spool, and opens nothing.
 func (s *Spool) shared(place string, key []byte) *sharedSpool {
-	setup := spool.Setup{Place: place, Account: postback.KeptPayer, OnFate: settled, OnOpen: func(log spool.Log) { tellOpened(place, len(key) > 0, log) }}
+	setup := spool.Setup{Place: place, Account: postback.KeptPayer, Events: eventsOf, Rest: restOf, OnFate: settled, OnOpen: func(log spool.Log) { tellOpened(place, len(key) > 0, log) }}
 	if len(s.NATS) > 0 {
 		setup.Report = clusterReporter(place)
 		setup.Final = []error{cluster.ErrMisfit}

@@ -132,9 +132,17 @@ func (h *Handler) warnOfAnswer(c *call) {
 }
 
 // warnOfEvents tells of an answer of v2's, or that there is none, for which events of a
-// call with several are not taken, or one of them never will be.
-func (h *Handler) warnOfEvents(c *call, to postback.Destination, r *spool.Result) {
-	const again = "; the callers have got 503, and send all of their events again"
+// call with several are not taken, or one of them never will be; and whether those that
+// are not taken are kept.
+func (h *Handler) warnOfEvents(c *call, to postback.Destination, r *spool.Result, kept bool) {
+	if kept && r.NotTaken() {
+		warnOfKept(h.logger, r, c.to.host, owner{c.Account(), to})
+		return
+	}
+	again := "; the callers have got 503, and send all of their events again"
+	if kept {
+		again = "; the events are kept, and are dead letters if that does not change"
+	}
 	var of *warning
 	var advice string
 	switch {
@@ -149,6 +157,8 @@ func (h *Handler) warnOfEvents(c *call, to postback.Destination, r *spool.Result
 		if r.OfRecords() {
 			advice += "; the caller deletes the event, and the others are taken"
 		}
+	case r.Status < http.StatusMultipleChoices: // it takes others, again and again
+		of, advice = &eventsLeftWarning, "see v2's words"+again
 	default:
 		of, advice = &eventsLeftWarning, "see that upstream is a host with v2's batch API, and that nothing on the way keeps such requests from it"+again
 	}
@@ -161,15 +171,6 @@ func (h *Handler) warnOfEvents(c *call, to postback.Destination, r *spool.Result
 	}
 	h.logger.Warn(message, zap.Int("status", r.Status), zap.String("upstream", c.to.host), zap.Error(r.Err), words(r.Words), zap.Inline(owner{c.Account(), to}),
 		zap.String("advice", advice))
-}
-
-// warnOfEventsLeft tells of events that v2 does not take, again and again, while it
-// takes others.
-func (h *Handler) warnOfEventsLeft(c *call, to postback.Destination, status int, said string) {
-	if e := eventsLeftWarning.check(h.logger); e != nil {
-		e.Write(zap.Int("status", status), zap.String("upstream", c.to.host), words(said), zap.Inline(owner{c.Account(), to}),
-			zap.String("advice", "see v2's words; the callers have got 503, and send all of their events again"))
-	}
 }
 
 // warnOfFaults tells of an event that v2 was not asked about, as it would refuse it.

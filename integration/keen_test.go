@@ -15,7 +15,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/td-postback/gateway/sandbox"
 )
@@ -265,30 +264,6 @@ func TestKeenSurfaces(t *testing.T) {
 			}
 		}
 	}
-}
-
-// TestKeenSpool: the spool keeps no event of these calls, and with v2 down their
-// callers get 503 and keep them themselves.
-func TestKeenSpool(t *testing.T) {
-	t.Parallel()
-	v2 := startBatchV2(t, func(*batchArrival) batchAnswer { return batchAnswer{status: 503} })
-	g := serveSpool(t, v2.URL, "", "mode always")
-	body := keenBody("db.tbl", "a", "b")
-	if answer := raw(t, g.addr, post(androidPath, ofAndroid, body)); answer.StatusCode != 503 {
-		t.Errorf("got %d %s", answer.StatusCode, answer.body)
-	}
-	if state := g.state(t); state.records() != 0 {
-		t.Errorf("%d are kept", state.records())
-	}
-	v2.calm.Store(true)
-	deadline := time.Now().Add(patience)
-	for answer := raw(t, g.addr, post(androidPath, ofAndroid, body)); answer.StatusCode != 200; answer = raw(t, g.addr, post(androidPath, ofAndroid, body)) {
-		if answer.StatusCode != 503 || time.Now().After(deadline) {
-			t.Fatalf("got %d %s", answer.StatusCode, answer.body)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	v2.once(t, []string{"a", "b"})
 }
 
 // TestKeenOutcome: metrics and the access log know the kinds and how many events a

@@ -1,6 +1,9 @@
 package postback
 
-import "time"
+import (
+	"iter"
+	"time"
+)
 
 // This file makes batches of events.
 
@@ -43,6 +46,20 @@ func (k *Keen) Batches(most int) (batches []KeenBatch) {
 		}
 	}
 	return batches
+}
+
+// Alone returns the events that go alone and are not Taken, and where they go.
+func (k *Keen) Alone() iter.Seq2[Destination, *KeenEvent] {
+	return func(yield func(Destination, *KeenEvent) bool) {
+		for n := range k.Collections {
+			c := &k.Collections[n]
+			for i := range c.Events {
+				if e := &c.Events[i]; e.Alone && !e.Taken && e.Fault == 0 && !yield(c.Destination, e) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // Records are the records of the events, for a request that goes now.
