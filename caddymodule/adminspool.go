@@ -63,6 +63,7 @@ type keptRecord struct {
 	Arrival time.Time  `json:"arrival"`
 	Path    string     `json:"path"`
 	Account string     `json:"account,omitempty"`
+	Events  int        `json:"events,omitempty"` // of a request with several
 	Bytes   int        `json:"bytes"`
 	Status  int        `json:"status,omitempty"`
 	Reason  string     `json:"reason,omitempty"`
@@ -205,6 +206,9 @@ func (s *selected) show(id spool.ID, record spool.Record) keptRecord {
 	kept, err := postback.ReadKept(record.Data) // what can be read of a damaged one
 	shown.Path, shown.Query, shown.Header = postback.MaskKeys(kept.Path), postback.MaskKeys(kept.Query), withoutKeys(kept.Header)
 	shown.Account = kept.Credentials.Account()
+	if _, events, several := eventsOf(record.Data); several {
+		shown.Events = len(events)
+	}
 	switch {
 	case err != nil:
 	case utf8.Valid(kept.Body):

@@ -208,14 +208,18 @@ func spoolListCommand(fs caddycmd.Flags) (int, error) {
 	if err != nil {
 		return caddy.ExitCodeFailedQuit, err
 	}
-	table := newTable("ID", "ARRIVAL", "PATH", "ACCOUNT", "BYTES", "STATUS", "REASON")
+	table := newTable("ID", "ARRIVAL", "PATH", "ACCOUNT", "BYTES", "STATUS", "REASON", "EVENTS")
 	for _, r := range records {
 		status := "-" // v2 gave none that was the last word
 		if r.Status != 0 {
 			status = strconv.Itoa(r.Status)
 		}
+		events := "" // last: scripts that know no such column read the others as before
+		if r.Events > 0 {
+			events = strconv.Itoa(r.Events)
+		}
 		table.row(strconv.FormatUint(uint64(r.ID), 10), r.Arrival.UTC().Format(time.RFC3339), r.Path, r.Account,
-			strconv.Itoa(r.Bytes), status, cmp.Or(r.Reason, "-"))
+			strconv.Itoa(r.Bytes), status, cmp.Or(r.Reason, "-"), events)
 	}
 	return caddy.ExitCodeSuccess, table.Flush()
 }

@@ -676,7 +676,7 @@ func (g *spooling) awaitMetrics(t *testing.T, want map[string]float64) {
 // letter is a record as the admin API lists it.
 type letter struct {
 	ID                        uint64
-	Status, Bytes             int
+	Status, Bytes, Events     int
 	Reason, Path, Account     string
 	Queue, Spool, Query, Body string
 	Arrival                   time.Time
