@@ -121,7 +121,21 @@ func TestDoctorFindsEachFault(t *testing.T) {
 		"a nested respond in front":        {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\troute {\n\t\trespond ok\n\t\t}\n\t\ttd_postback us01\n\t\t}\n"}, losesRecords, []string{"`respond` answers every call"}},
 		"respond for the events":           {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\trespond /postback/* ok\n\t\ttd_postback us01\n\t\t}\n"}, losesRecords, []string{"`respond` answers every call"}},
 		"an empty handle in front":         {[]string{block, "\thandle /* {\n\t}\n" + block}, losesRecords, []string{"`handle` answers every call"}},
-		"handle_path":                      {[]string{block, "\thandle_path /postback/* {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\trespond 404\n\t}\n"}, losesRecords, []string{"every event is refused", "a.example on :80", "`handle /postback/*`"}},
+		"handle_path":                      {[]string{block, "\thandle_path /postback/* {\n\t\ttd_postback us01\n\t}\n" + block}, losesRecords, []string{"every event is refused", "a.example on :80", "`handle /postback/*`"}},
+		"Postback's path alone":            {[]string{block, "\thandle /postback/* {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\trespond 404\n\t}\n"}, bites, []string{"something else refuses them", "a.example on :80", "script tags (GET /js/v3/event/DATABASE/TABLE)", "scripts (POST /js/v3/event)", "Android apps (POST /android/v3/event), iOS apps", "@events path", "`surfaces postback`"}},
+		"Postback's and tags' paths alone": {[]string{block, "\t@events path /postback/* /js/*\n\thandle @events {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\terror 404\n\t}\n"}, bites, []string{": Android apps (POST /android/v3/event), iOS apps (POST /ios/v3/event).", "`surfaces postback js`"}},
+		"apps of Android alone":            {[]string{block, "\t@events not path /ios/*\n\thandle @events {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\terror 404\n\t}\n"}, bites, []string{": iOS apps (POST /ios/v3/event)."}},
+		"no scripts' path":                 {[]string{block, "\t@events path /postback/* /js/v3/event/* /android/* /ios/*\n\thandle @events {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\trespond 404\n\t}\n"}, bites, []string{": scripts (POST /js/v3/event)."}},
+		"POST alone":                       {[]string{block, "\t@events method POST\n\thandle @events {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\trespond 405\n\t}\n"}, bites, []string{": pixels (GET /postback/v3/event/DATABASE/TABLE), script tags (GET /js/v3/event/DATABASE/TABLE)."}},
+		"tags refused in front":            {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\trespond /js/* 404\n\t\ttd_postback us01\n\t\t}\n"}, bites, []string{"script tags", "`surfaces postback mobile`"}},
+		"a page for apps":                  {[]string{block, "\t@events path /postback/* /js/*\n\thandle @events {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\trespond hello\n\t}\n"}, losesRecords, []string{"with success", ": Android apps (POST /android/v3/event), iOS apps (POST /ios/v3/event).", "without end", "`respond /android/v3/event* 404`"}},
+		"a page behind pass_thru":          {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01 {\n\t\t\tsurfaces postback js\n\t\t\tpass_thru\n\t\t}\n\t\trespond hello\n\t\t}\n"}, losesRecords, []string{"with success", ": Android apps"}},
+		"an empty handle for tags":         {[]string{block, "\thandle /js/* {\n\t}\n" + block}, losesRecords, []string{"with success", "script tags"}},
+		"basic_auth for tags":              {[]string{"\tlog {\n", "\tbasic_auth /js/* {\n\t\tBob " + passwordHash + "\n\t}\n\tlog {\n"}, losesRecords, []string{"`basic_auth` asks every caller", "a.example on :80 (calls to /js/v3/event/, /js/v3/event)"}},
+		"a stripped prefix of tags":        {[]string{"\tlog {\n", "\turi /js/* strip_prefix /js\n\tlog {\n"}, losesRecords, []string{"every event is refused", "(calls to /js/v3/event/, /js/v3/event)"}},
+		"a redirect of apps":               {[]string{"\tlog {\n", "\tredir /android/* https://{host}{uri}\n\tlog {\n"}, losesRecords, []string{"redirected to https", "(calls to /android/v3/event)"}},
+		"a small limit of apps' bodies":    {[]string{"\tlog {\n", "\trequest_body /android/* {\n\t\tmax_size 64KiB\n\t}\n\tlog {\n"}, bites, []string{"smaller bodies through than apps send", "(calls to /android/v3/event)"}},
+		"a limit of tags' bodies":          {[]string{"\tlog {\n", "\trequest_body /js/* {\n\t\tmax_size 64KiB\n\t}\n\tlog {\n"}, losesRecords, []string{"smaller bodies through than td_postback takes", "(calls to /js/v3/event/, /js/v3/event)"}},
 		"a stripped prefix":                {[]string{"\tlog {\n", "\turi strip_prefix /postback\n\tlog {\n"}, losesRecords, []string{"every event is refused"}},
 		"a stripped prefix in the block":   {[]string{"\t\ttd_postback us01\n", "\t\turi /postback/* strip_prefix /postback/v3\n\t\ttd_postback us01\n"}, losesRecords, []string{"every event is refused"}},
 		"a rewrite":                        {[]string{"\tlog {\n", "\trewrite * /td{uri}\n\tlog {\n"}, losesRecords, []string{"every event is refused"}},
@@ -133,7 +147,7 @@ func TestDoctorFindsEachFault(t *testing.T) {
 		"a limit of bodies":                {[]string{"\tlog {\n", "\trequest_body {\n\t\tmax_size 64KiB\n\t}\n\tlog {\n"}, losesRecords, []string{"`request_body` lets only smaller bodies through", "413", "a.example on :80"}},
 		"Caddy's redirect":                 {[]string{redirects, "", "http://a.example, https://a.example", "a.example"}, losesRecords, []string{"redirected to https", "auto_https disable_redirects", "http://HOST, https://HOST {"}},
 		"Caddy's redirect before a site":   {[]string{redirects, "", "http://a.example, https://a.example", "https://a.example", "http://, https:// {\n\trespond \"nobody\" 404", "http://, https:// {\n\tabort"}, losesRecords, []string{"redirected to https"}},
-		"a redirect":                       {[]string{"\tlog {\n", "\t@plain protocol http\n\tredir @plain https://{host}{uri}\n\tlog {\n"}, losesRecords, []string{"redirected to https", "`redir`", "not path /postback/* /js/*"}},
+		"a redirect":                       {[]string{"\tlog {\n", "\t@plain protocol http\n\tredir @plain https://{host}{uri}\n\tlog {\n"}, losesRecords, []string{"redirected to https", "`redir`", "not path /postback/* /js/* /android/* /ios/*"}},
 		"a redirect but for other paths":   {[]string{"\tlog {\n", "\t@records not path /healthz\n\tredir @records https://b.example\n\tlog {\n"}, losesRecords, []string{"redirected to https"}},
 		"a redirect of everything":         {[]string{"\tlog {\n", "\tredir https://{host}{uri}\n\tlog {\n"}, losesRecords, []string{"redirected to https"}},
 		"a redirect in a block":            {[]string{health, health + "\t@plain protocol http\n\thandle @plain {\n\t\tredir https://b.example{uri}\n\t}\n"}, losesRecords, []string{"redirected to https"}},
@@ -212,11 +226,29 @@ func TestDoctorsAdviceOnPaths(t *testing.T) {
 		if !strings.Contains(advice, "td_postback us01") {
 			t.Fatalf("no block in %q", found[0].instead)
 		}
-		if !strings.Contains(advice, "/postback/*") || !strings.Contains(advice, "/js/*") {
-			t.Errorf("the advice leaves calls out: %s", advice)
-		}
 		if all := checkConfiguration(examineText(t, strings.Replace(healthy, block, advice+"\n", 1))); len(all) > 0 {
 			t.Errorf("after the advice: %+v", all)
+		}
+	}
+}
+
+// TestDoctorsAdviceOnCalls follows the advice for a site that keeps tags and apps from
+// td_postback, if there are such callers and if there are none.
+func TestDoctorsAdviceOnCalls(t *testing.T) {
+	const block, end = "\thandle {\n\t\ttd_postback us01\n\t}\n", "\thandle {\n\t\trespond 404\n\t}\n"
+	const narrow = "\thandle /postback/* {\n\t\ttd_postback us01\n\t}\n"
+	found := checkConfiguration(examineText(t, strings.Replace(healthy, block, narrow+end, 1)))
+	only(t, found, bites, "something else refuses them")
+	_, advice, _ := strings.Cut(found[0].instead, ":\n")
+	all, none, _ := strings.Cut(advice, "\n"+"If nobody")
+	_, option, _ := strings.Cut(none, "`")
+	option, _, _ = strings.Cut(option, "`")
+	for _, site := range []string{all + "\n", strings.Replace(narrow, "us01", "us01 {\n\t\t\t"+option+"\n\t\t}", 1)} {
+		if !strings.Contains(site, "td_postback us01") {
+			t.Fatalf("no block in %q", found[0].instead)
+		}
+		if all := checkConfiguration(examineText(t, strings.Replace(healthy, block, site+end, 1))); len(all) > 0 {
+			t.Errorf("after %s: %+v", site, all)
 		}
 	}
 }
@@ -240,20 +272,22 @@ func TestDoctorsAdviceOnOrder(t *testing.T) {
 // TestDoctorsAdviceInJSON: whoever has a .json file reads the places in it, and
 // nothing of a Caddyfile.
 func TestDoctorsAdviceInJSON(t *testing.T) {
-	e := examineText(t, "{\n\tshutdown_delay 5s\n\tservers {\n\t\tlog_credentials\n\t}\n}\na.example {\n\tlog\n\ttd_postback /postback/* us01\n}\n")
+	e := examineText(t, "{\n\tshutdown_delay 5s\n\tservers {\n\t\tlog_credentials\n\t}\n}\na.example {\n\tlog\n\ttd_postback /postback/* us01\n}\n"+
+		"b.example {\n\trespond /js/* 404\n\trespond /android/* ok\n\trespond /ios/* ok\n\ttd_postback us01\n}\n")
 	e.json = true
 	var out bytes.Buffer
 	printFindings(&out, "caddy.json", checkConfiguration(e))
 	for _, place := range []string{
 		"apps.http.servers.NAME.max_header_bytes to 1048576", `apps.http.servers.NAME.listener_wrappers to [{"wrapper": "td_handover"}]`,
 		`apps.http.servers.NAME.read_timeout to "60s"`, `apps.http.grace_period to "40s"`, "logging.logs.default", `"td_key"`,
+		`"surfaces": ["postback"]`, `{"handler": "static_response", "status_code": 404}`,
 		"apps.http.servers.NAME.automatic_https", "apps.http.servers.NAME.routes", "apps.http.servers.NAME.logs.should_log_credentials",
 	} {
 		if !strings.Contains(out.String(), place) {
 			t.Errorf("%q is not in %s", place, out.String())
 		}
 	}
-	for _, word := range []string{"Caddyfile", "global options", "respond ", "max_header_size"} {
+	for _, word := range []string{"Caddyfile", "global options", "respond ", "max_header_size", "@events"} {
 		if strings.Contains(out.String(), word) {
 			t.Errorf("%q is in %s", word, out.String())
 		}
@@ -265,16 +299,16 @@ func TestDoctorRaisesNoFalseAlarm(t *testing.T) {
 	const block = "\thandle {\n\t\ttd_postback us01\n\t}\n"
 	for name, replace := range map[string][]string{
 		"a redirect of other paths":      {"\tlog {\n", "\tredir /old https://b.example\n\tlog {\n"},
-		"a redirect but for events":      {"\tlog {\n", "\t@pages not path /postback/* /js/*\n\tredir @pages https://b.example\n\tlog {\n"},
+		"a redirect but for events":      {"\tlog {\n", "\t@pages not path /postback/* /js/* /android/* /ios/*\n\tredir @pages https://b.example\n\tlog {\n"},
 		"a deny rule before td_postback": {"\t\ttd_postback us01\n", "\t\troute {\n\t\t@bad remote_ip 192.0.2.1\n\t\trespond @bad 403\n\t\ttd_postback us01\n\t\t}\n"},
 		"forward_auth":                   {"\tlog {\n", "\tforward_auth 127.0.0.1:9091 {\n\t\turi /check\n\t}\n\tlog {\n"},
 		"basic_auth":                     {"\tlog {\n", "\tbasic_auth /admin/* {\n\t\tBob " + passwordHash + "\n\t}\n\tlog {\n"},
 		"basic_auth in another handle":   {"\thandle /healthz {\n", "\thandle /healthz {\n\t\tbasic_auth {\n\t\tBob " + passwordHash + "\n\t}\n"},
 		"basic_auth of another site":     {"http://, https:// {", "https://b.example {\n\tbasic_auth {\n\t\tBob " + passwordHash + "\n\t}\n\trespond \"b\"\n}\n\nhttp://, https:// {"},
-		"basic_auth but for events":      {"\tlog {\n", "\t@pages not path /postback/*\n\tbasic_auth @pages {\n\t\tBob " + passwordHash + "\n\t}\n\tlog {\n"},
+		"basic_auth but for events":      {"\tlog {\n", "\t@pages not path /postback/* /js/* /android/* /ios/*\n\tbasic_auth @pages {\n\t\tBob " + passwordHash + "\n\t}\n\tlog {\n"},
 		"a prefix before the path":       {block, "\thandle_path /td/* {\n\t\ttd_postback us01\n\t}\n" + block},
 		"an old path":                    {block, "\thandle_path /old/* {\n\t\trewrite * /postback/v3/event{uri}\n\t\ttd_postback us01\n\t}\n" + block},
-		"a path there and back":          {"\t\ttd_postback us01\n", "\t\troute {\n\t\turi strip_prefix /postback\n\t\trewrite * /postback{uri}\n\t\ttd_postback us01\n\t}\n"},
+		"a path there and back":          {"\t\ttd_postback us01\n", "\t\troute {\n\t\turi strip_prefix /postback\n\t\trewrite * /postback{uri}\n\t\ttd_postback us01 {\n\t\t\tsurfaces postback\n\t\t}\n\t}\n"},
 		"a path of a map":                {"\tlog {\n", "\tmap {path} {to} {\n\t\tdefault /postback/v3/event/db/t\n\t}\n\trewrite * {to}\n\tlog {\n"},
 		"a rewrite for another path":     {"\tlog {\n", "\trewrite /old/* /new\n\turi /old/* strip_prefix /postback\n\tlog {\n"},
 		"a query is rewritten":           {"\tlog {\n", "\turi query -utm\n\tlog {\n"},
@@ -282,7 +316,16 @@ func TestDoctorRaisesNoFalseAlarm(t *testing.T) {
 		"a limit of bodies without apps": {"\t\ttd_postback us01\n", "\trequest_body {\n\t\tmax_size 2MiB\n\t}\n\ttd_postback us01 {\n\t\tsurfaces postback js\n\t}\n"},
 		"a limit of other bodies":        {"\tlog {\n", "\trequest_body /upload/* {\n\t\tmax_size 1KiB\n\t}\n\tlog {\n"},
 		"handoff with a proxy":           {"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01 {\n\t\thandoff\n\t\t}\n\t\treverse_proxy https://us01.records.in.treasuredata.com\n\t\t}\n"},
-		"a matcher and an end":           {block, "\troute {\n\t\ttd_postback /postback/* us01\n\t\trespond 404\n\t}\n"},
+		"a matcher and an end":           {block, "\troute {\n\t\ttd_postback /postback/* us01 {\n\t\t\tsurfaces postback\n\t\t}\n\t\trespond 404\n\t}\n"},
+		"a matcher of all calls":         {block, "\t@events path /postback/* /js/v3/* /ANDROID/v3/event* /ios/v3/event\n\thandle @events {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\trespond 404\n\t}\n"},
+		"a matcher of methods":           {block, "\t@events method GET POST OPTIONS\n\thandle @events {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\trespond 405\n\t}\n"},
+		"a block for each surface":       {block, "\thandle /postback/* {\n\t\ttd_postback us01 {\n\t\t\tsurfaces postback\n\t\t}\n\t}\n\thandle /js/* {\n\t\ttd_postback eu01 {\n\t\t\tsurfaces js\n\t\t}\n\t}\n\thandle {\n\t\trespond 404\n\t}\n"},
+		"the rest to the legacy host":    {block, "\t@moved path /postback/v3/event/shop/*\n\thandle @moved {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\treverse_proxy https://in.treasuredata.com\n\t}\n"},
+		"a page behind pass_thru":        {"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01 {\n\t\t\tpass_thru\n\t\t}\n\t\trespond hello\n\t\t}\n"},
+		"an end behind pass_thru":        {"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_postback us01 {\n\t\t\tsurfaces postback\n\t\t\tpass_thru\n\t\t}\n\t\trespond /v3/* 200\n\t\trespond 404\n\t\t}\n"},
+		"a deny rule for tags":           {"\t\ttd_postback us01\n", "\t\troute {\n\t\t@bad {\n\t\tpath /js/*\n\t\tremote_ip 192.0.2.1\n\t\t}\n\t\trespond @bad 403\n\t\ttd_postback us01\n\t\t}\n"},
+		"some tables of tags refused":    {"\t\ttd_postback us01\n", "\t\troute {\n\t\trespond /js/v3/event/old/* 410\n\t\ttd_postback us01\n\t\t}\n"},
+		"a handle of another site":       {"http://, https:// {", "https://b.example {\n\thandle /js/* {\n\t\trespond \"b\"\n\t}\n\thandle {\n\t\trespond 404\n\t}\n}\n\nhttp://, https:// {"},
 		"blocks by a matcher":            {block, "\t@part client_ip 192.0.2.0/24\n\thandle @part {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\ttd_postback eu01\n\t}\n"},
 		"auto at a legacy host":          {"td_postback us01", "td_postback auto", "http://a.example, https://a.example", "http://tokyo.in.treasuredata.com, https://tokyo.in.treasuredata.com"},
 		"auto for every host":            {"td_postback us01", "td_postback auto", "http://a.example, https://a.example", "http://*.treasuredata.com, https://*.treasuredata.com"},

@@ -49,7 +49,7 @@ func checkConfiguration(e *examined) []finding {
 	}
 	var all []finding
 	for _, check := range []func(*examined) []finding{
-		checkShadows, checkPath, checkPassword, checkBodySize, checkOptions, checkRedirects, checkCatchAll, checkAuto, checkSpools, checkSpoolDir, checkNext,
+		checkShadows, checkCalls, checkPath, checkPassword, checkBodySize, checkOptions, checkRedirects, checkCatchAll, checkAuto, checkSpools, checkSpoolDir, checkNext,
 		checkHeaderSize, checkHandover, checkLogs, checkUpstream, checkGrace, checkTimeouts, checkUnreached, checkPlainHTTP, checkProxies,
 	} {
 		all = append(all, check(e)...)
@@ -171,11 +171,11 @@ func checkRedirects(e *examined) []finding {
 				"Set apps.http.servers.NAME.automatic_https to {\"disable_redirects\": true}, and give the route to a server that listens on :80, too."),
 		})
 	}
-	if places := e.places(func(b *foundBlock) bool { return b.redirected }); places != "" {
+	if places := e.ways(func(b *foundBlock) bool { return b.redirected }); places != "" {
 		all = append(all, finding{
 			losesRecords,
 			fmt.Sprintf(what, "Calls (by a `redir` or `respond` before td_postback) at "+places),
-			"Take the redirect away, or give it a matcher for paths that are no records: `@pages not path /postback/* /js/*`.",
+			"Take the redirect away, or give it a matcher for paths that are no records: `@pages not path " + eventPaths + "`.",
 		})
 	}
 	return all
@@ -244,7 +244,7 @@ func checkCatchAll(e *examined) (all []finding) {
 		all = append(all, finding{
 			losesRecords,
 			"A path that nothing in the site takes gets Caddy's empty 200, which a caller takes for success. The site is " + places + ".",
-			e.advice("Let td_postback have all paths that nothing else takes, without a matcher (it answers 404 itself), or give each a block of its own (a `respond 404` beside td_postback would run before it):\n\t@events path /postback/* /js/*\n\thandle @events {\n\t\ttd_postback us01\n\t}\n\thandle {\n\t\trespond 404\n\t}",
+			e.advice("Let td_postback have all paths that nothing else takes, without a matcher (it answers 404 itself), or give each a block of its own (a `respond 404` beside td_postback would run before it):\n"+letThrough+"\n\thandle {\n\t\trespond 404\n\t}",
 				"Let td_postback have all paths that nothing else takes, without a matcher (it answers 404 itself), or add behind its route:\n\t"+lastRoute),
 		})
 	}
@@ -254,7 +254,7 @@ func checkCatchAll(e *examined) (all []finding) {
 // takesEveryHost reports whether a server has an answer for hosts that no site
 // has.
 func (e *examined) takesEveryHost(server *caddyhttp.Server) bool {
-	w := newWalk(e, server)
+	w := newWalk(e, server, callForms[0])
 	return slices.ContainsFunc(server.Routes, func(r caddyhttp.Route) bool {
 		return everyPath(r.MatcherSetsRaw) && (w.holds(r.HandlersRaw) || w.answersEach(r.HandlersRaw))
 	})
@@ -263,7 +263,7 @@ func (e *examined) takesEveryHost(server *caddyhttp.Server) bool {
 // takesEveryPath reports whether the sites of a server that have a td_postback
 // answer every path.
 func (e *examined) takesEveryPath(server *caddyhttp.Server) bool {
-	w := newWalk(e, server)
+	w := newWalk(e, server, callForms[0])
 	for i, r := range server.Routes {
 		if w.holds(r.HandlersRaw) && !w.answersEach(r.HandlersRaw) && (r.Terminal || !w.answersAll(server.Routes[i+1:])) {
 			return false

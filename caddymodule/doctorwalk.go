@@ -22,6 +22,7 @@ type examined struct {
 	http   caddyhttp.App
 	logs   map[string]*caddy.CustomLog
 	blocks []*foundBlock
+	others []*foundBlock // the blocks again, as the calls of other forms come to them
 
 	certificates caddytls.FileLoader // which Caddy loads at the start
 }
@@ -29,9 +30,10 @@ type examined struct {
 // foundBlock is a td_postback handler and its surroundings.
 type foundBlock struct {
 	server   *caddyhttp.Server
-	handler  *Handler // with its defaults
-	problem  error    // why Caddy would refuse it
-	position          // where it stands
+	handler  *Handler  // with its defaults
+	problem  error     // why Caddy would refuse it
+	form     *callForm // of the calls that come here
+	position           // where it stands
 }
 
 // position is how a request comes to a place in the routes.
@@ -44,9 +46,6 @@ type position struct {
 	inside     bool     // of a site
 	way                 // what events have come through
 }
-
-// eventPath is the beginning of the path of every event.
-const eventPath = "/postback/v3/event/"
 
 // examine reads a configuration in JSON.
 func examine(config []byte) (*examined, error) {
@@ -76,7 +75,9 @@ func examine(config []byte) (*examined, error) {
 	}
 	for _, name := range e.serverNames() {
 		server := e.http.Servers[name]
-		newWalk(e, server).routes(server.Routes, position{way: way{path: samplePath}})
+		for _, form := range callForms {
+			newWalk(e, server, form).routes(server.Routes, position{way: way{path: form.sample()}})
+		}
 	}
 	return e, nil
 }
@@ -93,26 +94,27 @@ func (e *examined) serverNames() []string {
 	return names
 }
 
-// walk goes through the routes of a server.
+// walk goes through the routes of a server, as the calls of a form do.
 type walk struct {
 	*examined
 	server *caddyhttp.Server
+	form   *callForm
 	named  map[string]*caddyhttp.Route // which may be invoked here
 }
 
-func newWalk(e *examined, server *caddyhttp.Server) *walk {
-	return &walk{e, server, server.NamedRoutes}
+func newWalk(e *examined, server *caddyhttp.Server, form *callForm) *walk {
+	return &walk{e, server, form, server.NamedRoutes}
 }
 
 // routes visits the routes that lead to a td_postback.
 func (w *walk) routes(routes caddyhttp.RouteList, at position) {
 	for i, route := range routes {
-		if !w.holds(route.HandlersRaw) {
+		if !w.holds(route.HandlersRaw) || w.form != callForms[0] && !w.form.mayMatch(route.MatcherSetsRaw, nil) {
 			continue
 		}
 		here := at
 		here.redirected = at.redirected || slices.ContainsFunc(routes[:i], func(earlier caddyhttp.Route) bool {
-			return mayMatch(earlier.MatcherSetsRaw, route.MatcherSetsRaw) && w.redirects(earlier.HandlersRaw)
+			return w.form.mayMatch(earlier.MatcherSetsRaw, route.MatcherSetsRaw) && w.redirects(earlier.HandlersRaw)
 		})
 		if at.shadow == "" {
 			here.shadow = w.shadow(routes[:i], route)
@@ -123,7 +125,7 @@ func (w *walk) routes(routes caddyhttp.RouteList, at position) {
 			here.behind = slices.Concat(w.namesBehind(routes[i+1:], route.Group), at.behind)
 		}
 		w.passRoutes(routes[:i], route, &here.way)
-		here.narrow(route.MatcherSetsRaw)
+		here.narrow(route.MatcherSetsRaw, w.form)
 		here.inside = true
 		w.handlers(route.HandlersRaw, here)
 	}
@@ -134,14 +136,14 @@ func (w *walk) routes(routes caddyhttp.RouteList, at position) {
 func (w *walk) shadow(routes caddyhttp.RouteList, later caddyhttp.Route) string {
 	left := map[string]bool{} // groups of which some events take a route and go on
 	for _, route := range routes {
-		if left[route.Group] || !mayMatch(route.MatcherSetsRaw, later.MatcherSetsRaw) || w.redirects(route.HandlersRaw) {
+		if left[route.Group] || !w.form.mayMatch(route.MatcherSetsRaw, later.MatcherSetsRaw) || w.redirects(route.HandlersRaw) {
 			continue
 		}
 		by := w.answerer(route.HandlersRaw)
 		sameGroup := route.Group != "" && route.Group == later.Group
 		left[route.Group] = by == "" && route.Group != "" && !sameGroup
 		switch {
-		case !covers(route.MatcherSetsRaw, later.MatcherSetsRaw):
+		case !w.form.covers(route.MatcherSetsRaw, later.MatcherSetsRaw):
 		case by != "":
 			return by
 		case (sameGroup || route.Terminal) && !w.holds(route.HandlersRaw):
@@ -152,8 +154,8 @@ func (w *walk) shadow(routes caddyhttp.RouteList, later caddyhttp.Route) string 
 }
 
 // narrow notes the matchers that lead here.
-func (at *position) narrow(sets caddyhttp.RawMatcherSets) {
-	if !eventsOnly(sets) {
+func (at *position) narrow(sets caddyhttp.RawMatcherSets, form *callForm) {
+	if !form.takesAll(sets) {
 		at.path = "" // other calls come here
 	}
 	for _, set := range sets {
@@ -185,21 +187,32 @@ func (w *walk) handlers(handlers []json.RawMessage, at position) {
 	}
 }
 
-// found notes a td_postback handler. Its options are read as strictly as Caddy
-// would.
+// found notes a td_postback handler.
 func (w *walk) found(raw json.RawMessage, at position) {
-	b := &foundBlock{server: w.server, handler: new(Handler), position: at}
-	var options map[string]json.RawMessage
-	if b.problem = json.Unmarshal(raw, &options); b.problem == nil {
-		delete(options, "handler")
-		raw, _ = json.Marshal(options) // it was JSON before
-		b.problem = caddy.StrictUnmarshalJSON(raw, b.handler)
-	}
-	b.handler.applyDefaults()
+	b := &foundBlock{server: w.server, form: w.form, position: at}
+	b.handler, b.problem = readBlock(raw)
 	if b.problem == nil {
 		b.problem = b.handler.Validate()
 	}
-	w.blocks = append(w.blocks, b)
+	switch {
+	case w.form == callForms[0]:
+		w.blocks = append(w.blocks, b)
+	case slices.Contains(b.handler.Surfaces, w.form.surface):
+		w.others = append(w.others, b)
+	}
+}
+
+// readBlock reads the options of a td_postback handler, as strictly as Caddy would.
+func readBlock(raw json.RawMessage) (h *Handler, err error) {
+	h = new(Handler)
+	var options map[string]json.RawMessage
+	if err = json.Unmarshal(raw, &options); err == nil {
+		delete(options, "handler")
+		raw, _ = json.Marshal(options) // it was JSON before
+		err = caddy.StrictUnmarshalJSON(raw, h)
+	}
+	h.applyDefaults()
+	return h, err
 }
 
 // inner are the routes in a handler, and how to walk on in them: a named route is
@@ -216,7 +229,7 @@ func (w *walk) inner(raw json.RawMessage) (caddyhttp.RouteList, *walk) {
 		if json.Unmarshal(raw, &invoke) == nil && w.named[invoke.Name] != nil {
 			others := maps.Clone(w.named)
 			delete(others, invoke.Name)
-			return caddyhttp.RouteList{*w.named[invoke.Name]}, &walk{w.examined, w.server, others}
+			return caddyhttp.RouteList{*w.named[invoke.Name]}, &walk{w.examined, w.server, w.form, others}
 		}
 	}
 	return nil, w
@@ -352,37 +365,17 @@ func handlerName(raw json.RawMessage) string {
 	return head.Handler
 }
 
-// covers reports whether what matches an event by later certainly matches it by
-// earlier too. Without later, it reports whether earlier matches every event.
-func covers(earlier, later caddyhttp.RawMatcherSets) bool {
-	return len(earlier) == 0 || slices.ContainsFunc(earlier, func(set caddy.ModuleMap) bool {
-		for name, matcher := range set {
-			if name == "path" && matchesEvents(matcher) {
-				continue
-			}
-			if len(later) == 0 || slices.ContainsFunc(later, func(other caddy.ModuleMap) bool { return !bytes.Equal(other[name], matcher) }) {
-				return false
-			}
-		}
-		return true
-	})
+// sameIn reports whether each of these sets has this matcher.
+func sameIn(sets caddyhttp.RawMatcherSets, name string, matcher json.RawMessage) bool {
+	return !slices.ContainsFunc(sets, func(set caddy.ModuleMap) bool { return !bytes.Equal(set[name], matcher) })
 }
 
-// mayMatch reports whether one event may match both.
-func mayMatch(earlier, later caddyhttp.RawMatcherSets) bool {
-	return len(earlier) == 0 || slices.ContainsFunc(earlier, func(set caddy.ModuleMap) bool {
-		if _, ok := set["path"]; ok && !matchesEvents(set["path"]) {
-			return false
-		}
-		var not caddyhttp.RawMatcherSets
-		if json.Unmarshal(set["not"], &not) == nil && len(not) > 0 && covers(not, nil) {
-			return false
-		}
-		hosts := texts(set["host"])
-		return len(hosts) == 0 || len(later) == 0 || slices.ContainsFunc(later, func(other caddy.ModuleMap) bool {
-			others := texts(other["host"])
-			return len(others) == 0 || slices.ContainsFunc(hosts, func(host string) bool { return slices.Contains(others, host) })
-		})
+// sharesHost reports whether one request may match both, as far as hosts go.
+func sharesHost(set caddy.ModuleMap, later caddyhttp.RawMatcherSets) bool {
+	hosts := texts(set["host"])
+	return len(hosts) == 0 || len(later) == 0 || slices.ContainsFunc(later, func(other caddy.ModuleMap) bool {
+		others := texts(other["host"])
+		return len(others) == 0 || slices.ContainsFunc(hosts, func(host string) bool { return slices.Contains(others, host) })
 	})
 }
 
@@ -391,14 +384,6 @@ func everyPath(sets caddyhttp.RawMatcherSets) bool {
 	return len(sets) == 0 || slices.ContainsFunc(sets, func(set caddy.ModuleMap) bool {
 		paths := texts(set["path"])
 		return len(set) == 0 || len(set) == 1 && (slices.Contains(paths, "*") || slices.Contains(paths, "/*"))
-	})
-}
-
-// matchesEvents reports whether a path matcher takes the path of every event.
-func matchesEvents(matcher json.RawMessage) bool {
-	return slices.ContainsFunc(texts(matcher), func(pattern string) bool {
-		prefix, wide := strings.CutSuffix(pattern, "*")
-		return wide && strings.HasPrefix(eventPath, strings.ToLower(prefix))
 	})
 }
 

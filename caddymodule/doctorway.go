@@ -25,9 +25,6 @@ type way struct {
 	maxBody  int64  // that passes; 0 for any
 }
 
-// samplePath is an event's path before anything changes it.
-const samplePath = eventPath + "db/table"
-
 // passRoutes notes what happens to events in these routes. later is where they go
 // after that: what it does not take is of no concern. Of a group, only the first
 // route runs.
@@ -35,7 +32,7 @@ func (w *walk) passRoutes(routes caddyhttp.RouteList, later caddyhttp.Route, at 
 	taken := map[string]bool{"": false}
 	for _, route := range routes {
 		sameGroup := route.Group != "" && route.Group == later.Group
-		if route.Terminal || sameGroup || taken[route.Group] || !covers(route.MatcherSetsRaw, later.MatcherSetsRaw) {
+		if route.Terminal || sameGroup || taken[route.Group] || !w.form.covers(route.MatcherSetsRaw, later.MatcherSetsRaw) {
 			continue
 		}
 		taken[route.Group] = route.Group != ""
@@ -102,12 +99,12 @@ func sampleCall(path string) *http.Request {
 	return r
 }
 
-// eventsOnly reports whether matchers look at nothing but the host and let every
-// event's path through.
-func eventsOnly(sets caddyhttp.RawMatcherSets) bool {
+// takesAll reports whether matchers look at nothing but the host and let every call
+// through.
+func (c *callForm) takesAll(sets caddyhttp.RawMatcherSets) bool {
 	for _, set := range sets {
 		for name, matcher := range set {
-			if name != "host" && (name != "path" || !matchesEvents(matcher)) {
+			if name != "host" && !c.takes(name, matcher) {
 				return false
 			}
 		}
@@ -117,7 +114,7 @@ func eventsOnly(sets caddyhttp.RawMatcherSets) bool {
 
 // checkPath finds events that lose their path on the way.
 func checkPath(e *examined) []finding {
-	places := e.places(func(b *foundBlock) bool {
+	places := e.ways(func(b *foundBlock) bool {
 		r := sampleCall(b.path)
 		if b.path == "" || r == nil {
 			return false
@@ -137,7 +134,7 @@ func checkPath(e *examined) []finding {
 
 // checkPassword finds callers that are asked for a password.
 func checkPassword(e *examined) []finding {
-	places := e.places(func(b *foundBlock) bool { return b.password })
+	places := e.ways(func(b *foundBlock) bool { return b.password })
 	if places == "" {
 		return nil
 	}
@@ -151,23 +148,26 @@ func checkPassword(e *examined) []finding {
 // checkBodySize finds bodies that td_postback would take and that do not come so
 // far.
 func checkBodySize(e *examined) (all []finding) {
-	limits := func(b *foundBlock, below int64) bool { return b.maxBody > 0 && b.maxBody < below }
-	places := e.places(func(b *foundBlock) bool {
-		return !limits(b, b.handler.MaxBody) && limits(b, postback.MaxKeenBody) && slices.Contains(b.handler.Surfaces, "mobile")
-	})
-	if places != "" {
+	small := func(b *foundBlock) bool {
+		return b.form.surface != "mobile" && b.maxBody > 0 && b.maxBody < b.handler.MaxBody
+	}
+	if places := e.ways(small); places != "" {
+		all = append(all, finding{
+			losesRecords,
+			"`request_body` lets only smaller bodies through than td_postback takes (`max_body`), at " + places + ". A record between the two sizes gets 413 and is lost.",
+			"Take `request_body` out, or give it a path of its own, such as `request_body /upload/* {`. The limit for records is `max_body` in td_postback.",
+		})
+	}
+	tooSmallForApps := func(b *foundBlock) bool {
+		told := slices.ContainsFunc(e.blocks, func(other *foundBlock) bool { return other.place() == b.place() && small(other) })
+		return !told && b.form.surface == "mobile" && b.maxBody > 0 && b.maxBody < postback.MaxKeenBody
+	}
+	if places := e.ways(tooSmallForApps); places != "" {
 		all = append(all, finding{
 			bites,
 			"`request_body` lets only smaller bodies through than apps send, at " + places + ". Old apps send all of their events at once, in up to 32 MiB. They get 413 then, and send the same again whenever they are used.",
 			"Take `request_body` out, or set its `max_size` to 32MiB or more. If no app sends here, say so in td_postback: `surfaces postback js`.",
 		})
 	}
-	if places = e.places(func(b *foundBlock) bool { return limits(b, b.handler.MaxBody) }); places == "" {
-		return all
-	}
-	return append(all, finding{
-		losesRecords,
-		"`request_body` lets only smaller bodies through than td_postback takes (`max_body`), at " + places + ". A record between the two sizes gets 413 and is lost.",
-		"Take `request_body` out, or give it a path of its own, such as `request_body /upload/* {`. The limit for records is `max_body` in td_postback.",
-	})
+	return all
 }
