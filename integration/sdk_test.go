@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -211,10 +212,7 @@ func serveSDKs(t *testing.T, upstream string) (g *gateway, secure string) {
 
 func newSDKSite(t *testing.T) *sdkSite {
 	t.Helper()
-	tool(t, "npm", "node") // by which esbuild's command is run
-	if _, err := os.Stat("testdata/sdk/node_modules"); err != nil {
-		t.Skip("the SDKs are not installed (npm --prefix integration/testdata/sdk ci --ignore-scripts)")
-	}
+	sdkTool(t) // by which esbuild's command is run
 	page, err := os.ReadFile("testdata/sdk/page.html")
 	if err != nil {
 		t.Fatal(err)
@@ -229,6 +227,15 @@ func newSDKSite(t *testing.T) *sdkSite {
 		site.visits[s.Database] = visit{left, clicked, sync.OnceFunc(func() { close(left) }), sync.OnceFunc(func() { close(clicked) })}
 	}
 	return site
+}
+
+// sdkTool is node, if the SDKs are installed too.
+func sdkTool(t *testing.T) string {
+	t.Helper()
+	if _, err := os.Stat("testdata/sdk/node_modules"); err != nil {
+		t.Skip("the SDKs are not installed (npm --prefix integration/testdata/sdk ci --ignore-scripts)")
+	}
+	return tool(t, "npm", "node")
 }
 
 // sdkCode is an SDK as one file. npm has those of 1.x as modules; the names that
@@ -489,6 +496,20 @@ func TestSDKForms(t *testing.T) {
 				t.Errorf("%s also arrived", (<-records).Body)
 			}
 		})
+	}
+}
+
+// TestSDKEngine has a JavaScript engine make hundreds of records of all that it can have
+// in a text, and the SDKs' own code encode them: v2 gets, byte by byte, what the engine
+// means by each. It does so as engines of before 2019 write JSON, too.
+func TestSDKEngine(t *testing.T) {
+	t.Parallel()
+	node, v2 := sdkTool(t), freeAddr(t)
+	g := serve(t, "", "td_postback {\n upstream http://"+v2+"\n}")
+	seed := strconv.FormatUint(uint64(rand.Uint32()), 10)
+	output, err := exec.Command(node, "--no-deprecation", "testdata/sdk/engine.js", g.addr, v2, seed).CombinedOutput()
+	if err != nil || string(output) != "800 records\n" {
+		t.Errorf("with the seed %s: %v\n%.5000s", seed, err, output)
 	}
 }
 
