@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -506,7 +505,7 @@ func TestSDKEngine(t *testing.T) {
 	t.Parallel()
 	node, v2 := sdkTool(t), freeAddr(t)
 	g := serve(t, "", "td_postback {\n upstream http://"+v2+"\n}")
-	seed := strconv.FormatUint(uint64(rand.Uint32()), 10)
+	seed := strconv.FormatInt(time.Now().UnixNano(), 10)
 	output, err := exec.Command(node, "--no-deprecation", "testdata/sdk/engine.js", g.addr, v2, seed).CombinedOutput()
 	if err != nil || string(output) != "800 records\n" {
 		t.Errorf("with the seed %s: %v\n%.5000s", seed, err, output)
