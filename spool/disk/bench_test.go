@@ -2,6 +2,7 @@ package disk
 
 import (
 	"bytes"
+	"context"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -98,4 +99,62 @@ func BenchmarkDrain(b *testing.B) {
 	b.StopTimer()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "records/s")
 	b.ReportMetric(float64((cpu()-before).Microseconds())/float64(b.N), "cpu-µs/op")
+}
+
+// BenchmarkLive appends from 128 callers, each of which takes 40 µs of a processor for
+// a request, while what was appended is taken and acked 200 ms later, as batches are.
+func BenchmarkLive(b *testing.B) {
+	d := open(b, Config{Dir: b.TempDir(), MaxSize: 40 << 30})
+	data := bytes.Repeat([]byte("x"), 512)
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	delivered := make(chan struct{})
+	go deliverBatches(ctx, d.Queue(q1), b.N, delivered)
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	latencies := make([][]time.Duration, 128)
+	before := cpu()
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	for p := range latencies {
+		wg.Go(func() {
+			for left.Add(-1) >= 0 {
+				started := time.Now()
+				if err := d.Append(q1, spool.Record{Arrival: started, Data: data}); err != nil {
+					b.Error(err)
+					return
+				}
+				latencies[p] = append(latencies[p], time.Since(started))
+				for from := time.Now(); time.Since(from) < 40*time.Microsecond; { //nolint:revive // see above
+				}
+			}
+		})
+	}
+	wg.Wait()
+	took := b.Elapsed()
+	<-delivered
+	b.StopTimer()
+	all := slices.Sorted(slices.Values(slices.Concat(latencies...)))
+	b.ReportMetric(float64(b.N)/took.Seconds(), "records/s")
+	b.ReportMetric(float64((cpu()-before).Microseconds())/float64(b.N), "cpu-µs/op")
+	b.ReportMetric(float64(all[len(all)/2].Microseconds())/1000, "p50-ms")
+	b.ReportMetric(float64(all[len(all)*99/100].Microseconds())/1000, "p99-ms")
+	b.ReportMetric(float64(all[len(all)*999/1000].Microseconds())/1000, "p99.9-ms")
+}
+
+// deliverBatches takes records, and acks them 200 ms later.
+func deliverBatches(ctx context.Context, q spool.Queue, n int, done chan struct{}) {
+	defer close(done)
+	for taken := 0; taken < n; {
+		entries, err := q.Take(ctx, 512)
+		if err != nil {
+			return
+		}
+		taken += len(entries)
+		time.AfterFunc(200*time.Millisecond, func() {
+			for _, e := range entries {
+				q.AckSafe(e)
+			}
+		})
+	}
 }

@@ -187,7 +187,7 @@ func (q *queue) todo() todo {
 		if s.damaged && !s.readAt.After(now) && !q.closed {
 			t.damaged = append(t.damaged, s)
 		}
-		if len(s.acked) == 0 {
+		if s.acked.count == 0 {
 			continue
 		}
 		left := s.acksLeft(now)
@@ -209,7 +209,13 @@ func (q *queue) do(t todo) {
 	}
 	q.carryOut(t.orders)
 	for _, s := range t.acks {
-		q.flushAcks(s, t.closed)
+		ids := q.dueAcks(s) // maybe none, as a commit has just taken them along
+		if t.closed || !q.disk.spare.held.Load() {
+			ids = q.acksOf(s)
+		}
+		if len(ids) > 0 {
+			q.flushAcks(s, ids, t.closed)
+		}
 	}
 	for _, s := range t.damaged {
 		q.salvage(s)
@@ -253,11 +259,7 @@ func (q *queue) write(b *batch) error {
 	q.next += spool.ID(len(b.records)) // also if it fails: an ID is used once
 	q.mu.Unlock()
 	c := change{putID: first, puts: q.encode(s, first, b)}
-	var acks []spool.ID
-	if q.acksAreDue(s) {
-		acks = q.acksOf(s)
-	}
-	err = q.changeWith(s, acks, &c)
+	err = q.changeWith(s, q.dueAcks(s), &c)
 	if cap(q.values) > 2*maxBatchBytes {
 		q.values = nil // they were large
 	}
@@ -283,8 +285,8 @@ func (q *queue) makeRoom() error {
 	segments := q.segments
 	q.mu.Unlock()
 	for _, s := range segments {
-		if len(q.acksOf(s)) > 0 {
-			q.flushAcks(s, false)
+		if ids := q.acksOf(s); len(ids) > 0 {
+			q.flushAcks(s, ids, false)
 		}
 	}
 	return q.disk.spare.missing()
@@ -310,7 +312,7 @@ func (q *queue) encode(s *segment, first spool.ID, b *batch) [][]byte {
 // be bit by bit, as each commit leaves pages for the next. It says of each change
 // what became of it.
 func (q *queue) free(s *segment, changes []*change) []error {
-	err := q.disk.scarcely(func() error { return q.change(s, changes...) })
+	err := q.disk.scarcely(func() error { return q.changeWith(s, q.acksBeside(s), changes...) })
 	errs := make([]error, len(changes))
 	for i, c := range changes {
 		if errs[i] = err; isNoSpace(err) { // acks have time
@@ -320,13 +322,22 @@ func (q *queue) free(s *segment, changes []*change) []error {
 	return errs
 }
 
-// freeAcks is free without other changes.
-func (q *queue) freeAcks(s *segment) error {
-	err := q.disk.scarcely(func() error { return q.change(s) })
+// acksBeside returns the acks that go to disk together with what gives space back: if
+// that is scarce, all, before something else takes it.
+func (q *queue) acksBeside(s *segment) []spool.ID {
+	if q.disk.spare.held.Load() {
+		return q.dueAcks(s)
+	}
+	return q.acksOf(s)
+}
+
+// freeAcks is free for acks.
+func (q *queue) freeAcks(s *segment, ids []spool.ID) error {
+	err := q.disk.scarcely(func() error { return q.changeWith(s, ids) })
 	if !isNoSpace(err) {
 		return err
 	}
-	return inPieces(q.acksOf(s), func(ids []spool.ID) error { return q.changeWith(s, ids) })
+	return inPieces(ids, func(ids []spool.ID) error { return q.changeWith(s, ids) })
 }
 
 // freeAlone commits one change bit by bit.
@@ -362,19 +373,11 @@ func inPieces(ids []spool.ID, commit func([]spool.ID) error) error {
 	return nil
 }
 
-// change commits changes to a segment together, and its acks with them.
-func (q *queue) change(s *segment, changes ...*change) error {
-	return q.changeWith(s, q.acksOf(s), changes...)
-}
-
-// changeWith is change with only these acks.
+// changeWith commits changes to a segment together, and acks with them.
 func (q *queue) changeWith(s *segment, ids []spool.ID, changes ...*change) error {
 	acks := change{acks: ids}
 	q.mu.Lock()
-	due := s.acksDue
-	if len(ids) > 0 {
-		s.acksDue = time.Time{} // until one comes meanwhile
-	}
+	s.acked.begin(ids)
 	q.mu.Unlock()
 	st, size, err := s.commit(append(changes, &acks)...)
 	if err != nil {
@@ -383,15 +386,13 @@ func (q *queue) changeWith(s *segment, ids []spool.ID, changes ...*change) error
 		}
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		s.acksDue = due
+		s.acked.failed(ids, time.Now())
 		return err
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	s.state = st
-	for _, id := range acks.acks {
-		delete(s.acked, id)
-	}
+	s.acked.remove(ids, time.Now())
 	for _, c := range changes {
 		q.disk.dying.Add(-c.reserved)
 		c.reserved = 0
@@ -457,39 +458,47 @@ func (q *queue) abandon(s *segment) {
 
 // acksLeft is how long the acks of a segment have time. The queue's mutex is held.
 func (s *segment) acksLeft(now time.Time) time.Duration {
-	left := s.acksDue.Sub(now)
-	if len(s.acked) >= maxAcks {
-		left = 0
+	if s.allAcksDue() {
+		return max(0, s.acksHeld.Sub(now))
 	}
-	return max(left, s.acksHeld.Sub(now))
+	return max(s.acked.next().Sub(now), s.acksHeld.Sub(now))
 }
 
-// acksAreDue reports whether acks of a segment shall go to disk now.
-func (q *queue) acksAreDue(s *segment) bool {
+// allAcksDue reports whether all acks of a segment go to disk now: the file can go
+// then, and its pages need not be written, or there are many. The queue's mutex is held.
+func (s *segment) allAcksDue() bool {
+	return s.read && s.acked.count >= s.state.live || s.acked.count >= maxAcks
+}
+
+// dueAcks returns the acks of a segment that shall go to disk now, some thousand at
+// most.
+func (q *queue) dueAcks(s *segment) []spool.ID {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(s.acked) > 0 && s.acksLeft(time.Now()) <= 0
+	now := time.Now()
+	if s.acked.count == 0 || s.acksLeft(now) > 0 {
+		return nil
+	}
+	if s.allAcksDue() {
+		now = now.Add(safeDelay)
+	}
+	return s.acked.due(now)
 }
 
 // acksOf returns the acks of a segment that are not on disk.
 func (q *queue) acksOf(s *segment) []spool.ID {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	ids := make([]spool.ID, 0, len(s.acked))
-	for id := range s.acked {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids) // so that those of a page go together
-	return ids
+	return s.acked.all()
 }
 
-// flushAcks brings the acks of a segment to disk: by deleting the file if
+// flushAcks brings acks of a segment to disk: by deleting the file if
 // nothing else is in it, which works on a full disk too.
-func (q *queue) flushAcks(s *segment, closing bool) {
+func (q *queue) flushAcks(s *segment, ids []spool.ID, closing bool) {
 	if q.removeEmpty(s, closing || !q.disk.spare.held.Load()) {
 		return
 	}
-	err := q.freeAcks(s)
+	err := q.freeAcks(s, ids)
 	if closing && isNoSpace(err) {
 		err = q.markAcked(s)
 	}
@@ -500,8 +509,8 @@ func (q *queue) flushAcks(s *segment, closing bool) {
 	defer q.mu.Unlock()
 	s.acksHeld = time.Now().Add(retryAcks)
 	if closing || errors.Is(err, errGone) {
-		q.disk.report(spool.Event{Kind: spool.Unnoted, Queue: q.name, File: s.path, Records: len(s.acked), Err: err})
-		clear(s.acked)
+		q.disk.report(spool.Event{Kind: spool.Unnoted, Queue: q.name, File: s.path, Records: s.acked.count, Err: err})
+		s.acked = acks{}
 	}
 }
 
@@ -519,9 +528,7 @@ func (q *queue) markAcked(s *segment) error {
 		}
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		for _, id := range ids {
-			delete(s.acked, id)
-		}
+		s.acked.remove(ids, time.Now())
 		return nil
 	})
 }
@@ -632,9 +639,9 @@ func (q *queue) salvage(s *segment) {
 	event := spool.Event{Kind: spool.SetAside, Queue: q.name, File: s.path + damagedSuffix}
 	if rescued != nil {
 		event.Records = rescued.live()
-		for id := range s.acked {
+		for _, id := range s.acked.all() {
 			if _, found := slices.BinarySearch(acked, id); !found {
-				rescued.acked[id], rescued.acksDue = true, time.Now()
+				rescued.acked.add(id, time.Now())
 			}
 		}
 	}

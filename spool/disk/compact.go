@@ -19,7 +19,7 @@ const settledFile = 10 * time.Second
 // isSparse reports whether a segment takes much more space than what is in it, or
 // just more while the disk is full or dead letters have too much. q.mu is held.
 func (q *queue) isSparse(s *segment) bool {
-	if s == q.active || !s.loaded || s.orphan || s.damaged || len(s.acked) > 0 {
+	if s == q.active || !s.loaded || s.orphan || s.damaged || s.acked.count > 0 {
 		return false
 	}
 	if s.state.bytes > s.packed/3*2 && s.packed > 0 {

@@ -718,7 +718,7 @@ func TestDrainedQueuesLeaveRoom(t *testing.T) {
 			q.mu.Lock()
 			defer q.mu.Unlock()
 			for _, s := range q.segments {
-				if len(s.acked) > 0 {
+				if s.acked.count > 0 {
 					return false
 				}
 				s.used = s.used.Add(-idleFile) // some seconds later

@@ -64,7 +64,7 @@ func noted(d *Disk) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, s := range q.segments {
-		if len(s.acked) > 0 {
+		if s.acked.count > 0 {
 			return false
 		}
 	}

@@ -90,7 +90,7 @@ func (q *queue) oldest(s *segment, at *time.Time) error {
 	return s.each(from, func(id spool.ID, value []byte) bool {
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		if s.acked[id] || s.coder.size(value) == 0 {
+		if s.acked.has(id) || s.coder.size(value) == 0 {
 			return true
 		}
 		*at = arrival(value)
@@ -130,7 +130,7 @@ func (d *Disk) Records(name string, after spool.ID, limit int) (entries []spool.
 func (q *queue) isAcked(s *segment, id spool.ID) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return s.acked[id]
+	return s.acked.has(id)
 }
 
 // Letters returns dead letters.

@@ -399,18 +399,7 @@ func (q *queue) ack(id spool.ID, within time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	s := q.segmentAt(id)
-	if s == nil || s.acked[id] {
-		return
-	}
-	s.acked[id] = true
-	due := now.Add(within)
-	if s.read && len(s.acked) >= s.state.live {
-		due = now // the file can go, and its pages need not be written
-	}
-	if len(s.acked) == 1 || s.acksDue.IsZero() || due.Before(s.acksDue) {
-		s.acksDue = due
-		notify(q.wake)
-	} else if len(s.acked) == maxAcks {
+	if s != nil && (s.acked.add(id, now.Add(within)) || s.allAcksDue()) {
 		notify(q.wake)
 	}
 }

@@ -59,20 +59,19 @@ type segment struct {
 
 	// The queue's mutex guards the following.
 	state    state
-	last     spool.ID          // the largest ID
-	loaded   bool              // state and last are known
-	keyed    bool              // it was encrypted with the Log's key
-	acked    map[spool.ID]bool // delivered, but still in the file
-	acksDue  time.Time         // when they go to disk
-	acksHeld time.Time         // not before, since that has failed
-	size     int64             // of the file
-	usage    usage             // as part of what the Log uses
-	used     time.Time         // last
-	changed  time.Time         // when something was committed last, or the file made smaller, or that has failed
-	packed   int64             // what was in the file when it was made smaller last, in bytes; 0 before
-	orphan   bool              // the file may be gone, so it must stay open
-	damaged  bool              // to be salvaged
-	hint     spool.ID          // no record to be delivered has a smaller ID
+	last     spool.ID  // the largest ID
+	loaded   bool      // state and last are known
+	keyed    bool      // it was encrypted with the Log's key
+	acked    acks      // delivered, but still in the file
+	acksHeld time.Time // they do not go to disk before, since that has failed
+	size     int64     // of the file
+	usage    usage     // as part of what the Log uses
+	used     time.Time // last
+	changed  time.Time // when something was committed last, or the file made smaller, or that has failed
+	packed   int64     // what was in the file when it was made smaller last, in bytes; 0 before
+	orphan   bool      // the file may be gone, so it must stay open
+	damaged  bool      // to be salvaged
+	hint     spool.ID  // no record to be delivered has a smaller ID
 
 	// How far Take has come.
 	cursor  spool.ID          // the last ID given out
@@ -84,11 +83,11 @@ type segment struct {
 }
 
 func newSegment(path string, first spool.ID, c coder) *segment {
-	return &segment{path: path, first: first, coder: c, acked: map[spool.ID]bool{}, hint: first}
+	return &segment{path: path, first: first, coder: c, hint: first}
 }
 
 // live is how many records are to be delivered. The queue's mutex is held.
-func (s *segment) live() int { return max(0, s.state.live-len(s.acked)) }
+func (s *segment) live() int { return max(0, s.state.live-s.acked.count) }
 
 // segmentName makes the name of a file from the first ID and the salt.
 func segmentName(first spool.ID, salt []byte) string {
