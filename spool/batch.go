@@ -3,6 +3,7 @@ package spool
 import (
 	"context"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -281,13 +282,15 @@ func (d *Deliverer) add(ctx context.Context, account string, i item, group strin
 	d.sendFormed(ctx, now)
 }
 
-// waitOf is how long a batch with an account's record waits for others.
+// waitOf is how long a batch with an account's record waits for others. That is up to
+// a quarter less than it may: else the batches of many tables, which begin together,
+// would go together for ever, and callers would wait while all are compressed.
 func (d *Deliverer) waitOf(account string) time.Duration {
 	wait := time.Duration(d.forming.wait.Load())
 	if d.limits(account) {
-		return min(wait, limitedWait)
+		wait = min(wait, limitedWait)
 	}
-	return wait
+	return wait - rand.N(wait/4+1) //nolint:gosec // G404: nobody gains by guessing it
 }
 
 // sendFormed sends the batches that go before a time.
