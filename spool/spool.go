@@ -101,7 +101,8 @@ type Queue interface {
 
 	// BuryRest is Bury for a request of which v2 has taken some events: the dead
 	// letter's data is rest, the request with the others. Rest is the caller's again
-	// when it has returned.
+	// when it has returned. In a cluster, the letter may be there after an error: then
+	// it stays as it is, so rest must have all that v2 has not taken.
 	BuryRest(e Entry, rest []byte, why Verdict) error
 }
 
