@@ -346,7 +346,7 @@ func (p *parked) pop() (e Entry, events int) {
 	}
 	p.first += ID(step) //nolint:gosec // G115: the same bits as in push
 	p.len--
-	e = Entry{ID: p.first, Tries: int(tries >> 1)} //nolint:gosec // G115: it was an int
+	e = Entry{ID: p.first, Tries: int(tries >> 1)}
 	switch {
 	case p.len == 0:
 		*p = parked{}
