@@ -13,8 +13,9 @@ import (
 )
 
 // TestKeenCost: an event in a request of 400 costs at most a tenth of the processor
-// time of one that is sent alone. Under the race detector, which makes each step cost
-// something else, only the requests are tried.
+// time of one that is sent alone, straight through and through a spool, until it is
+// delivered. Under the race detector, which makes each step cost something else, only
+// the requests are tried.
 func TestKeenCost(t *testing.T) {
 	receipts := []byte(`{"receipts":[` + strings.TrimSuffix(strings.Repeat(`{"success":true},`, 400), ",") + `]}`)
 	v2 := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -26,7 +27,18 @@ func TestKeenCost(t *testing.T) {
 		_, _ = w.Write(receipts)
 	}))
 	defer v2.Close()
-	g := serve(t, "", "td_postback {\n upstream "+v2.URL+"\n}")
+	t.Run("straight through", func(t *testing.T) {
+		keenCost(t, serve(t, "", "td_postback {\n upstream "+v2.URL+"\n}"), func() {})
+	})
+	t.Run("through a spool", func(t *testing.T) {
+		g := serveSpool(t, v2.URL, "", "mode always\n drain_rate 1000000")
+		keenCost(t, g.gateway, func() { g.awaitEmpty(t) })
+	})
+}
+
+// keenCost compares what an event costs in either way. done waits until all of them are
+// at v2.
+func keenCost(t *testing.T, g *gateway, done func()) {
 	columns := `"event":"view","page":"https://shop.example/item?id=7","title":"Café noir","text":"` + strings.Repeat("0123456789", 18) + `"`
 	events := make([]string, 400)
 	for n := range events {
@@ -47,6 +59,7 @@ func TestKeenCost(t *testing.T) {
 				t.Fatalf("got %d", resp.StatusCode)
 			}
 		}
+		done()
 	}
 	const singles, many = 4000, 40
 	alone, together := `{`+columns+`}`, deflated(`{"db.tbl":[`+strings.Join(events, ",")+`]}`)
