@@ -155,7 +155,7 @@ func (k *keenCall) read() (*postback.Keen, *postback.Refusal) {
 	if refused := postback.CheckKeenKey(k.Key()); refused != nil {
 		return nil, refused
 	}
-	reader := &postback.KeenReader{Arrival: k.arrival, Random: randomUUID, Hold: k.hold}
+	reader := &postback.KeenReader{Arrival: k.arrival, From: k.h.caller(k.r), Random: randomUUID, Hold: k.hold}
 	delete(k.r.Header, "Expect") // the first read tells the caller to continue
 	body, refused, err := reader.ReadBody(k.r.Body, k.r.Header["Content-Encoding"])
 	switch {

@@ -38,6 +38,9 @@ type KeenReader struct {
 	// Arrival is when the request came.
 	Arrival time.Time
 
+	// From is who sends it. Columns that hold their own name are filled with it.
+	From Caller
+
 	// Random makes a random UUID, for an event that has none.
 	Random func() [16]byte
 
@@ -188,7 +191,8 @@ func (b *keenBody) oneEvent(named bool) (e KeenEvent, refused *Refusal) {
 
 // record makes of the event that was read what v2 gets.
 func (b *keenBody) record() (e KeenEvent, refused *Refusal) {
-	most := b.event.size + maxKeenAdded + len(b.event.column)
+	b.event.fill(&b.From)
+	most := b.event.size + maxKeenAdded + len(b.event.column) + len(b.event.filled)
 	if cap(b.room)-len(b.room) < most {
 		// Records are about as long as the events are.
 		size := max(most, min(len(b.text)-b.at+most, 1<<20))

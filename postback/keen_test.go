@@ -18,7 +18,7 @@ const randomUUID = `"uuid":"` + testUUID + `"`
 
 // keenReader is a reader with a random UUID that is always the same.
 func keenReader(arrival time.Time) *KeenReader {
-	return &KeenReader{Arrival: arrival, Random: func() [16]byte { return testUUIDBytes }, Hold: func(int) bool { return true }}
+	return &KeenReader{Arrival: arrival, From: Caller{IP: "192.0.2.7"}, Random: func() [16]byte { return testUUIDBytes }, Hold: func(int) bool { return true }}
 }
 
 // readKeen reads a body that must be good.
@@ -596,6 +596,54 @@ func rawMembers(t *testing.T, text []byte) (members []rawMember) {
 // FuzzKeen reads bodies also with encoding/json. A second set of rules, on what that
 // reads, says what each event must become: its members, in their order, as they were
 // spelled, less those of the SDKs.
+// TestKeenPlaceholders fills columns in that hold their own name, as legacy did, or
+// leaves them out.
+func TestKeenPlaceholders(t *testing.T) {
+	const (
+		keen   = `"keen":{"timestamp":"2026-11-25T02:23:55.675+0000"}`
+		agent  = `"td_browser":"td_browser","td_browser_version":"td_browser_version","td_os":"td_os","td_os_version":"td_os_version"`
+		ip     = `"td_ip":"192.0.2.7"`
+		global = `"td_global_id":"g\"7"`
+		at     = `"time":1795573435`
+	)
+	for _, tc := range []struct {
+		name, event string
+		want, alone string
+		from        *Caller
+	}{
+		{name: "the address", event: `{"td_ip" : "td_ip" ,"a":1,` + keen + `}`, want: `{"a":1,` + ip + `,` + at + `,` + randomUUID + `}`},
+		{name: "the address alone", event: `{"td_ip":"td_ip"}`, want: `{` + ip + `,` + randomUUID + `}`},
+		{name: "the address twice", event: `{"td_ip":"td_ip","a":1,"td\u005fip":"\u0074d_ip"}`, want: `{"a":1,` + ip + `,` + randomUUID + `}`},
+		{name: "the global id", event: `{"a":1,"td_global_id":"td_global_id"}`, want: `{"a":1,` + global + `,` + randomUUID + `}`},
+		{name: "both", event: `{"td_global_id":"td_global_id","td_ip":"td_ip"}`, want: `{` + ip + `,` + global + `,` + randomUUID + `}`},
+		{name: "the global id without a cookie", event: `{"td_global_id":"td_global_id","td_ip":"td_ip"}`, from: &Caller{}, want: `{"td_ip":"",` + randomUUID + `}`},
+		{name: "from the User-Agent", event: `{` + agent + `,"a":1}`, want: `{"a":1,` + randomUUID + `}`},
+		{name: "another value", event: `{"td_ip":"10.0.0.1","td_os":"Linux","td_browser":null,"TD_IP":"td_ip"}`, want: `{"td_ip":"10.0.0.1","td_os":"Linux","td_browser":null,"TD_IP":"td_ip",` + randomUUID + `}`},
+		{name: "not inside", event: `{"a":{"td_ip":"td_ip"},"b":["td_os"]}`, want: `{"a":{"td_ip":"td_ip"},"b":["td_os"],` + randomUUID + `}`},
+		{name: "alone", event: `{"uuid":1,"td_ip":"td_ip",` + keen + `}`, alone: `{"uuid":1,` + ip + `,"td_record_time":1795573435}`},
+		{name: "the column for the arrival", event: `{"td_ip":"td_ip","#SSUT":"td_ip"}`, want: `{"td_ip":1800000000,` + randomUUID + `}`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := keenReader(time.Unix(testArrival, 0))
+			r.From = Caller{IP: "192.0.2.7", GlobalID: `g"7`}
+			if tc.from != nil {
+				r.From = *tc.from
+			}
+			k, refused := r.Read([]byte(`{"db.tbl":[`+tc.event+`,{}]}`), true)
+			if refused != nil {
+				t.Fatal(refused.Message)
+			}
+			events := k.Collections[0].Events
+			if e := events[0]; string(e.Record) != tc.want+tc.alone || e.Alone != (tc.alone != "") {
+				t.Errorf("got %s, alone %v\nwant %s", e.Record, e.Alone, tc.want+tc.alone)
+			}
+			if string(events[1].Record) != `{`+randomUUID+`}` {
+				t.Errorf("behind it is %s", events[1].Record)
+			}
+		})
+	}
+}
+
 func FuzzKeen(f *testing.F) {
 	for _, seed := range []string{
 		`{"db.tbl":[{"keen":{"timestamp":"2026-11-25T02:23:55.675+0000"},"#UUID":"08289530-0000-4000-8000-00000000000a","n":0},{}],"db1.tbl1":[{"#SSUT":true}]}`,
@@ -603,6 +651,7 @@ func FuzzKeen(f *testing.F) {
 		"{\"a.b\" : [ {\"time\":1795573435 , \"\\u0023UUID\" : \"x\\\"\" } , 1 , [ ] ,\"\\\\\",null,-1e5 ] , \"\" : [{}] }\n",
 		`{"a.b":[{"UUID":1,"keen":{"timestamp":"Wed, 25 Nov 2026 02:23:55 GMT"}},{"Time":1,"keen":{"timestamp":"2026-11-25T11:23:55+09:00"}},{"td_record_time":1,"uuid":1}]}`,
 		`{"a.b":[{"a":[[[{"b":{}}]]],"keen":{"timestamp":"x","timestamp":"2026-11-25T11:23:55.5Z"},"keen":1}]}`, "\ufeff{\"a.b\":[{\"\xff\":1}]}", `{"a":1}`, `{}`, `[`,
+		`{"a.b":[{"td_ip":"td_ip","td_os":"td_o\u0073","#SSUT":"td_ip"},{"a":1,"td_ip":"td_ip","td_global_id":"td_global_id"},{"td_ip":"td_ip","uuid":1}]}`,
 	} {
 		f.Add([]byte(seed), true, int64(testArrival))
 		f.Add([]byte(seed), false, int64(1_000_000_000))
@@ -725,7 +774,18 @@ func checkKeenEvent(t *testing.T, event []byte, e *KeenEvent, arrival time.Time)
 	if sdk["#SSUT"] == "true" || device < 0 || PlausibleTime(arrival) && device > arrival.Unix()+3*24*3600 {
 		hasTime = false
 	}
-	want := slices.Clone(kept)
+	want, fills := []rawMember(nil), false
+	for _, m := range kept {
+		var value string
+		isText := m.value[0] == '"' && json.Unmarshal([]byte(m.value), &value) == nil
+		if !isText || value != m.name || !slices.Contains(placeholders[:], value) {
+			want = append(want, m)
+		}
+		fills = fills || isText && value == m.name && value == "td_ip"
+	}
+	if fills {
+		want = append(want, rawMember{"td_ip", `"192.0.2.7"`})
+	}
 	if alone = alone || odd; e.Alone != alone {
 		t.Fatalf("%q: alone %v", event, e.Alone)
 	}

@@ -31,6 +31,9 @@ type keenEvent struct {
 
 	column []byte // that gets the arrival, between its quotes
 
+	fillsIP, fillsGlobalID bool   // columns that held their own names are to be filled in
+	filled                 []byte // they, each with a comma before it
+
 	ownUUID       bool // it has a column uuid
 	ownRecordTime bool // it has a column td_record_time
 	times         int  // how many columns time it has
@@ -67,7 +70,7 @@ func (e *keenEvent) read(v *values, arrival time.Time) {
 // scan goes through the members. column is the one that gets the arrival: what has
 // its name already does not go on.
 func (e *keenEvent) scan(v *values, column []byte, arrival time.Time) {
-	*e = keenEvent{kept: e.kept[:0], size: len("{}") - len(","), deepest: 1, column: column}
+	*e = keenEvent{kept: e.kept[:0], filled: e.filled[:0], size: len("{}") - len(","), deepest: 1, column: column}
 	drop := ""
 	if column != nil {
 		drop = jsonText(column)
@@ -78,7 +81,7 @@ func (e *keenEvent) scan(v *values, column []byte, arrival time.Time) {
 		start := v.at
 		name := v.name()
 		value, depth := v.skip()
-		if e.isOfSDK(name, value) || column != nil && isColumn(name, drop) {
+		if e.isOfSDK(name, value) || column != nil && isColumn(name, drop) || e.isPlaceholder(name, value) {
 			joined = false
 			continue
 		}
@@ -111,6 +114,37 @@ func (e *keenEvent) isOfSDK(name, value []byte) bool {
 		return false
 	}
 	return true
+}
+
+// isPlaceholder reads a member that held its own name, for the server to fill it in. It
+// reports whether it is one.
+func (e *keenEvent) isPlaceholder(name, value []byte) bool {
+	if len(name) == 0 || name[0] != 't' && name[0] != '\\' || !isString(value) {
+		return false
+	}
+	switch placeholderIn(name, inside(value)) {
+	case "":
+		return false
+	case "td_ip":
+		e.fillsIP = true
+	case "td_global_id":
+		e.fillsGlobalID = true
+	}
+	return true
+}
+
+// fill fills in what held its own name. Without a value there is no column.
+func (e *keenEvent) fill(from *Caller) {
+	if e.fillsIP {
+		e.filled = appendText(e.filled, `,"td_ip":"`, from.IP)
+	}
+	if e.fillsGlobalID && from.GlobalID != "" {
+		e.filled = appendText(e.filled, `,"td_global_id":"`, from.GlobalID)
+	}
+}
+
+func appendText(dst []byte, before, text string) []byte {
+	return append(appendEscaped(append(dst, before...), text), '"')
 }
 
 // note notes a column that v2 may read. Names compare without case, as columns do
@@ -169,7 +203,10 @@ func (e *keenEvent) appendMembers(dst []byte, text []byte) []byte {
 		}
 		dst = append(dst, text[run.from:run.to]...)
 	}
-	return dst
+	if len(e.kept) == 0 && len(e.filled) > 0 {
+		return append(dst, e.filled[len(","):]...)
+	}
+	return append(dst, e.filled...)
 }
 
 func (e *keenEvent) appendColumn(dst []byte, arrival time.Time) []byte {
