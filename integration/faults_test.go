@@ -342,7 +342,7 @@ func testSources(t *testing.T) map[string]string {
 			t.Fatal(err)
 		}
 		for _, test := range definition.FindAllStringSubmatch(string(content), -1) {
-			source[test[1]] = string(content)
+			source[test[1]] += string(content) // packages may have tests of one name
 		}
 	}
 	return source
