@@ -424,6 +424,7 @@ func FuzzDoctor(f *testing.F) {
 		`{"apps":{"http":{"servers":{"a":{"named_routes":{"x":{"handle":[{"handler":"invoke","name":"x"},{"handler":"td_postback"}]}},"routes":[{"handle":[{"handler":"invoke","name":"x"}]}]}}}}}`,
 		`{"logging":{"logs":{"default":null,"a":{"encoder":{"format":"append","wrap":{"format":"filter"}}}}},"apps":{"http":{"servers":{"a":{"logs":{},"routes":[{"handle":[{"handler":"headers","request":{"set":{"X-TD-Write-Key":["1/secret"]}}},{"handler":"td_postback","upstream":"http://u:secret@h"}]}]}}}}}`,
 		`{"apps":{"http":{"servers":{"a":{"routes":[{"handle":[{"handler":"rewrite","path_regexp":[null,{"find":"("}]},{"handler":"rewrite","uri":"/%zz{http.request.uri}"},{"handler":"request_body","max_size":-1},{"handler":"td_postback","region":"us01"}]}]}}}}}`,
+		`{"apps":{"http":{"servers":{"a":{"routes":[{"match":[{"host":["h"],"not":[{"path":["/js/*","*"],"method":["POST"]}],"method":7}],"group":"g","handle":[{"handler":"td_postback","surfaces":["js"],"pass_thru":true}]},{"group":"g","terminal":true,"handle":[{"handler":"static_response","status_code":"{x}"},{"handler":"metrics"}]}]}}}}}`,
 	} {
 		f.Add([]byte(seed))
 	}
