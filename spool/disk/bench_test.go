@@ -125,7 +125,7 @@ func BenchmarkLive(b *testing.B) {
 					return
 				}
 				latencies[p] = append(latencies[p], time.Since(started))
-				for from := time.Now(); time.Since(from) < 40*time.Microsecond; { //nolint:revive // see above
+				for from := time.Now(); time.Since(from) < 40*time.Microsecond; {
 				}
 			}
 		})

@@ -439,9 +439,14 @@ func (q *queue) writable(bytes int64) (*segment, error) {
 	}
 	q.identify()
 	q.mu.Lock()
-	defer q.mu.Unlock()
+	full := q.active
+	unread := full != nil && full.cursor == 0
 	q.active = s
 	q.segments = append(q.segments, s)
+	q.mu.Unlock()
+	if unread {
+		_ = full.close() // its pages are memory, and Take may be far behind
+	}
 	return s, nil
 }
 

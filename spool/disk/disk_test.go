@@ -940,6 +940,29 @@ func TestFewFilesAreOpen(t *testing.T) {
 	}
 }
 
+// While v2 is down, the files that are full are closed: their pages would be memory.
+func TestFullFilesOfABacklogAreClosed(t *testing.T) {
+	t.Parallel()
+	d := open(t, Config{Dir: memoryDir(t), MaxSize: 8 << 20}) // segments of 1 MiB
+	for range 25 {
+		add(t, d, strings.Repeat("x", 100_000))
+	}
+	q := d.queue(q1)
+	q.mu.Lock()
+	segments := q.segments
+	q.mu.Unlock()
+	for i, s := range segments {
+		s.open.Lock()
+		if isOpen := s.db != nil; isOpen != (i == len(segments)-1) {
+			t.Errorf("file %d of %d is open: %t", i, len(segments), isOpen)
+		}
+		s.open.Unlock()
+	}
+	if got := takeAll(t, "all", d); len(segments) < 3 || len(got) != 25 {
+		t.Errorf("%d records come out of %d files", len(got), len(segments))
+	}
+}
+
 func TestKeyEncryptsTheDisk(t *testing.T) {
 	t.Parallel()
 	const secret = "1234/0123456789abcdef"
