@@ -81,7 +81,7 @@ const minBufferedSpool = 5 << 20
 // 421 | `unknown_region` | with `region auto`, a Host that is no legacy host
 // 401, 403 | `invalid_write_key` | several events, and v2 refuses the key
 // 502 | `upstream_unreachable` | v2 cannot be reached, or breaks off
-// 503 | `upstream_unreachable`, `upstream_timeout` | several events, and v2 does not take all of them now
+// 503 | `upstream_unreachable`, `upstream_timeout` | several events, v2 does not take all of them now, and there is no spool
 // 503 | `spool_full`, `spool_unavailable` | v2 does not take the record, and the spool cannot; with `Retry-After`
 // 503 | `overloaded` | `max_buffered` or `max_conns` is used up; with `Retry-After`
 // 504 | `upstream_timeout` | v2 does not answer within `response_timeout`

@@ -136,7 +136,7 @@ func (h *Handler) warnOfAnswer(c *call) {
 // are not taken are kept.
 func (h *Handler) warnOfEvents(c *call, to postback.Destination, r *spool.Result, kept bool) {
 	if kept && r.NotTaken() {
-		warnOfKept(h.logger, r, c.to.host, owner{c.Account(), to})
+		warnOfKept(h.logger, r, c.to.host, eventsOwner{owner{c.Account(), to}, c.events})
 		return
 	}
 	again := "; the callers have got 503, and send all of their events again"
@@ -169,7 +169,7 @@ func (h *Handler) warnOfEvents(c *call, to postback.Destination, r *spool.Result
 	if message == "" {
 		message = "Postback v2 refused a record"
 	}
-	h.logger.Warn(message, zap.Int("status", r.Status), zap.String("upstream", c.to.host), zap.Error(r.Err), words(r.Words), zap.Inline(owner{c.Account(), to}),
+	h.logger.Warn(message, zap.Int("status", r.Status), zap.String("upstream", c.to.host), zap.Error(r.Err), words(r.Words), zap.Inline(eventsOwner{owner{c.Account(), to}, c.events}),
 		zap.String("advice", advice))
 }
 
@@ -228,6 +228,18 @@ func (o owner) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	return nil
 }
 
+// eventsOwner is the owner of a call with several events, and how many they are.
+type eventsOwner struct {
+	owner
+	events int
+}
+
+// MarshalLogObject writes the owner for the log.
+func (o eventsOwner) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	enc.AddInt("events", o.events)
+	return o.owner.MarshalLogObject(enc)
+}
+
 // keptOwner is the owner of a kept request, which is read only if it is logged.
 type keptOwner []byte
 
@@ -264,7 +276,7 @@ func warnOfPart(logger *zap.Logger, status int, said, host string, owner zapcore
 func warnOfNoBatches(logger *zap.Logger, result *spool.Result, host string) {
 	if c := noBatchesWarning.check(logger); c != nil {
 		c.Write(zap.Int("status", result.Status), zap.String("upstream", host), words(result.Words),
-			zap.String("advice", "see that upstream is a host with v2's batch API, and that nothing on the way keeps such requests from it; or take batch out of spool"))
+			zap.String("advice", "see that upstream is a host with v2's batch API, and that nothing on the way keeps such requests from it; or take batch out of spool. Kept calls with several events are dead letters then: replay them"))
 	}
 }
 
