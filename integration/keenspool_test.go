@@ -4,9 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/td-postback/gateway/sandbox"
 )
 
 // This file has calls with several events go through a spool.
@@ -117,6 +120,41 @@ func TestKeenSpoolDead(t *testing.T) {
 			v2.once(t, ids)
 			if s := g.state(t); s.dead() != 0 {
 				t.Errorf("%d dead letters are left", s.dead())
+			}
+		})
+	}
+}
+
+// TestKeenSpoolAnswers: what becomes of events at each of the sandbox's tables that
+// refuse, if v2 is asked first.
+func TestKeenSpoolAnswers(t *testing.T) {
+	t.Parallel()
+	v2 := httptest.NewServer(new(sandbox.Sandbox))
+	t.Cleanup(v2.Close)
+	for table, want := range map[string]struct {
+		status, kept int
+		says         string
+	}{
+		"answer_400":   {200, 0, "InvalidPropertyValueError"},
+		"answer_422":   {200, 0, "InvalidPropertyValueError"},
+		"answer_403":   {403, 0, "invalid_write_key"},
+		"answer_429":   {200, 1, `"success":true`},
+		"answer_503":   {200, 1, `"success":true`},
+		"answer_never": {200, 1, `"success":true`},
+		"answer_206":   {200, 1, `"success":true`},
+	} {
+		t.Run(table, func(t *testing.T) {
+			t.Parallel()
+			g := serveSpool(t, v2.URL, "response_timeout 1s", "")
+			answer := raw(t, g.addr, post(androidPath, ofAndroid, `{"db.`+table+`":[{"refused":1},{"refused":2}]}`))
+			if answer.StatusCode != want.status || !strings.Contains(answer.body, want.says) {
+				t.Errorf("got %d %s", answer.StatusCode, answer.body)
+			}
+			if answer.StatusCode == 200 && strings.Count(answer.body, want.says) != 2 {
+				t.Errorf("got %s", answer.body)
+			}
+			if s := g.state(t); s.records() != want.kept {
+				t.Errorf("kept are %+v", s)
 			}
 		})
 	}
