@@ -56,7 +56,11 @@ func (k *keenCall) keep(events *postback.Keen) error {
 	if len(records) == 0 {
 		return nil
 	}
-	if err := k.to.queue.PutAll(records, k.h.Spool.Mode == spoolAlways); err != nil {
+	live := 0
+	if k.h.Spool.Mode == spoolAlways {
+		live = eventsToKeep(batches, records)
+	}
+	if err := k.to.queue.PutAll(records, live); err != nil {
 		return err
 	}
 	for _, timed := range times {
@@ -68,6 +72,16 @@ func (k *keenCall) keep(events *postback.Keen) error {
 		}
 	}
 	return nil
+}
+
+// eventsToKeep is how many events records have that toKeep has made: each but those of
+// batches has one.
+func eventsToKeep(batches []postback.KeenBatch, records []spool.Record) int {
+	events := len(records) - len(batches)
+	for _, b := range batches {
+		events += len(b.Events)
+	}
+	return events
 }
 
 // roomToKeep is about what keeping the events holds in memory, in bytes.

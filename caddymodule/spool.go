@@ -79,8 +79,8 @@ type Spool struct {
 	MaxAge caddy.Duration `json:"max_age,omitempty"`
 
 	// How many records a second may be delivered, to each v2 host, beyond those
-	// that arrive at the time. It leaves room for live traffic when v2 is back.
-	// Default: 1000.
+	// that arrive at the time. It leaves room for live traffic when v2 is back. Of a
+	// kept request with several events, each event counts. Default: 1000.
 	DrainRate int `json:"drain_rate,omitempty"`
 
 	// How many bytes a second may be delivered, to each v2 host, beyond those that

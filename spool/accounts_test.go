@@ -45,7 +45,7 @@ func (w *worker) healthy(t *testing.T, name string, records int, over time.Durat
 	for i := range records {
 		sent[i] = time.Now()
 		w.queue.append(name + " " + strconv.Itoa(i))
-		w.Arrived(10)
+		w.Arrived(1, 10)
 		time.Sleep(over / time.Duration(records))
 	}
 	time.Sleep(2 * time.Second)
@@ -77,7 +77,7 @@ func TestOneAccountsLimit(t *testing.T) {
 					w.server.set(limit(pause), 0)
 					for second := range 45 {
 						w.queue.append("noisy " + strconv.Itoa(second))
-						w.Arrived(10)
+						w.Arrived(1, 10)
 						w.healthy(t, "healthy"+strconv.Itoa(second), 20, time.Second)
 					}
 					if w.IsOpen() {
@@ -385,7 +385,7 @@ func TestLargeBacklogOnDisk(t *testing.T) {
 	if err := log.Append(queue, spool.Record{Arrival: sent, Data: []byte("healthy 1")}); err != nil {
 		t.Fatal(err)
 	}
-	d.Arrived(10)
+	d.Arrived(1, 10)
 	<-healthy
 	if took := time.Since(sent); took > 2*time.Second {
 		t.Errorf("a healthy record behind them was sent after %s, want within two seconds", took)

@@ -589,7 +589,7 @@ func TestLimitedAccountComesBackByBatch(t *testing.T) {
 				for n := range seconds * 100 {
 					w.queue.append(named(fmt.Sprint("t", n%10), each)...)
 					for range each {
-						w.Arrived(10)
+						w.Arrived(1, 10)
 					}
 					time.Sleep(10 * time.Millisecond)
 				}
@@ -715,7 +715,7 @@ func TestBytesRateBesideLiveBatches(t *testing.T) {
 		live := func() { // 100 records a second
 			for range 60 * 100 {
 				w.queue.appendData(record)
-				w.Arrived(len(record))
+				w.Arrived(1, len(record))
 				time.Sleep(10 * time.Millisecond)
 			}
 		}

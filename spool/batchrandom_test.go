@@ -122,7 +122,7 @@ func batchesAtRandom(t *testing.T, seed uint64) {
 		for range random.IntN(200) {
 			w.queue.append(fmt.Sprintf("%c%d:%d", "abc"[random.IntN(3)], random.IntN(3), total))
 			if total++; random.IntN(2) == 0 {
-				w.Arrived(10)
+				w.Arrived(1, 10)
 			}
 		}
 		time.Sleep(time.Duration(random.IntN(2000)) * time.Millisecond)

@@ -19,13 +19,11 @@ const (
 	// does not have more.
 	takeAtOnce = 128
 
-	// maxLive bounds how many records may pass the limiter at once. Each live
-	// record lets one pass.
-	maxLive = 10_000
-
-	// maxCredit bounds how many bytes may pass BytesRate at once, for as many that
-	// have arrived. thinBurst is how much of BytesRate that was not used before may
-	// be made up for: no timer is exact.
+	// maxLive bounds how many events may pass the limiter at once, and maxCredit how
+	// many bytes BytesRate, for as many that have arrived. What arrives together may
+	// go beyond that: a large call is no backlog. thinBurst is how much of BytesRate
+	// that was not used before may be made up for: no timer is exact.
+	maxLive   = 10_000
 	maxCredit = 16 << 20
 	thinBurst = 100 * time.Millisecond
 
@@ -102,8 +100,8 @@ type Limits struct {
 	// InFlight is how many requests may be on their way at a time; at least 1.
 	InFlight int
 
-	// Rate is how many records a second may be delivered beyond those that
-	// arrive: what leaves room for live traffic when v2 is back. At least 1.
+	// Rate is how many events a second may be delivered beyond those that arrive:
+	// what leaves room for live traffic when v2 is back. At least 1.
 	Rate int
 
 	// BytesRate is the same in bytes; 0 for no limit. A larger record than this
@@ -161,11 +159,11 @@ type Deliverer struct {
 	how      Delivery
 	limiter  *rate.Limiter
 	maxAge   atomic.Int64
-	live     chan struct{} // one element for each record that may pass the limiter
+	live     atomic.Int64  // how many events may pass the limiter at once
 	bytes    atomic.Int64  // BytesRate
 	thin     time.Time     // when BytesRate lets the next record go
 	credit   atomic.Int64  // how many bytes may pass it at once
-	credited chan struct{} // there is more
+	arriving chan struct{} // there is more of live, or of credit
 	room     *semaphore.Weighted
 	cost     atomic.Int64 // of a small request in it
 	taken    []Entry      // by Run, and not sent yet
@@ -185,8 +183,7 @@ func NewDeliverer(queue Queue, gate *Gate, how Delivery) *Deliverer {
 	d := &Deliverer{
 		Gate: gate, queue: queue, how: how, began: time.Now(),
 		limiter:  rate.NewLimiter(0, 0),
-		live:     make(chan struct{}, maxLive),
-		credited: make(chan struct{}, 1),
+		arriving: make(chan struct{}, 1),
 		room:     semaphore.NewWeighted(maxHeld),
 	}
 	d.SetLimits(how.Limits)
@@ -205,21 +202,20 @@ func (d *Deliverer) SetLimits(l Limits) {
 	d.sharing.Store(int64(l.Most))
 }
 
-// Arrived notes that a record of so many bytes was appended just now. If v2 is up,
-// this is live traffic, and the rates do not limit it.
-func (d *Deliverer) Arrived(size int) {
+// Arrived notes that so many events were appended just now, and how many bytes their
+// records have. If v2 is up, this is live traffic, and the rates do not limit it.
+func (d *Deliverer) Arrived(events, size int) {
 	if d.IsOpen() {
 		return
 	}
+	if d.live.Load() < maxLive {
+		d.live.Add(int64(events))
+	}
 	if d.bytes.Load() > 0 && d.credit.Load() < maxCredit {
 		d.credit.Add(int64(size))
-		select {
-		case d.credited <- struct{}{}:
-		default:
-		}
 	}
 	select {
-	case d.live <- struct{}{}:
+	case d.arriving <- struct{}{}:
 	default:
 	}
 }
@@ -426,48 +422,56 @@ func (d *Deliverer) turn(ctx context.Context, l load) error {
 	if err := d.pace(ctx, l); err != nil || !d.IsOpen() {
 		return err
 	}
+	d.live.Store(0) // what has arrived is a part of the backlog now
 	d.credit.Store(0)
-	for len(d.live) > 0 { // those records are a part of the backlog now
-		<-d.live
-	}
 	d.giveBack()
 	return d.Wait(ctx)
 }
 
-// pace waits until Rate and BytesRate let a request go, or live records have come
-// instead of it.
+// pace waits until Rate and BytesRate let a request go. Each live event lets one go
+// beyond Rate.
 func (d *Deliverer) pace(ctx context.Context, l load) error {
-	for left := l.records; left > 0; {
-		select {
-		case <-d.live:
-			return d.paceBytes(ctx, l.size, l.sent)
-		default:
-		}
+	for left := l.records - d.passLive(l.records); left > 0; left -= d.passLive(left) {
 		n := min(left, d.limiter.Burst())
 		reserved := d.limiter.ReserveN(time.Now(), n)
 		if !reserved.OK() {
 			continue // the limits have just changed
 		}
+		if wait := reserved.Delay(); wait > 0 {
+			if err := d.await(ctx, wait); err != nil {
+				return err
+			}
+			if reserved.Delay() > 0 { // others have arrived meanwhile
+				reserved.Cancel()
+				continue
+			}
+		}
 		left -= n
-		wait := reserved.Delay()
-		if wait <= 0 {
-			continue
-		}
-		d.sendFormed(ctx, time.Now().Add(wait)) // they do not wait longer for this one
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-d.live:
-			reserved.Cancel()
-			left = 0
-		case <-ctx.Done():
-		}
-		timer.Stop()
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
 	}
 	return d.paceBytes(ctx, l.size, l.sent)
+}
+
+// passLive is how many of so many events may go because others have arrived.
+func (d *Deliverer) passLive(events int) int {
+	n := min(d.live.Load(), int64(events))
+	if n > 0 {
+		d.live.Add(-n)
+	}
+	return int(n)
+}
+
+// await waits for a time, or until something arrives. Batches do not wait longer for
+// that.
+func (d *Deliverer) await(ctx context.Context, wait time.Duration) error {
+	d.sendFormed(ctx, time.Now().Add(wait))
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-d.arriving:
+	case <-ctx.Done():
+	}
+	return ctx.Err()
 }
 
 // paceBytes waits until BytesRate lets as many bytes go as are sent, or a record of the
@@ -487,16 +491,8 @@ func (d *Deliverer) paceBytes(ctx context.Context, size, sent int) error {
 			d.thin = d.thin.Add(time.Duration(float64(sent) / float64(limit) * float64(time.Second)))
 			return nil
 		}
-		d.sendFormed(ctx, now.Add(wait))
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-d.credited:
-		case <-ctx.Done():
-		}
-		timer.Stop()
-		if ctx.Err() != nil {
-			return ctx.Err()
+		if err := d.await(ctx, wait); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -567,14 +563,12 @@ func (d *Deliverer) admitted(account string, e Entry) bool {
 	if !d.some.Load() {
 		return true // nearly always
 	}
-	ok, wait := d.admit(account, e, d.eventsIn(e), d.queue.Holds())
+	events := d.eventsIn(e)
+	ok, wait := d.admit(account, e, events, d.queue.Holds())
 	if ok {
 		return true
 	}
-	select {
-	case <-d.live: // it was to let this record pass
-	default:
-	}
+	d.passLive(events) // what has arrived was to let this record pass
 	if !d.queue.Holds() {
 		d.queue.Later(e, wait+retryPause(e.Tries))
 	}

@@ -157,7 +157,7 @@ func run(t testing.TB, how spool.Delivery) *worker {
 func (w *worker) arrive(records int, over time.Duration) {
 	for i := range records {
 		w.queue.append("live " + strconv.Itoa(i))
-		w.Arrived(len("live ") + 5)
+		w.Arrived(1, len("live ")+5)
 		time.Sleep(over / time.Duration(records))
 	}
 }
@@ -564,7 +564,7 @@ func TestLiveTrafficIsNotLimited(t *testing.T) {
 				if i%2 == 0 {
 					synctest.Wait() // it is taken before this is told
 				}
-				w.Arrived(10)
+				w.Arrived(1, 10)
 			}
 			time.Sleep(20 * time.Millisecond)
 			synctest.Wait()
@@ -643,7 +643,7 @@ func TestDownForEightDays(t *testing.T) {
 		w.server.always(nobody)
 		for minute := range 8 * 24 * 60 {
 			w.queue.append(strconv.Itoa(minute))
-			w.Arrived(10)
+			w.Arrived(1, 10)
 			time.Sleep(time.Minute)
 		}
 		// The first two days' are older than six now.
@@ -783,7 +783,7 @@ func TestDownForTwoDaysOnDisk(t *testing.T) {
 					if err := log.Append(queue, spool.Record{Arrival: time.Now(), Data: data}); err != nil {
 						t.Error(err)
 					}
-					d.Arrived(10)
+					d.Arrived(1, 10)
 				})
 			}
 			callers.Wait()
@@ -1130,7 +1130,7 @@ func TestNothingIsLost(t *testing.T) {
 		}, 7*time.Millisecond)
 		for i := range records {
 			w.queue.append(strconv.Itoa(i))
-			w.Arrived(10)
+			w.Arrived(1, 10)
 			if i%100 == 0 {
 				w.queue.fail(errBroken, errBroken)
 			}

@@ -367,23 +367,26 @@ func (o *Outbox) Put(r Record, live bool) error {
 	err = log.Append(o.name, r)
 	note(&o.keeper.full, errors.Is(err, ErrFull))
 	if live && err == nil {
-		o.arrived(r)
+		o.arrived(1, len(r.Data))
 	}
 	return err
 }
 
-// PutAll is Put for records that belong together: see Log.AppendAll.
-func (o *Outbox) PutAll(records []Record, live bool) error {
+// PutAll is Put for records that belong together: see Log.AppendAll. live is how many
+// events in them are to be delivered at once, beyond the rate of the backlog.
+func (o *Outbox) PutAll(records []Record, live int) error {
 	log, err := o.keeper.opened()
 	if err != nil {
 		return err
 	}
 	err = log.AppendAll(o.name, records)
 	note(&o.keeper.full, errors.Is(err, ErrFull))
-	if live && err == nil {
+	if live > 0 && err == nil {
+		size := 0
 		for _, r := range records {
-			o.arrived(r)
+			size += len(r.Data)
 		}
+		o.arrived(live, size)
 	}
 	return err
 }
@@ -402,10 +405,10 @@ func (k *Keeper) opened() (Log, error) {
 	return nil, ErrUnavailable
 }
 
-// arrived tells who delivers of a record that was appended just now.
-func (o *Outbox) arrived(r Record) {
+// arrived tells who delivers of events that were appended just now.
+func (o *Outbox) arrived(events, size int) {
 	if d := o.deliverer.Load(); d != nil {
-		d.Arrived(len(r.Data))
+		d.Arrived(events, size)
 	}
 }
 

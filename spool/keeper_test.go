@@ -563,7 +563,7 @@ func TestKeeperSendsSeveral(t *testing.T) {
 		}
 		put(t, o, 1) // opens the Log
 		time.Sleep(time.Second)
-		if err := o.PutAll(records, true); err != nil {
+		if err := o.PutAll(records, 6); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -574,7 +574,7 @@ func TestKeeperSendsSeveral(t *testing.T) {
 		}
 
 		k.log.set(func() { k.log.appendErr = spool.ErrFull })
-		if err := o.PutAll(records, true); !errors.Is(err, spool.ErrFull) {
+		if err := o.PutAll(records, 6); !errors.Is(err, spool.ErrFull) {
 			t.Errorf("without room: %v", err)
 		}
 		k.log.set(func() { k.log.used, k.log.limit = 1<<20, 1<<20 })

@@ -364,8 +364,8 @@ func TestNoRoomForTheRest(t *testing.T) {
 	})
 }
 
-// The rate counts events, also where it lets fewer go at once than a record has. A
-// record that arrives lets one pass, however many events that has.
+// The rate counts events, also where it lets fewer go at once than a record has. For
+// as many that arrive, a record passes.
 func TestRateOfSeveral(t *testing.T) {
 	for _, c := range []struct{ rate, events, seconds int }{{1000, 500, 60}, {1000, 3, 60}, {10, 500, 600}, {1, 7, 700}} {
 		t.Run(fmt.Sprint(c.rate, " a second, ", c.events, " each"), func(t *testing.T) {
@@ -382,7 +382,7 @@ func TestRateOfSeveral(t *testing.T) {
 					t.Errorf("%d records in %d s, want about %d", before, c.seconds, want)
 				}
 				for range 10 { // within a moment
-					w.Arrived(10)
+					w.Arrived(c.events, 10)
 					synctest.Wait()
 				}
 				if n := w.queue.count(acked) - before; n < 10 || n > 11 {
@@ -591,13 +591,49 @@ func TestLargeBacklogOfSeveral(t *testing.T) {
 		time.Sleep(10 * time.Minute) // the pause is over
 		before := w.queue.count(acked)
 		w.healthy(t, "second", 1000, 50*time.Second)
-		if n := (w.queue.count(acked) - before - 1000) * events; n < 40_000 {
-			t.Errorf("%d events of the backlog in 52 s, want 52,000 and more", n)
+		if n := (w.queue.count(acked) - before - 1000) * events; n < 40_000 || n > 54_000 {
+			t.Errorf("%d events of the backlog in 52 s, want 52,000: 1,000 a second", n)
 		}
 		time.Sleep(5 * time.Minute)
 		w.expect(t, map[state]int{acked: backlog + 1100})
 		if n := w.Paused(); n > 0 {
 			t.Errorf("%d accounts are limited still", n)
+		}
+	})
+}
+
+// The rate counts events: each that arrives lets one go, and not all that its turn
+// finds in one record.
+func TestLiveTrafficBesideSeveral(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const rate, seconds, arriving = 200, 60, 20
+		w, v2 := runSeveral(t, spool.Delivery{Limits: spool.Limits{Rate: rate}})
+		for range 100 {
+			w.queue.append(several(named("a", 500)...))
+		}
+		w.arrive(seconds*arriving, seconds*time.Second) // behind the backlog
+		sent := 0
+		for _, n := range v2.sizes() {
+			sent += n
+		}
+		if want := seconds * (rate + arriving); sent < want-500 || sent > want+500 {
+			t.Errorf("%d events in %d s, want %d", sent, seconds, want)
+		}
+	})
+}
+
+// A large call that has just arrived goes at once, whatever the rates are.
+func TestLargeLiveCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _ := runSeveral(t, spool.Delivery{Limits: spool.Limits{Rate: 1, BytesRate: 10}})
+		for n := range 3 {
+			for range 80 {
+				w.queue.append(several(named("a", 500)...))
+			}
+			w.Arrived(40_000, 80*len(several(named("a", 500)...)))
+			time.Sleep(time.Second)
+			w.expect(t, map[state]int{acked: 80 * (n + 1)})
 		}
 	})
 }

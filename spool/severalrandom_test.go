@@ -174,7 +174,7 @@ func severalAtRandom(t *testing.T, seed uint64) {
 			}
 			records = append(records, events)
 			if random.IntN(2) == 0 {
-				w.Arrived(10)
+				w.Arrived(1, 10)
 			}
 		}
 		time.Sleep(time.Duration(random.IntN(2000)) * time.Millisecond)

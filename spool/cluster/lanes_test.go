@@ -75,7 +75,7 @@ func TestLimitedAccount(t *testing.T) {
 	for i, account := range accounts {
 		sent := time.Now()
 		add(t, l, testQueue, fmt.Sprintf("%s %d", account, i))
-		d.Arrived(10)
+		d.Arrived(1, 10)
 		await(account)
 		took = append(took, time.Since(sent))
 	}
