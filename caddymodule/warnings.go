@@ -42,7 +42,7 @@ var (
 	keptWarning        = warning{message: "record kept for later"}
 	keptLimitWarning   = warning{message: "record kept for later"} // one account's limit must not hide that v2 is down
 	keptPartWarning    = warning{message: "record kept for later"} // nor must a record that v2 refuses
-	noBatchesWarning   = warning{message: "v2 takes no batches: their records go one by one"}
+	noBatchesWarning   = warning{message: "v2 takes no batches"}
 	deadLetterWarning  = warning{message: "a kept record became a dead letter"}
 	unkeptWarning      = warning{message: "record neither delivered nor kept"}
 	eventsLeftWarning  = warning{message: "Postback v2 did not take all events of a request"}
