@@ -695,7 +695,7 @@ func TestDoctorAsksV2(t *testing.T) {
 		{403, "yesterday", []severity{inOrder}, "403"},
 	} {
 		server := httptest.NewServer(answer(test.status, test.date))
-		all := probeUpstream(probing(t, server.URL, ""), server.URL)
+		all := probeUpstream(probing(t, server.URL, "surfaces postback"), server.URL)
 		var got []severity
 		var texts strings.Builder
 		for _, f := range all {
@@ -735,9 +735,14 @@ func TestDoctorAsksForBatches(t *testing.T) {
 		if says != (severity == inOrder && status != 503) { // 503 does not tell
 			t.Errorf("%d: it says that batches are taken: %v", status, says)
 		}
-		probeUpstream(probing(t, v2.URL, "spool"), v2.URL)
+		probeUpstream(probing(t, v2.URL, "spool\nsurfaces postback"), v2.URL)
 		if batches.Load() != 1 {
-			t.Error("without the option, it asks for batches")
+			t.Error("where no batch can go, it asks for batches")
+		}
+		all = probeUpstream(probing(t, v2.URL, "surfaces mobile"), v2.URL)
+		worst = slices.MinFunc(all, func(a, b finding) int { return cmp.Compare(a.severity, b.severity) })
+		if batches.Load() != 2 || worst.severity != severity || severity == bites && !strings.Contains(worst.what, "several events") {
+			t.Errorf("%d for apps: %+v", status, all)
 		}
 		v2.Close()
 	}

@@ -297,15 +297,20 @@ func probeUpstream(h *Handler, target string) []finding {
 		}}
 	}
 	all := checkAnswer(host, answer.status, time.Since(started))
-	if h.Spool != nil && h.Spool.Batch > 0 && all[0].severity == inOrder {
-		all = append(all, probeBatches(client, host)...)
+	if all[0].severity == inOrder {
+		all = append(all, probeBatches(h, client, host)...)
 	}
 	return append(all, checkClock(host, answer.header.Get("Date"), time.Now())...)
 }
 
-// probeBatches tells whether a host that takes Postback takes batches too. It sends
-// one without a key.
-func probeBatches(client *upstream.Client, host string) []finding {
+// probeBatches tells whether a host that takes Postback takes batches too, if some may
+// go there. It sends one without a key.
+func probeBatches(h *Handler, client *upstream.Client, host string) []finding {
+	batch := h.Spool != nil && h.Spool.Batch > 0
+	several := slices.ContainsFunc(h.Surfaces, func(name string) bool { return name != handoffSurface })
+	if !batch && !several {
+		return nil
+	}
 	var trip upstream.Trip
 	_, _, err := client.DeliverBatch(postback.BatchGroup{Database: "td_doctor", Table: "td_doctor"}, [][]byte{[]byte("{}")}, &trip)
 	switch {
@@ -314,11 +319,17 @@ func probeBatches(client *upstream.Client, host string) []finding {
 	case trip.Status < http.StatusMultipleChoices || ofRecordsOrKey(trip.Status):
 		return []finding{{severity: inOrder, what: fmt.Sprintf("%s takes batches of records: it answers %d to one without a key.", host, trip.Status)}}
 	}
-	return []finding{{
-		bites,
-		fmt.Sprintf("%s answers %d to a batch of records, so it takes none: each batch is a request in vain, and its records go one by one.", host, trip.Status),
-		"If a proxy of yours answers in v2's place, let it pass POST /DATABASE/TABLE too; or take `batch` out of `spool`.",
-	}}
+	what := fmt.Sprintf("%s answers %d to a batch of records, so it takes none.", host, trip.Status)
+	advice := "If a proxy of yours answers in v2's place, let it pass POST /DATABASE/TABLE too."
+	if batch {
+		what += " Each batch is a request in vain, and its records go one by one."
+		advice += " Or take `batch` out of `spool`."
+	}
+	if several {
+		what += " Calls with several events, as apps and some scripts send them, cannot arrive."
+		advice += " If nobody sends such calls, say `surfaces postback`."
+	}
+	return []finding{{bites, what, advice}}
 }
 
 // keyless takes the answer to a record without a key.
