@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"bytes"
 	"cmp"
 	"net/http"
 
@@ -30,15 +31,16 @@ func (s upstreamSender) Part(e spool.Entry) (spool.Part, bool) {
 // SendBatch sends records of one group in one request.
 func (s upstreamSender) SendBatch(group string, records [][]byte) spool.BatchResult {
 	to, _ := postback.ParseBatchGroup(group) // Part has made it
-	result, _, t := deliverBatch(s.Client, to, records)
+	result, t := deliverBatch(s.Client, to, records)
 	countTrip(&t)
 	s.warnOfBatch(to, &result)
 	return result
 }
 
 // deliverBatch sends records of one group in one request, and counts it as a batch.
-// answer is the body of an answer below 300, or how it begins.
-func deliverBatch(client *upstream.Client, to postback.BatchGroup, records [][]byte) (result spool.BatchResult, answer []byte, t upstream.Trip) {
+// If v2 takes it, but says of its records what cannot be understood, one of them may not
+// be taken: then the status is 206.
+func deliverBatch(client *upstream.Client, to postback.BatchGroup, records [][]byte) (result spool.BatchResult, t upstream.Trip) {
 	answer, sent, err := client.DeliverBatch(to, records, &t)
 	result = spool.BatchResult{Result: resultOf(&t, err), Sent: sent}
 	if result.Status == 0 && !result.Ambiguous {
@@ -51,7 +53,10 @@ func deliverBatch(client *upstream.Client, to postback.BatchGroup, records [][]b
 	if result.Err == nil {
 		result.Receipts = receiptsOf(answer, len(records), to.Key)
 	}
-	return result, answer, t
+	if result.Receipts == nil && result.Status == http.StatusOK && bytes.Contains(answer, []byte("receipts")) {
+		result.Status = http.StatusPartialContent
+	}
+	return result, t
 }
 
 // receiptsOf reads v2's answers to n single records; nil if it gave none. It may

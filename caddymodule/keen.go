@@ -1,7 +1,6 @@
 package caddymodule
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/rand"
 	"errors"
@@ -291,10 +290,7 @@ func (k *keenCall) sendBatch(sends *errgroup.Group, b postback.KeenBatch, try in
 	}
 	sent := time.Now()
 	to := postback.BatchGroup{Database: b.Database, Table: b.Table, Key: k.Key()}
-	result, answer, t := deliverBatch(k.to.Client, to, b.Records())
-	if result.Receipts == nil && result.Status == http.StatusOK && bytes.Contains(answer, []byte("receipts")) {
-		result.Status = http.StatusPartialContent // they are not understood, and one may be of an event that v2 has not taken
-	}
+	result, t := deliverBatch(k.to.Client, to, b.Records())
 	k.note(sent, &result.Result, &t)
 	switch {
 	case k.failedAsWhole(&result.Result, b.Destination):
