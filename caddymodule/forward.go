@@ -63,7 +63,7 @@ func (h *Handler) refuseUndelivered(c *call, err error) {
 // not be asked, the record is kept at once: no caller waits for a kept record, so
 // those try whether v2 takes them again.
 func (h *Handler) forwardOrKeep(c *call) {
-	down, unkept := c.to.queue.IsOpen(), errUnjudged
+	down, unkept := c.to.queue.IsOpen(), errNotAsked
 	if down || h.Spool.Mode == spoolAlways && !c.to.queue.Hesitates() {
 		if unkept = h.keep(c, !down); unkept == nil {
 			return
@@ -73,7 +73,7 @@ func (h *Handler) forwardOrKeep(c *call) {
 	switch {
 	case c.to.queue.Allow(account): // a spool that takes nothing must not stop what v2 takes
 		h.forwardFirst(c, account)
-	case errors.Is(unkept, errUnjudged):
+	case errors.Is(unkept, errNotAsked):
 		h.keepOrRefuse(c)
 	default:
 		h.refuseUnkept(c, unkept)
@@ -152,7 +152,7 @@ func (h *Handler) keep(c *call, judge bool) error {
 	var timed postback.RecordTime
 	*buf, timed = postback.AppendKept((*buf)[:0], &c.out, c.arrival)
 	if judge && timed == postback.TimeNoObject && c.out.SurelyRefused() {
-		return errUnjudged
+		return errNotAsked
 	}
 	err := c.to.queue.Put(spool.Record{Arrival: c.arrival, Data: *buf}, h.Spool.Mode == spoolAlways)
 	if err != nil {
@@ -165,8 +165,8 @@ func (h *Handler) keep(c *call, judge bool) error {
 	return nil
 }
 
-// errUnjudged says that v2 has to be asked before a record is kept.
-var errUnjudged = errors.New("v2 has not been asked")
+// errNotAsked says that v2 has to be asked before a record is kept, or events are.
+var errNotAsked = errors.New("v2 has not been asked")
 
 // errNoMemory says that a record cannot be kept since max_buffered is used up.
 var errNoMemory = errors.New("max_buffered is used up")

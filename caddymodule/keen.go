@@ -340,10 +340,11 @@ func (k *keenCall) sendAgain(sends *errgroup.Group, b postback.KeenBatch, r *spo
 
 // sendAlone sends an event by Postback.
 func (k *keenCall) sendAlone(to postback.Destination, e *postback.KeenEvent) {
+	k.doubt(e, true) // before it may go: who keeps it meanwhile counts it
 	if !k.may() {
+		k.doubt(e, false)
 		return
 	}
-	k.doubt(e, true)
 	request := k.requestOf(to, e)
 	var t upstream.Trip
 	sent := time.Now()
@@ -368,16 +369,18 @@ func (k *keenCall) requestOf(to postback.Destination, e *postback.KeenEvent) pos
 	}
 }
 
-// doubt notes whether v2 may have an event of which it drops no repeat.
+// doubt notes whether v2 may have an event of which it drops no repeat, unless the call
+// has ended: then unsure is being read.
 func (k *keenCall) doubt(e *postback.KeenEvent, unsure bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.ended {
+		return
+	}
 	if k.unsure == nil {
 		k.unsure = map[*postback.KeenEvent]bool{}
 	}
-	if !k.ended {
-		k.unsure[e] = unsure
-	}
+	k.unsure[e] = unsure
 }
 
 // note notes how sending something went.

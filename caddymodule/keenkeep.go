@@ -15,9 +15,6 @@ import (
 // are to take 4 MB in a message.
 const maxKeptOnNATS = 2_000_000
 
-// errNotAsked says that v2 has to be asked before events are kept.
-var errNotAsked = errors.New("v2 has not been asked")
-
 // keepFirst keeps the events before v2 is asked, if it need not be, or is taken to be
 // down. No caller waits for a kept record, so those try whether v2 takes them again.
 func (k *keenCall) keepFirst(events *postback.Keen) error {

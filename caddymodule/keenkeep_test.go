@@ -307,6 +307,25 @@ func TestKeenKeptMemory(t *testing.T) {
 	}
 }
 
+// TestKeenDoubtLate: when a call has ended, nothing changes what it counts of events
+// that v2 may have: that is read without the mutex.
+func TestKeenDoubtLate(t *testing.T) {
+	k := &keenCall{}
+	sent, idle := &postback.KeenEvent{}, &postback.KeenEvent{}
+	k.doubt(sent, true)
+	k.end()
+	k.doubt(sent, false)
+	k.doubt(idle, true)
+	if len(k.unsure) != 1 || !k.unsure[sent] {
+		t.Errorf("%d events are unsure", len(k.unsure))
+	}
+	k = &keenCall{}
+	k.end()
+	if k.doubt(idle, true); k.unsure != nil {
+		t.Error("a call that has ended has written")
+	}
+}
+
 // TestKeenKeptLate: when v2 does not answer in time, the events are kept, also those
 // that are on the way. One that goes alone may come twice then, and is counted.
 func TestKeenKeptLate(t *testing.T) {
