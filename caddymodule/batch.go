@@ -37,6 +37,9 @@ func (s upstreamSender) SendBatch(group string, records [][]byte) spool.BatchRes
 	return result
 }
 
+// unreadReceipts is told of an answer 200 whose receipts say nothing.
+const unreadReceipts = "200, with receipts that cannot be read, or not one for each record"
+
 // deliverBatch sends records of one group in one request, and counts it as a batch.
 // If v2 takes it, but says of its records what cannot be understood, one of them may not
 // be taken: then the status is 206.
@@ -54,7 +57,7 @@ func deliverBatch(client *upstream.Client, to postback.BatchGroup, records [][]b
 		result.Receipts = receiptsOf(answer, len(records), to.Key)
 	}
 	if result.Receipts == nil && result.Status == http.StatusOK && bytes.Contains(answer, []byte("receipts")) {
-		result.Status = http.StatusPartialContent
+		result.Status, result.Words = http.StatusPartialContent, unreadReceipts
 	}
 	return result, t
 }

@@ -153,9 +153,11 @@ func TestSendBatch(t *testing.T) {
 	}{
 		"taken":                {status(200, taken), spool.BatchResult{Receipts: []spool.Receipt{{Taken: true}, {Taken: true}}, Result: spool.Result{Status: 200}}},
 		"no receipts":          {status(200, `{}`), spool.BatchResult{Result: spool.Result{Status: 200}}},
+		"cut receipts":         {status(200, taken[:20]), spool.BatchResult{Result: spool.Result{Status: 206, Words: unreadReceipts}}},
+		"too few, and 200":     {status(200, `{"receipts":[]}`), spool.BatchResult{Result: spool.Result{Status: 206, Words: unreadReceipts}}},
 		"too few receipts":     {status(206, `{"receipts":[{"success":true}]}`), spool.BatchResult{Result: spool.Result{Status: 206}}},
-		"200 that is cut":      {status(200, `{"receipts":[{"success":false,"error":"`+strings.Repeat("x", 300<<10)+`"},{"success":true}]}`), spool.BatchResult{Result: spool.Result{Status: 206}}},
-		"200 with too many":    {status(200, `{"receipts":[{"success":true},{"success":false},{"success":true}]}`), spool.BatchResult{Result: spool.Result{Status: 206}}},
+		"200 that is cut":      {status(200, `{"receipts":[{"success":false,"error":"`+strings.Repeat("x", 300<<10)+`"},{"success":true}]}`), spool.BatchResult{Result: spool.Result{Status: 206, Words: unreadReceipts}}},
+		"200 with too many":    {status(200, `{"receipts":[{"success":true},{"success":false},{"success":true}]}`), spool.BatchResult{Result: spool.Result{Status: 206, Words: unreadReceipts}}},
 		"one is refused":       {status(206, `{"receipts":[{"success":true},{"success":false,"error":"of `+batchKey+`"}]}`), spool.BatchResult{Receipts: []spool.Receipt{{Taken: true}, {Words: "of 1234/…"}}, Result: spool.Result{Status: 206, Account: "1234/…"}}},
 		"all are refused":      {status(422, `{"message":"no"}`), spool.BatchResult{Result: spool.Result{Status: 422, Words: `{"message":"no"}`, Account: "1234/…"}}},
 		"the key is refused":   {status(401, ``), spool.BatchResult{Result: spool.Result{Status: 401, Account: "1234/…"}}},

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/td-postback/gateway/sandbox"
@@ -156,6 +157,33 @@ func TestKeenSpoolAnswers(t *testing.T) {
 			if s := g.state(t); s.records() != want.kept {
 				t.Errorf("kept are %+v", s)
 			}
+		})
+	}
+}
+
+// TestKeenSpoolReceipts: 200 says nothing of the events when its receipts cannot be
+// read. Those that v2 has not taken are kept, and arrive when it takes them.
+func TestKeenSpoolReceipts(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"on_failure", "always"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			var cut atomic.Int32
+			v2 := startBatchV2(t, func(a *batchArrival) batchAnswer {
+				failed := make([]bool, len(a.records))
+				failed[0] = true
+				cut.Add(1)
+				return batchAnswer{status: 200, body: `{"receipts":[{"succ`, failed: failed}
+			})
+			g := serveSpool(t, v2.URL, "", "mode "+mode)
+			ids := keenIDs("n", 20)
+			keepEvents(t, g, "db.tbl", ids)
+			// Four times are one more than a caller's own call goes.
+			g.awaitState(t, func(s *spoolState) bool { return cut.Load() >= 4 || s.records() == 0 })
+			v2.calm.Store(true)
+			v2.await(t, ids...)
+			g.awaitEmpty(t)
+			v2.once(t, ids)
 		})
 	}
 }

@@ -337,7 +337,7 @@ var batchAnswerCases = []struct {
 	twice  bool   // they come twice, and the repeat is dropped
 }{
 	{name: "200 without receipts", answer: batchAnswer{status: 200, body: "{}"}, goes: byBatch},
-	{name: "200 with too few", answer: batchAnswer{status: 200, body: `{"receipts":[]}`}, goes: byBatch},
+	{name: "200 with too few", answer: batchAnswer{status: 200, body: `{"receipts":[]}`}, goes: byBatch, twice: true},
 	{name: "206 without receipts", answer: batchAnswer{status: 206, body: "{}"}, goes: byBatch, twice: true},
 	{name: "206, and garbage", answer: batchAnswer{status: 206, body: strings.Repeat("x", 1<<20)}, goes: byBatch, twice: true},
 	{name: "an answer that is broken off", answer: batchAnswer{lost: true}, goes: byBatch, twice: true},
