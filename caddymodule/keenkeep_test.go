@@ -307,6 +307,21 @@ func TestKeenKeptMemory(t *testing.T) {
 	}
 }
 
+// TestKeenKeptLive: drain_rate does not hold up a call that has just been kept, however
+// many events it has.
+func TestKeenKeptLive(t *testing.T) {
+	t.Parallel()
+	v2 := newKeenV2(t)
+	log := withSpool(t, v2.h, Spool{Mode: spoolAlways, DrainRate: 1})
+	text := `{"db.a":[` + strings.Repeat(`{"n":0},`, 1200) + `{"n":1}],"db.b":[{"uuid":"mine"},{"uuid":"mine, too"}]}`
+	for range 2 {
+		if w := askKeen(t, v2.h, keenRequest(keenPath, text)); w.Code != 200 {
+			t.Fatalf("answered %d %s", w.Code, w.Body)
+		}
+		eventually(t, "the spool is empty", func() bool { requests, _ := keptEvents(t, log); return len(requests) == 0 })
+	}
+}
+
 // TestKeenDoubtLate: when a call has ended, nothing changes what it counts of events
 // that v2 may have: that is read without the mutex.
 func TestKeenDoubtLate(t *testing.T) {

@@ -274,9 +274,9 @@ func (a *Accounts) limits(name string) bool {
 }
 
 // due returns parked records that may go now, and how long there will be none unless
-// changed is closed. Of an account, about so many events are given back at most and not
-// on their way yet; where each record takes a request of its own, those on their way count too. It
-// forgets accounts that have been let alone for long enough.
+// changed is closed. Of each account it gives back so many that about most events wait
+// to be sent; where each record takes a request of its own, those on their way count
+// too. It forgets accounts that have been let alone for long enough.
 func (a *Accounts) due(most int) (entries []Entry, wait time.Duration, changed <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
