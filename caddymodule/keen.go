@@ -209,7 +209,7 @@ func (k *keenCall) answer(events *postback.Keen, result string) {
 // repeat: they go when it has taken all others.
 func (k *keenCall) send(events *postback.Keen) {
 	batches := events.Batches(postback.MaxBatchBytes)
-	room := roomToSend(batches)
+	room := max(roomToSend(batches), k.roomToSendAlone(events))
 	if !k.hold(room) {
 		k.fail(postback.Overloaded, "")
 		return
@@ -240,6 +240,17 @@ func roomToSend(batches []postback.KeenBatch) int {
 	}
 	const copies = 2 // of what they are compressed to, which may be no less
 	return min(len(batches), maxKeenSends) * (copies*largest + keenSendCost)
+}
+
+// roomToSendAlone is the same for the events that go alone, which go when no batch is
+// on the way any more.
+func (k *keenCall) roomToSendAlone(events *postback.Keen) int {
+	count, largest := 0, 0
+	for _, e := range events.Alone() {
+		count++
+		largest = max(largest, len(e.Record))
+	}
+	return min(count, maxKeenSends) * (largest + k.headAlone())
 }
 
 // may reports whether something may be sent now. With a spool, answered must be called
@@ -340,9 +351,13 @@ func (k *keenCall) sendAgain(sends *errgroup.Group, b postback.KeenBatch, r *spo
 
 // sendAlone sends an event by Postback.
 func (k *keenCall) sendAlone(to postback.Destination, e *postback.KeenEvent) {
-	k.doubt(e, true) // before it may go: who keeps it meanwhile counts it
 	if !k.may() {
-		k.doubt(e, false)
+		return
+	}
+	if !k.doubt(e, true) { // it is kept by now, or its caller sends it again
+		if k.to.queue != nil {
+			k.to.queue.Forgo(k.account, time.Now())
+		}
 		return
 	}
 	request := k.requestOf(to, e)
@@ -369,18 +384,19 @@ func (k *keenCall) requestOf(to postback.Destination, e *postback.KeenEvent) pos
 	}
 }
 
-// doubt notes whether v2 may have an event of which it drops no repeat, unless the call
-// has ended: then unsure is being read.
-func (k *keenCall) doubt(e *postback.KeenEvent, unsure bool) {
+// doubt notes whether v2 may have an event of which it drops no repeat. It says no if
+// the call has ended.
+func (k *keenCall) doubt(e *postback.KeenEvent, unsure bool) (noted bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.ended {
-		return
+		return false
 	}
 	if k.unsure == nil {
 		k.unsure = map[*postback.KeenEvent]bool{}
 	}
 	k.unsure[e] = unsure
+	return true
 }
 
 // note notes how sending something went.

@@ -712,6 +712,28 @@ func TestKeenMemory(t *testing.T) {
 	}
 }
 
+// TestKeenMemoryAlone: what events that go alone are copied to counts as long as they
+// are on the way.
+func TestKeenMemoryAlone(t *testing.T) {
+	const size = 1_000_000
+	v2 := newKeenV2(t)
+	var came sync.WaitGroup
+	came.Add(maxKeenSends)
+	v2.says(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		came.Done()
+		came.Wait()
+		if counted := v2.h.bodies.inUse.Load(); counted < 2*maxKeenSends*size {
+			t.Errorf("%d bytes are counted", counted)
+		}
+	})
+	event := `{"uuid":"mine","a":"` + strings.Repeat("x", size) + `"}`
+	w := askKeen(t, v2.h, keenRequest(keenPath, `{"db.tbl":[`+strings.Join(slices.Repeat([]string{event}, maxKeenSends), ",")+`]}`))
+	if w.Code != 200 || strings.Contains(w.Body.String(), "false") {
+		t.Errorf("answered %d %s", w.Code, w.Body)
+	}
+}
+
 // TestKeenLate: a caller does not wait for longer than response_timeout, also when
 // there is no connection for its events. What is on the way stays counted.
 func TestKeenLate(t *testing.T) {

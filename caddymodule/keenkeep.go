@@ -91,10 +91,13 @@ func (k *keenCall) roomToKeep(batches []postback.KeenBatch, events *postback.Kee
 		}
 	}
 	for _, e := range events.Alone() {
-		size += len(e.Record) + int(k.head/headCopies) + keptMore
+		size += len(e.Record) + k.headAlone()
 	}
 	return keptCopies * size
 }
+
+// headAlone is about what the head of an event that goes alone has, in bytes.
+func (k *keenCall) headAlone() int { return int(k.head/headCopies) + keptMore }
 
 // mostKept is how many bytes the events of a kept request have, at most.
 func (k *keenCall) mostKept() int {

@@ -371,6 +371,22 @@ func TestKeenKeptLate(t *testing.T) {
 	}
 }
 
+// TestKeenKeptAlone: an event that goes alone, and that has not gone when the rest is
+// kept, does not go: v2 would not drop the kept one as a repeat.
+func TestKeenKeptAlone(t *testing.T) {
+	v2 := newKeenV2(t)
+	withSpool(t, v2.h, Spool{})
+	k := &keenCall{h: v2.h, until: time.Now().Add(time.Minute)}
+	k.to, k.WriteKey = v2.h.single, keenKey
+	if refused, because := k.end(); refused != nil {
+		t.Fatal(refused, because)
+	}
+	k.sendAlone(postback.Destination{Database: "db", Table: "tbl"}, &postback.KeenEvent{Record: []byte(`{"uuid":"mine"}`), Alone: true})
+	if came := v2.came(); len(came) > 0 {
+		t.Errorf("v2 has got %q", came)
+	}
+}
+
 // TestKeenKeptOutcome: a call whose events are kept is counted as spooled, and its kept
 // requests by the time of their events.
 func TestKeenKeptOutcome(t *testing.T) {
