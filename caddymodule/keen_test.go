@@ -250,6 +250,9 @@ func TestKeenRefused(t *testing.T) {
 			if err := json.Unmarshal(w.Body.Bytes(), &said); err != nil || w.Code != tc.status || said.Error != tc.code || said.Message == "" {
 				t.Errorf("answered %d %.300s", w.Code, w.Body)
 			}
+			if got := w.Header().Get("Allow"); tc.status == 405 && got != "POST, OPTIONS" {
+				t.Errorf("allows %q", got)
+			}
 			if got := v2.came(); len(got) > 0 {
 				t.Errorf("v2 has %.300q", got)
 			}

@@ -76,6 +76,9 @@ func writeRefusal(w http.ResponseWriter, r *http.Request, f *postback.Refusal) {
 	h["Cache-Control"] = []string{"no-store"}
 	if f.Status == http.StatusMethodNotAllowed {
 		h["Allow"] = []string{allowedMethods}
+		if f == postback.PostOnly {
+			h["Allow"] = []string{"POST, OPTIONS"}
+		}
 	}
 	if f.RetryAfter > 0 {
 		h["Retry-After"] = []string{strconv.Itoa(f.RetryAfter)}
