@@ -205,7 +205,7 @@ func refusalAdvice(status int) string {
 	case http.StatusRequestEntityTooLarge:
 		return "the record is larger than v2 takes: the caller must send less"
 	default:
-		return "see v2's words; the caller has got this answer, and sending the same again will not help"
+		return "see v2's words; sending the same again will not help"
 	}
 }
 
