@@ -312,7 +312,7 @@ func (q *queue) encode(s *segment, first spool.ID, b *batch) [][]byte {
 // be bit by bit, as each commit leaves pages for the next. It says of each change
 // what became of it.
 func (q *queue) free(s *segment, changes []*change) []error {
-	err := q.disk.scarcely(func() error { return q.changeWith(s, q.acksBeside(s), changes...) })
+	err := q.disk.scarcely(func() error { return q.changeWith(s, q.acksOf(s), changes...) })
 	errs := make([]error, len(changes))
 	for i, c := range changes {
 		if errs[i] = err; isNoSpace(err) { // acks have time
@@ -320,15 +320,6 @@ func (q *queue) free(s *segment, changes []*change) []error {
 		}
 	}
 	return errs
-}
-
-// acksBeside returns the acks that go to disk together with what gives space back: if
-// that is scarce, all, before something else takes it.
-func (q *queue) acksBeside(s *segment) []spool.ID {
-	if q.disk.spare.held.Load() {
-		return q.dueAcks(s)
-	}
-	return q.acksOf(s)
 }
 
 // freeAcks is free for acks.
