@@ -16,6 +16,10 @@ type Refusal struct {
 	// RetryAfter, in seconds, tells callers when to come back; 0 for never.
 	RetryAfter int
 
+	// AsAsked says that the answer has the form that the query asks for: a pixel gets
+	// its image.
+	AsAsked bool
+
 	// BodyLost says that the body could not be read: nothing of it is left to
 	// wait for.
 	BodyLost bool
@@ -24,7 +28,7 @@ type Refusal struct {
 // RefusalCodes has the codes of all refusals, for metrics that show each of them
 // before it happens.
 var RefusalCodes = []string{
-	"invalid_path", "invalid_write_key", "invalid_request", "missing_write_key", "redirect_not_allowed",
+	"invalid_path", "invalid_write_key", "invalid_request", "missing_write_key", "unknown_key", "unknown_database", "redirect_not_allowed",
 	"not_found", "method_not_allowed", "request_timeout", "payload_too_large", "headers_too_large", "unknown_region",
 	"upstream_unreachable", "upstream_timeout", "spool_full", "spool_unavailable", "overloaded",
 }
@@ -54,6 +58,14 @@ var (
 	MissingKey = &Refusal{
 		Status: http.StatusForbidden, Code: "missing_write_key",
 		Message: "send the write key as ?td_write_key=, in an X-TD-Write-Key header or as Authorization: TD1",
+	}
+	UnknownKey = &Refusal{
+		Status: http.StatusForbidden, Code: "unknown_key", AsAsked: true,
+		Message: "the gateway's operator does not know this write key; compare it with the one that was given to you, and ask the operator to add it",
+	}
+	UnknownDatabase = &Refusal{
+		Status: http.StatusForbidden, Code: "unknown_database", AsAsked: true,
+		Message: "the gateway's operator lets no records go to this database; check its name, and ask the operator to add it",
 	}
 	HeadersTooLarge = &Refusal{
 		Status: http.StatusRequestHeaderFieldsTooLarge, Code: "headers_too_large",
