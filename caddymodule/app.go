@@ -19,12 +19,24 @@ func init() {
 // configuration decide over them once all of it has started. So a configuration
 // that is only checked, or that fails, changes nothing. It warns of a directory
 // that was a spool, and that still holds records, but is in the configuration no
-// more. It needs no place in a configuration and has no options: td_postback
-// handlers load it.
+// more. It also has the secret, in Caddy's storage, under which write keys get the names
+// by which logs call them. It needs no place in a configuration and has no options:
+// td_postback handlers and td_call matchers load it.
 //
-// Starting may wait for a NATS cluster, at most 10 seconds.
+// Starting may wait for a NATS cluster, at most 10 seconds, and for Caddy's storage, at
+// most 5.
 type App struct {
-	uses []*spoolUse
+	uses         []*spoolUse
+	fingerprints *fingerprints
+}
+
+// appOf is the app of the configuration that is being made.
+func appOf(ctx caddy.Context) (*App, error) {
+	app, err := ctx.App("td_postback")
+	if err != nil {
+		return nil, err
+	}
+	return app.(*App), nil //nolint:forcetypeassert // it has this name
 }
 
 // spoolUse is a handler's use of a spool.
@@ -48,6 +60,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 
 // Provision subscribes to the event that the whole configuration has started.
 func (a *App) Provision(ctx caddy.Context) error {
+	a.fingerprints = newFingerprints(ctx.Storage())
 	events, err := ctx.App("events")
 	if err != nil {
 		return err
@@ -97,6 +110,7 @@ func (a *App) leave(use *spoolUse) error {
 // has, or that has another key, fails the configuration; one whose disk or
 // cluster is in trouble is tried again later.
 func (a *App) Start() error {
+	_ = a.fingerprints.secret() // made now, and not when a caller waits
 	for _, use := range a.uses {
 		if err := use.Open(); err != nil {
 			return fmt.Errorf("spool: %w", err)

@@ -59,6 +59,12 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //			batch_wait <duration>
 //			key_file   <file>
 //		}
+//		keys {
+//			accounts  <number...>
+//			file      <path>
+//			databases <name...>
+//			unknown   refuse|warn
+//		}
 //	}
 //
 // Every option may be given once. Sizes are bytes, or have a unit such as
@@ -130,6 +136,9 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 	case "spool":
 		h.Spool = new(Spool)
 		err = h.Spool.unmarshal(d)
+	case "keys":
+		h.Keys = new(Keys)
+		err = h.Keys.unmarshal(d)
 	default:
 		return d.Err(noOption(option, directive))
 	}

@@ -89,12 +89,15 @@ func probeFiles(b *foundBlock) (all []finding) {
 	if b.problem != nil {
 		return nil
 	}
-	errs := make([]error, 0, 2)
+	errs := make([]error, 0, 3)
 	_, err := b.handler.trust()
 	errs = append(errs, err)
 	if b.handler.Spool != nil {
 		_, err := b.handler.Spool.key()
 		errs = append(errs, err)
+	}
+	if b.handler.Keys != nil {
+		errs = append(errs, b.handler.Keys.checkFile())
 	}
 	for _, err := range errs {
 		if err != nil {

@@ -75,12 +75,15 @@ func (h *Handler) serveKeen(c *call) {
 		*c = k.call
 	}()
 	events, refused := k.read()
+	if refused == nil {
+		k.events, _ = events.Count()
+		k.Destination = events.Destination()
+		refused = h.checkDatabases(&k.call, events)
+	}
 	if refused != nil {
 		h.refuse(&k.call, refused)
 		return
 	}
-	k.events, _ = events.Count()
-	k.Destination = events.Destination()
 	if unkept := k.keepFirst(events); unkept == nil {
 		k.answer(events, spooledResult)
 	} else {

@@ -55,6 +55,11 @@ var (
 		Help: "Records sent once more, because v2 cannot have processed them.",
 	})
 
+	unknownTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "td_postback", Name: "unknown_total",
+		Help: "Requests whose write key or database is not in keys, refused or with a warning.",
+	}, []string{"reason"})
+
 	connectionsTotal = prometheus.NewCounter(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "td_postback", Name: "upstream_connections_total",
 		Help: "Connections opened to v2.",
@@ -90,7 +95,7 @@ func registerMetrics(registry *prometheus.Registry) error {
 	for _, collector := range []prometheus.Collector{
 		requestsTotal, resultsTotal, bodyBytes, upstreamDuration, requestsInFlight, bufferedBytes, retriesTotal, connectionsTotal,
 		buildInfo, spoolRecordsTotal, spoolFatesTotal, spoolDuplicates, spoolRepeatsSafe, spoolCommits,
-		batchRecords, batchBytes, batchPlainBytes, spoolGauges{},
+		batchRecords, batchBytes, batchPlainBytes, unknownTotal, spoolGauges{},
 	} {
 		if err := registry.Register(collector); err != nil && !errors.As(err, new(prometheus.AlreadyRegisteredError)) {
 			return err

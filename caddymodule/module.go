@@ -72,6 +72,8 @@ const minBufferedSpool = 5 << 20
 // 400 | `invalid_write_key` | a key with a bad percent-escape, a byte that is not visible ASCII, a comma or a quote, nothing behind its slash, or more than 1,024 bytes
 // 400 | `invalid_request` | a body that ends early; of a JavaScript SDK's call: no record that is one JSON object, or a callback that is more than a name; of several events: not the format, or too many
 // 403 | `missing_write_key` | no key in the URL or the headers
+// 403 | `unknown_key` | with `keys`: the key is not among those that may send
+// 403 | `unknown_database` | with `keys`: the database is not among those to which records may go
 // 400 | `redirect_not_allowed` | a `td_redirect` to a host that is not in `redirect_hosts`; the record was sent all the same
 // 404 | `not_found` | any other path, without `pass_thru`
 // 405 | `method_not_allowed` | any method but GET, POST and OPTIONS
@@ -160,8 +162,13 @@ type Handler struct {
 	// without it.
 	Spool *Spool `json:"spool,omitempty"`
 
-	app           *App      // nil without a spool
-	spoolUse      *spoolUse // the same
+	// Names the write keys and databases that may be used. Without it, every key may
+	// send to every database.
+	Keys *Keys `json:"keys,omitempty"`
+
+	app           *App
+	spoolUse      *spoolUse     // nil without a spool
+	fingerprints  *fingerprints // of keys
 	logger        *zap.Logger
 	bodies        *bodies
 	redirectHosts []string // in lower case
@@ -204,16 +211,22 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	h.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	h.leaving = leavingOf(h.server)
 	h.warnOfShadow()
+	h.warnOfOpenGateway()
 	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered, full: h.warnOfFullMemory}
 	h.warnOfMemory(debug.SetMemoryLimit(-1)) // which only reads it
 	if err := h.makeRoutes(); err != nil {
 		return err
 	}
-	app, err := ctx.App("td_postback") // without a spool too: it looks for one that was left
+	if h.app, err = appOf(ctx); err != nil {
+		return err
+	}
+	h.fingerprints = h.app.fingerprints
+	if h.Keys != nil {
+		err = h.Keys.provision()
+	}
 	if err != nil || h.Spool == nil || h.Handoff {
 		return err // Validate refuses a spool with handoff
 	}
-	h.app = app.(*App) //nolint:forcetypeassert // it has this name
 	return h.provisionSpool()
 }
 
@@ -261,6 +274,9 @@ func (h *Handler) applyDefaults() {
 		}
 	}
 	h.served = postback.SurfacesOf(h.Surfaces)
+	if h.Keys != nil {
+		h.Keys.applyDefaults()
+	}
 	if h.Handoff {
 		return // the other options are about a connection that it does not make
 	}
@@ -316,6 +332,11 @@ func (h *Handler) Validate() (err error) {
 	}
 	if err := h.validateSurfaces(); err != nil {
 		return err
+	}
+	if h.Keys != nil {
+		if err := h.Keys.validate(); err != nil {
+			return err
+		}
 	}
 	if h.Handoff {
 		return h.validateHandoff()
@@ -482,8 +503,11 @@ func redactUser(value string) string {
 	return value
 }
 
-// Cleanup closes the idle connections to v2, and leaves the spool.
+// Cleanup closes the idle connections to v2, and leaves the spool and the file of keys.
 func (h *Handler) Cleanup() error {
+	if h.Keys != nil {
+		h.Keys.cleanup()
+	}
 	if h.spoolUse != nil {
 		if err := h.app.leave(h.spoolUse); err != nil {
 			h.logger.Error("closing the spool", zap.Error(err))

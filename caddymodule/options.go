@@ -18,7 +18,7 @@ import (
 // name, what is allowed, and what was probably meant.
 
 // blocks has the options of each block that has some.
-var blocks = map[string][]string{directive: optionsOf(Handler{}), "spool": optionsOf(Spool{})}
+var blocks = map[string][]string{directive: optionsOf(Handler{}), "spool": optionsOf(Spool{}), "keys": optionsOf(Keys{}), matcherName: optionsOf(MatchCall{})}
 
 // optionsOf lists the options that a block's type has.
 func optionsOf(block any) (names []string) {
@@ -38,7 +38,7 @@ func optionName(field reflect.StructField) string {
 // noOption says that a block has no such option, and where it belongs or which
 // one was probably meant.
 func noOption(option, block string) string {
-	problem := option + " is no option of " + block
+	problem := withoutSecret(option) + " is no option of " + block
 	if option == "nats" && block == "spool" { // in a Caddyfile
 		return problem + ": its place is behind it, spool nats <url...>"
 	}
@@ -63,6 +63,12 @@ func (h *Handler) UnmarshalJSON(data []byte) error { return decodeOptions(data, 
 func (s *Spool) UnmarshalJSON(data []byte) error {
 	return decodeOptions(data, s, "spool")
 }
+
+// UnmarshalJSON reads the options. An error names the option.
+func (k *Keys) UnmarshalJSON(data []byte) error { return decodeOptions(data, k, "keys") }
+
+// UnmarshalJSON reads the options. An error names the option.
+func (m *MatchCall) UnmarshalJSON(data []byte) error { return decodeOptions(data, m, matcherName) }
 
 // decodeOptions reads a JSON object into a block's type, option by option.
 func decodeOptions(data []byte, block any, name string) error {

@@ -46,6 +46,10 @@ func (h *Handler) refuse(c *call, f *postback.Refusal) {
 		c.asked.plain = true
 	}
 	h.begin(c.w, c.r)
+	if f.AsAsked && c.Kind == postback.Pixel {
+		writeShort(c.w, c.r, f, "image/gif", pixel)
+		return
+	}
 	writeRefusal(c.w, c.r, f)
 }
 
@@ -71,8 +75,15 @@ const (
 
 // writeRefusal writes a refusal as an answer that has begun.
 func writeRefusal(w http.ResponseWriter, r *http.Request, f *postback.Refusal) {
+	// Codes and messages are constants of package postback, and numbers: nothing
+	// in them needs escaping.
+	writeShort(w, r, f, "application/json", `{"error":"`+f.Code+`","message":"`+f.Message+`"}`+"\n")
+}
+
+// writeShort writes a refusal with this body.
+func writeShort(w http.ResponseWriter, r *http.Request, f *postback.Refusal, kind, body string) {
 	h := w.Header()
-	h["Content-Type"] = []string{"application/json"}
+	h["Content-Type"] = []string{kind}
 	h["Cache-Control"] = []string{"no-store"}
 	if f.Status == http.StatusMethodNotAllowed {
 		h["Allow"] = []string{allowedMethods}
@@ -83,9 +94,6 @@ func writeRefusal(w http.ResponseWriter, r *http.Request, f *postback.Refusal) {
 	if f.RetryAfter > 0 {
 		h["Retry-After"] = []string{strconv.Itoa(f.RetryAfter)}
 	}
-	// Codes and messages are constants of package postback, and numbers: nothing
-	// in them needs escaping.
-	body := `{"error":"` + f.Code + `","message":"` + f.Message + `"}` + "\n"
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 
 	linger := func() {}

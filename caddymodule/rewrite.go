@@ -23,6 +23,9 @@ func (h *Handler) prepare(c *call) (refused *postback.Refusal) {
 	if c.to, refused = h.routeFor(c.r.Host); refused != nil {
 		return refused
 	}
+	if badKey == nil {
+		badKey = h.checkKey(c)
+	}
 	if badKey != nil {
 		return badKey
 	}
@@ -123,11 +126,14 @@ func withoutZone(ip string) string {
 }
 
 // caller reads what a record may take from the request beside its query.
-func (h *Handler) caller(r *http.Request) postback.Caller {
+func (h *Handler) caller(r *http.Request) postback.Caller { return callerOf(r, h.GlobalID) }
+
+// callerOf is the same; globalID is the name of the cookie.
+func callerOf(r *http.Request, globalID string) postback.Caller {
 	ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
 	from := postback.Caller{IP: withoutZone(ip), UserAgent: r.UserAgent()}
 	if len(r.Header["Cookie"]) > 0 {
-		if cookie, err := r.Cookie(h.GlobalID); err == nil {
+		if cookie, err := r.Cookie(globalID); err == nil {
 			from.GlobalID = cookie.Value
 		}
 	}

@@ -46,6 +46,7 @@ var (
 	deadLetterWarning  = warning{message: "a kept record became a dead letter"}
 	unkeptWarning      = warning{message: "record neither delivered nor kept"}
 	eventsLeftWarning  = warning{message: "Postback v2 did not take all events of a request"}
+	secretWarning      = warning{message: "the secret under which write keys are named cannot be kept"}
 	neverTakenWarning  = warning{message: "an event can never be taken, and its caller deletes it"}
 )
 

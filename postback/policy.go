@@ -41,13 +41,13 @@ func ValidNamePattern(pattern string) bool {
 	return validName(prefix) || wide && prefix == ""
 }
 
-// Has reports whether a name is in the set.
+// Has reports whether a name is in the set. An empty one never is.
 func (n *Names) Has(name string) bool {
 	if _, whole := n.whole[name]; whole {
 		return true
 	}
 	for _, prefix := range n.prefixes {
-		if strings.HasPrefix(name, prefix) {
+		if name != "" && strings.HasPrefix(name, prefix) {
 			return true
 		}
 	}

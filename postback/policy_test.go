@@ -33,6 +33,9 @@ func TestNames(t *testing.T) {
 			}
 		}
 	}
+	if all := NamesOf([]string{"*"}); all.Has("") {
+		t.Error("* has no name")
+	}
 	for pattern, valid := range map[string]bool{
 		"shop": true, "shop_1*": true, "*": true,
 		"": false, "**": false, "*shop": false, "sh*op": false, "shop.orders": false, "shop-1": false, "shop *": false,

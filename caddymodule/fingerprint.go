@@ -1,0 +1,123 @@
+package caddymodule
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/td-postback/gateway/postback"
+)
+
+// This file names write keys without showing them. A plain hash of a key would tell
+// everybody who has the key that it is the one, and everybody else could try keys. So
+// the name is made under a secret of the installation.
+
+const (
+	// secretName is where the secret is in Caddy's storage.
+	secretName = "td_postback/secret" //nolint:gosec // G101: its name
+
+	secretSize = 32 // bytes
+
+	// fingerprintSize is how many bytes of a key's HMAC are shown: enough to tell an
+	// installation's keys apart, and too few to check a key by.
+	fingerprintSize = 5
+
+	// storageTime is how long the storage may take for the secret.
+	storageTime = 5 * time.Second
+)
+
+// storage is what of Caddy's storage is needed.
+type storage interface {
+	Lock(ctx context.Context, name string) error
+	Unlock(ctx context.Context, name string) error
+	Load(ctx context.Context, name string) ([]byte, error)
+	Store(ctx context.Context, name string, value []byte) error
+}
+
+// fingerprints names keys.
+type fingerprints struct {
+	secret func() []byte
+}
+
+// newFingerprints names keys under the secret of this storage. It is read, and made if
+// there is none, when the first name is wanted.
+func newFingerprints(in storage) *fingerprints {
+	return &fingerprints{secret: sync.OnceValue(func() []byte {
+		ctx, cancel := context.WithTimeout(context.Background(), storageTime)
+		defer cancel()
+		secret, err := installationSecret(ctx, in)
+		if err != nil {
+			if e := secretWarning.check(caddy.Log().Named(handlerID)); e != nil {
+				e.Write(zap.String("name", secretName), zap.Error(err),
+					zap.String("advice", "see to Caddy's storage, and that the gateway's user may write there; until then the names of keys, such as 1234/#9f3a1c20b7, are others after each start, and on each gateway"))
+			}
+			secret = processSecret()
+		}
+		return secret
+	})}
+}
+
+// processSecret is what stands in for a secret that cannot be kept. It stays through
+// reloads.
+var processSecret = sync.OnceValue(newSecret)
+
+func newSecret() []byte {
+	secret := make([]byte, secretSize)
+	_, _ = rand.Read(secret) // it never fails
+	return secret
+}
+
+// installationSecret reads the secret of the installation, and makes it if there is
+// none: under a lock, so that all gateways that share the storage have the same.
+func installationSecret(ctx context.Context, in storage) (secret []byte, err error) {
+	if secret, err = loadSecret(ctx, in); !errors.Is(err, fs.ErrNotExist) {
+		return secret, err
+	}
+	if err = in.Lock(ctx, secretName); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, in.Unlock(context.WithoutCancel(ctx), secretName)) }()
+	if secret, err = loadSecret(ctx, in); !errors.Is(err, fs.ErrNotExist) {
+		return secret, err // another gateway has just made it
+	}
+	secret = newSecret()
+	return secret, in.Store(ctx, secretName, []byte(hex.EncodeToString(secret)+"\n"))
+}
+
+func loadSecret(ctx context.Context, in storage) ([]byte, error) {
+	text, err := in.Load(ctx, secretName)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := hex.DecodeString(strings.TrimSpace(string(text)))
+	if err != nil || len(secret) != secretSize {
+		return nil, fmt.Errorf("it is damaged: it must hold %d hexadecimal digits; delete it, and a new one is made at the next start", 2*secretSize)
+	}
+	return secret, nil
+}
+
+// of is the name of a key: `1234/#9f3a1c20b7`, its account number and a part of its
+// HMAC. Without an account number, it begins with `#`.
+func (f *fingerprints) of(key string) string {
+	if key == "" {
+		return ""
+	}
+	mac := hmac.New(sha256.New, f.secret())
+	_, _ = mac.Write([]byte(key))
+	name := "#" + hex.EncodeToString(mac.Sum(nil)[:fingerprintSize])
+	if account := postback.AccountOf(key); account != "" {
+		return account + "/" + name
+	}
+	return name
+}
