@@ -212,7 +212,7 @@ func TestJSON(t *testing.T) {
 		config := `{"apps":{"http":{"servers":{"s":{"listen":["127.0.0.1:0"],"routes":[{"handle":[` + handler + `]}]}}}}}`
 		return run(t, "validate", "--config", write(t, "caddy.json", config))
 	}
-	if output, code := load(`{"handler":"td_postback","region":"us01","max_body":1000,"redirect_hosts":["x.example"],"global_id":"g","dial_timeout":"1s","response_timeout":"2s","max_conns":1,"max_buffered":5242880,"retries":0,"surfaces":["js","postback"],"pass_thru":true,"spool":{"mode":"always","dir":"` + t.TempDir() + `","max_size":1048576,"max_age":"1h","drain_rate":1,"bytes_rate":1,"batch":500,"batch_wait":"1m"}}`); code != 0 {
+	if output, code := load(`{"handler":"td_postback","region":"us01","max_body":1000,"redirect_hosts":["x.example"],"global_id":"g","dial_timeout":"1s","response_timeout":"2s","max_conns":1,"max_buffered":5242880,"retries":0,"surfaces":["js","postback"],"pass_thru":true,"keys":{"accounts":["1234"],"file":"` + write(t, "keys", "1234/0123abcd the shop\n") + `","databases":["shop*"],"unknown":"warn"},"spool":{"mode":"always","dir":"` + t.TempDir() + `","max_size":1048576,"max_age":"1h","drain_rate":1,"bytes_rate":1,"batch":500,"batch_wait":"1m"}}`); code != 0 {
 		t.Errorf("exit %d: %s", code, output)
 	}
 	for handler, text := range map[string]string{
@@ -260,6 +260,12 @@ func TestJSON(t *testing.T) {
 		`{"handler":"td_postback","region":"us01","spool":{"unknown":1}}`:                "unknown",
 		`{"handler":"td_postback","region":"us01","spool":{"nats":["x"]}}`:               `spool nats "x"`,
 		`{"handler":"td_postback","region":"us01","handoff":true,"spool":{}}`:            "spool",
+		`{"handler":"td_postback","region":"us01","keys":{}}`:                            "keys has neither accounts nor file nor databases",
+		`{"handler":"td_postback","region":"us01","keys":[]}`:                            "keys must be an object with options",
+		`{"handler":"td_postback","region":"us01","keys":{"accounts":[1234]}}`:           "keys accounts: must be an array of strings, not a number",
+		`{"handler":"td_postback","region":"us01","keys":{"unknown":true}}`:              "keys unknown: must be a string, not a bool",
+		`{"handler":"td_postback","region":"us01","keys":{"file":"/none"}}`:              `keys file "/none": must be a readable file`,
+		`{"handler":"td_postback","region":"us01","accounts":["1234"]}`:                  "accounts is no option of td_postback: accounts is an option of keys",
 	} {
 		output, code := load(handler)
 		if code == 0 || !strings.Contains(strings.ReplaceAll(output, `\"`, `"`), text) {
