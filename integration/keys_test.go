@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -515,5 +516,57 @@ func TestCall(t *testing.T) {
 		if answer := raw(t, g.addr, request); answer.StatusCode != http.StatusNotFound {
 			t.Errorf("%s: got %d %s", name, answer.StatusCode, answer.body)
 		}
+	}
+}
+
+// TestKeysDocument runs the configuration of docs/keys.md, and its commands that write
+// the file: what they write is known, and stands in no list of processes.
+func TestKeysDocument(t *testing.T) {
+	t.Parallel()
+	document, err := os.ReadFile("../docs/keys.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bash := tool(t, "bash", "bash")
+	file := write(t, "keys", "# the callers\n")
+	var site string
+	commands := 0
+	for _, block := range fencedBlocks("keys.md", string(document)) {
+		switch {
+		case block.language == "caddyfile":
+			site = block.text
+		case strings.Contains(block.text, "read -rs KEY"):
+			script := strings.Replace(block.text, "sudo tee -a /etc/td-postback/keys", "tee -a "+file, 1)
+			if strings.Contains(script, "sudo") {
+				t.Fatalf("it writes elsewhere: %s", script)
+			}
+			cmd := exec.Command(bash, "-c", script) //nolint:gosec // G204: the document's
+			cmd.Stdin = strings.NewReader([]string{knownKey, listedKey}[commands] + "\n")
+			if output, err := cmd.CombinedOutput(); err != nil || len(output) > 0 {
+				t.Fatalf("%v: %s", err, output)
+			}
+			commands++
+		}
+	}
+	if commands != 2 {
+		t.Fatalf("%d commands", commands)
+	}
+	if text, _ := os.ReadFile(file); strings.Count(string(text), " the shop\n") != 2 || !strings.Contains(string(text), "sha256:"+hashOf(listedKey)) {
+		t.Errorf("the file is %s", text)
+	}
+	td := newTreasureData(t)
+	g := &gateway{addr: freeAddr(t)}
+	_, port, _ := net.SplitHostPort(g.addr)
+	g.process = start(t, append([]string{"HTTP_PORT=" + port, "CADDY_ADMIN=" + freeAddr(t), "KEYS_FILE=" + file}, td.env...),
+		"run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile", site))
+	g.await(t, "serving initial configuration", 1)
+	showsNoKey(t, g.process)
+	for _, key := range []string{knownKey, listedKey, otherKey} {
+		sent{addr: g.addr, host: recipeHost, path: "/postback/v3/event/shop/t?td_write_key=" + key}.expect(t, http.StatusOK, "{}")
+		td.next(t)
+	}
+	g.await(t, `"msg":"unknown write key","fingerprint":"666/#`, 1)
+	if n := strings.Count(g.text(), `"msg":"unknown write key"`); n != 1 {
+		t.Errorf("%d keys are unknown", n)
 	}
 }

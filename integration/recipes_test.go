@@ -309,6 +309,33 @@ func TestRecipeBlocked(t *testing.T) {
 	td.next(t)
 }
 
+func TestRecipeCall(t *testing.T) {
+	t.Parallel()
+	td := newTreasureData(t)
+	g, _ := runRecipe(t, td, "Callers sorted by their key", "GONE=666 667")
+	showsNoKey(t, g.process)
+	for _, headers := range []string{"", "X-TD-Write-Key: 667/ab\r\n", "Authorization: TD1 667/ab\r\n"} {
+		target := eventPath
+		if headers == "" {
+			target += "?td_write_key=" + otherKey
+		}
+		conn := dial(t, g.addr)
+		_, _ = io.WriteString(conn, strings.Replace(post(target, asJSON+headers, object), "in.treasuredata.com", recipeHost, 1))
+		if n, err := conn.Read(make([]byte, 1)); n > 0 || err == nil {
+			t.Errorf("%q: it got an answer", headers)
+		}
+	}
+	sent{addr: g.addr, host: recipeHost, path: "/postback/v3/event/test_db/t?td_write_key=" + knownKey}.expect(t, http.StatusOK, "{}")
+	td.none(t)
+	sent{addr: g.addr, host: recipeHost, path: eventPath + "?td_write_key=" + knownKey}.expect(t, http.StatusOK, "{}")
+	if got := td.next(t); got.key != knownKey {
+		t.Errorf("got %+v", got)
+	}
+	g.await(t, `"fingerprint":"1234/#`, 2)
+	g.await(t, `"fingerprint":"666/#`, 1)
+	g.await(t, `"fingerprint":"667/#`, 2)
+}
+
 func TestRecipeBatches(t *testing.T) {
 	t.Parallel()
 	td := newTreasureData(t)
