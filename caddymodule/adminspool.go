@@ -54,7 +54,7 @@ func serveSpools(w http.ResponseWriter, _ *http.Request) error {
 }
 
 // keptRecord is a record as the admin API shows it, with no more of the key than
-// the account. Its head and its body are there only if it is asked for by its ID.
+// the account and the name by which logs call it. Its head and its body are there only if it is asked for by its ID.
 // The body is exactly what v2 gets, a key in it too: it is the caller's data.
 type keptRecord struct {
 	Spool   string     `json:"spool"`
@@ -69,6 +69,8 @@ type keptRecord struct {
 	Reason  string     `json:"reason,omitempty"`
 	Words   string     `json:"words,omitempty"` // in which v2 refused it
 	Died    *time.Time `json:"died,omitempty"`
+
+	Fingerprint string `json:"fingerprint,omitempty"` // of its key
 
 	Header http.Header `json:"header,omitempty"`
 	Query  string      `json:"query,omitempty"`
@@ -205,7 +207,7 @@ func (s *selected) show(id spool.ID, record spool.Record) keptRecord {
 	shown := keptRecord{Spool: s.place, Queue: s.queue, ID: id, Arrival: record.Arrival}
 	kept, err := postback.ReadKept(record.Data) // what can be read of a damaged one
 	shown.Path, shown.Query, shown.Header = postback.MaskKeys(kept.Path), postback.MaskKeys(kept.Query), withoutKeys(kept.Header)
-	shown.Account = kept.Credentials.Account()
+	shown.Account, shown.Fingerprint = kept.Credentials.Account(), fingerprintOf(kept.Credentials.Key())
 	if _, events, several := eventsOf(record.Data); several {
 		shown.Events = len(events)
 	}

@@ -111,6 +111,7 @@ func (a *App) leave(use *spoolUse) error {
 // cluster is in trouble is tried again later.
 func (a *App) Start() error {
 	_ = a.fingerprints.secret() // made now, and not when a caller waits
+	naming.CompareAndSwap(nil, a.fingerprints)
 	for _, use := range a.uses {
 		if err := use.Open(); err != nil {
 			return fmt.Errorf("spool: %w", err)
@@ -124,6 +125,7 @@ func (a *App) Handle(_ context.Context, event caddy.Event) error {
 	if event.Origin() != nil {
 		return nil // another module's event of this name
 	}
+	naming.Store(a.fingerprints)
 	var dirs []string
 	for _, use := range a.uses {
 		use.Accept(use.block)

@@ -87,7 +87,7 @@ func ofRecordsOrKey(status int) bool {
 func (s upstreamSender) warnOfBatch(to postback.BatchGroup, result *spool.BatchResult) {
 	key := postback.Credentials{WriteKey: to.Key}
 	account := key.Account()
-	whose := owner{account, postback.Destination{Database: to.Database, Table: to.Table}}
+	whose := keyOwner{owner{account, postback.Destination{Database: to.Database, Table: to.Table}}, to.Key}
 	logger := caddy.Log().Named(handlerID)
 	switch {
 	case result.NotTaken():

@@ -64,7 +64,7 @@ func runDoctor(cmd *cobra.Command, _ []string) error {
 		return fmt.Errorf("%s: %w", file, err)
 	}
 	e.json = adapter != "caddyfile"
-	all := slices.Concat(checkConfiguration(e), noteKeys(e), probeMachine(e))
+	all := slices.Concat(checkConfiguration(e), noteKeys(e), noteOpen(e), probeMachine(e))
 	if !flags.Bool("offline") {
 		all = slices.Concat(all, probeUpstreams(e), probeClusters(e))
 	}

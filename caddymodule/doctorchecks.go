@@ -350,6 +350,22 @@ func noteKeys(e *examined) []finding {
 	}}
 }
 
+// noteOpen says which blocks let every key through, where others can reach them: that
+// is right behind a firewall.
+func noteOpen(e *examined) []finding {
+	places := e.places(func(b *foundBlock) bool {
+		return b.problem == nil && b.handler.Keys == nil && isPublic(b.server.Listen) && !staysHere(b.handler.Upstream)
+	})
+	if places == "" {
+		return nil
+	}
+	return []finding{{
+		inOrder,
+		"Every write key may send to every database, at " + places + ". Whoever reaches the gateway can send events to any account through it, and v2 says 200 to wrong keys too.",
+		"If others than your callers can reach it, or to find wrong keys, write `keys` into td_postback: docs/keys.md.",
+	}}
+}
+
 // checkProxies finds servers that believe anybody about a client's address.
 func checkProxies(e *examined) []finding {
 	places := e.places(func(b *foundBlock) bool {

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -11,6 +12,7 @@ import (
 	"io/fs"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -106,6 +108,16 @@ func loadSecret(ctx context.Context, in storage) ([]byte, error) {
 	}
 	return secret, nil
 }
+
+// naming names keys as the configuration does that was accepted last. A spool outlives
+// the configurations, and so it belongs to the process.
+var naming atomic.Pointer[fingerprints]
+
+// untilStart names keys until a configuration has started.
+var untilStart = &fingerprints{secret: processSecret}
+
+// fingerprintOf is the name of a key.
+func fingerprintOf(key string) string { return cmp.Or(naming.Load(), untilStart).of(key) }
 
 // of is the name of a key: `1234/#9f3a1c20b7`, its account number and a part of its
 // HMAC. Without an account number, it begins with `#`.

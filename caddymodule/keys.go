@@ -213,8 +213,8 @@ var (
 func (h *Handler) unknown(c *call, what *strangeness, to postback.Destination) *postback.Refusal {
 	what.counter.Inc()
 	warns := h.Keys.Unknown == unknownWarn
-	if name := h.fingerprints.of(c.Key()); what.named.due(name) {
-		h.logger.Warn(what.message, zap.String("fingerprint", name), zap.Inline(owner{c.Account(), to}), zap.Stringer("surface", c.Kind), zap.Stringer("key", c.Source),
+	if name := fingerprintOf(c.Key()); what.named.due(name) {
+		h.logger.Warn(what.message, zap.Inline(keyOwner{owner{c.Account(), to}, c.Key()}), zap.Stringer("surface", c.Kind), zap.Stringer("key", c.Source),
 			zap.Bool("forwarded", warns), zap.String("advice", what.advice))
 	}
 	if warns {

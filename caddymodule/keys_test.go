@@ -78,7 +78,6 @@ func watchedHandler(t *testing.T, k *Keys) (*Handler, *observer.ObservedLogs) {
 	h := stubHandler()
 	core, logs := observer.New(zap.DebugLevel)
 	h.logger = zap.New(core)
-	h.fingerprints = newFingerprints(new(memoryStorage))
 	h.Keys = k
 	k.applyDefaults()
 	if err := k.provision(); err != nil {
@@ -120,7 +119,7 @@ func TestUnknownIsNamed(t *testing.T) {
 			{"unknown write key", "1234/…", benchKey}, {"unknown write key", "9/…", other}, {"record for an unknown database", "77/…", "77/0123456789abcdef"},
 		} {
 			fields := entries[i].ContextMap()
-			if entries[i].Message != want.message || fields["account"] != want.account || fields["fingerprint"] != h.fingerprints.of(want.key) ||
+			if entries[i].Message != want.message || fields["account"] != want.account || fields["fingerprint"] != fingerprintOf(want.key) ||
 				fields["forwarded"] != (unknown == unknownWarn) || fields["key"] != "param" || fields["surface"] != "post" {
 				t.Errorf("%s: got %s %v", unknown, entries[i].Message, fields)
 			}
@@ -210,5 +209,40 @@ func TestUnknownInHandoff(t *testing.T) {
 	})
 	if err := h.ServeHTTP(w, r, next); err != nil || w.Code != http.StatusForbidden || !strings.Contains(w.Body.String(), `"unknown_key"`) {
 		t.Errorf("got %d %s, %v", w.Code, w.Body, err)
+	}
+}
+
+// TestDoctorLooksAtKeys: a file that the gateway would not start with is found, and a
+// gateway that everybody may use is noted.
+func TestDoctorLooksAtKeys(t *testing.T) {
+	const site = ":80 {\n\ttd_postback us01 {\n%s\n\t}\n}\n"
+	good, bad := keysFileOf(t, "1/ab\n"), keysFileOf(t, "1/ab\nsecretsecret\n")
+	for options, want := range map[string]string{
+		"keys {\nfile " + good + "\n}": "",
+		"keys {\nfile " + bad + "\n}":  "line 2: must be a write key",
+		"keys {\nfile /none/x\n}":      "no such file",
+	} {
+		e := examineText(t, fmt.Sprintf(site, options))
+		found := probeFiles(e.blocks[0])
+		if want == "" && len(found) > 0 || want != "" && (len(found) != 1 || found[0].severity != losesRecords || !strings.Contains(found[0].what, want) || strings.Contains(found[0].what, "secretsecret")) {
+			t.Errorf("%s: %+v", options, found)
+		}
+		if open := noteOpen(e); len(open) > 0 {
+			t.Errorf("%s: %+v", options, open)
+		}
+	}
+	for text, notes := range map[string]int{
+		fmt.Sprintf(site, ""): 1,
+		strings.Replace(fmt.Sprintf(site, ""), ":80", "http://127.0.0.1:80", 1):     1, // a host, on every address
+		strings.Replace(fmt.Sprintf(site, ""), ":80 {", ":80 {\nbind 127.0.0.1", 1): 0,
+		fmt.Sprintf(site, "upstream http://localhost:9000"):                         0,
+	} {
+		if open := noteOpen(examineText(t, text)); len(open) != notes {
+			t.Errorf("%s: %+v", text, open)
+		}
+	}
+	e := examineText(t, fmt.Sprintf(site, "keys {\naccounts x\n}"))
+	if all := checkOptions(e); len(all) != 1 || !strings.Contains(all[0].what, `keys accounts "x"`) {
+		t.Errorf("got %+v", all)
 	}
 }

@@ -54,7 +54,6 @@ type MatchCall struct {
 	Table []string `json:"table,omitempty"`
 
 	databases, tables postback.Names
-	fingerprints      *fingerprints
 }
 
 // CaddyModule returns the Caddy module information.
@@ -102,18 +101,14 @@ func (m *MatchCall) unmarshalOption(d *caddyfile.Dispenser, option string) (err 
 	return err
 }
 
-// Provision finds the secret under which keys are named.
+// Provision loads the app that has the secret under which keys are named.
 func (m *MatchCall) Provision(ctx caddy.Context) error {
-	app, err := appOf(ctx)
-	if err != nil {
-		return err
-	}
-	m.prepare(app.fingerprints)
-	return nil
+	m.prepare()
+	_, err := appOf(ctx)
+	return err
 }
 
-func (m *MatchCall) prepare(f *fingerprints) {
-	m.fingerprints = f
+func (m *MatchCall) prepare() {
 	m.databases, m.tables = postback.NamesOf(m.Database), postback.NamesOf(m.Table)
 }
 
@@ -159,7 +154,7 @@ func (m *MatchCall) MatchWithError(r *http.Request) (bool, error) {
 		c.NoBody(callerOf(r, defaultGlobalID))
 	}
 	account := c.AccountNumber()
-	m.show(r, &shownCall{kind: c.Kind, account: account, to: c.Destination, key: c.Key(), fingerprints: m.fingerprints})
+	show(r, &shownCall{kind: c.Kind, account: account, to: c.Destination, key: c.Key()})
 	return (len(m.Kind) == 0 || slices.Contains(m.Kind, c.Kind.String())) &&
 		(len(m.Account) == 0 || account != "" && slices.Contains(m.Account, account)) &&
 		(len(m.Database) == 0 || m.databases.Has(c.Database)) &&
@@ -168,16 +163,15 @@ func (m *MatchCall) MatchWithError(r *http.Request) (bool, error) {
 
 // shownCall is a call for placeholders.
 type shownCall struct {
-	kind         postback.Kind
-	account      string
-	to           postback.Destination
-	key          string
-	fingerprints *fingerprints
+	kind    postback.Kind
+	account string
+	to      postback.Destination
+	key     string
 }
 
 // show sets the placeholders of a request. Another matcher may have done so, before the
 // request was changed.
-func (m *MatchCall) show(r *http.Request, c *shownCall) {
+func show(r *http.Request, c *shownCall) {
 	if shown, ok := caddyhttp.GetVar(r.Context(), matcherName).(*shownCall); ok {
 		*shown = *c
 		return
@@ -202,13 +196,13 @@ func (c *shownCall) placeholder(name string) (any, bool) {
 	case "td.table":
 		return c.to.Table, true
 	case "td.key":
-		return c.fingerprints.of(c.key), true
+		return fingerprintOf(c.key), true
 	}
 	return nil, false
 }
 
 // String keeps the key out of what shows variables.
-func (c *shownCall) String() string { return c.fingerprints.of(c.key) }
+func (c *shownCall) String() string { return fingerprintOf(c.key) }
 
 // Interface guards
 var (

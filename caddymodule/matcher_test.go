@@ -42,7 +42,7 @@ func newMatchCall(t testing.TB, m MatchCall) *MatchCall {
 	if err := m.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	m.prepare(newFingerprints(new(memoryStorage)))
+	m.prepare()
 	return &m
 }
 
@@ -148,14 +148,14 @@ func TestMatchCallShowsTheLast(t *testing.T) {
 	}
 	replacer := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	first := replacer.ReplaceKnown("{td.account} {td.key}", "")
-	if want := "1234 " + m.fingerprints.of("1234/abcdef"); first != want {
+	if want := "1234 " + fingerprintOf("1234/abcdef"); first != want {
 		t.Errorf("got %s, want %s", first, want)
 	}
 	r.Header.Set("X-TD-Write-Key", "5/fedcba")
 	if !m.Match(r) {
 		t.Error("it does not match")
 	}
-	if got, want := replacer.ReplaceKnown("{td.account} {td.key}", ""), "5 "+m.fingerprints.of("5/fedcba"); got != want {
+	if got, want := replacer.ReplaceKnown("{td.account} {td.key}", ""), "5 "+fingerprintOf("5/fedcba"); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	shown := caddyhttp.GetVar(r.Context(), matcherName)

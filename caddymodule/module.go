@@ -167,8 +167,7 @@ type Handler struct {
 	Keys *Keys `json:"keys,omitempty"`
 
 	app           *App
-	spoolUse      *spoolUse     // nil without a spool
-	fingerprints  *fingerprints // of keys
+	spoolUse      *spoolUse // nil without a spool
 	logger        *zap.Logger
 	bodies        *bodies
 	redirectHosts []string // in lower case
@@ -220,7 +219,6 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	if h.app, err = appOf(ctx); err != nil {
 		return err
 	}
-	h.fingerprints = h.app.fingerprints
 	if h.Keys != nil {
 		err = h.Keys.provision()
 	}

@@ -73,7 +73,7 @@ func (w *warning) check(logger *zap.Logger) *zapcore.CheckedEntry {
 func (h *Handler) warnOfKey(c *call) {
 	if !postback.UsualKey(c.Key()) {
 		if e := unusualKeyWarning.check(h.logger); e != nil {
-			e.Write(zap.String("account", c.Account()), zap.String("database", c.Database), zap.String("table", loggedTable(c.Destination)),
+			e.Write(zap.Inline(ownerOf(c)),
 				zap.String("advice", "compare the caller's key with the one in Treasure Data, 1234/ and hexadecimal digits: v2 answers 200 to a wrong key and loses the record"))
 		}
 	}
@@ -137,7 +137,7 @@ func (h *Handler) warnOfAnswer(c *call) {
 // are not taken are kept.
 func (h *Handler) warnOfEvents(c *call, to postback.Destination, r *spool.Result, kept bool) {
 	if kept && r.NotTaken() {
-		warnOfKept(h.logger, r, c.to.host, eventsOwner{owner{c.Account(), to}, c.events})
+		warnOfKept(h.logger, r, c.to.host, eventsOwner{keyOwner{owner{c.Account(), to}, c.Key()}, c.events})
 		return
 	}
 	again := "; the callers have got 503, and send all of their events again"
@@ -170,7 +170,7 @@ func (h *Handler) warnOfEvents(c *call, to postback.Destination, r *spool.Result
 	if message == "" {
 		message = "Postback v2 refused a record"
 	}
-	h.logger.Warn(message, zap.Int("status", r.Status), zap.String("upstream", c.to.host), zap.Error(r.Err), words(r.Words), zap.Inline(eventsOwner{owner{c.Account(), to}, c.events}),
+	h.logger.Warn(message, zap.Int("status", r.Status), zap.String("upstream", c.to.host), zap.Error(r.Err), words(r.Words), zap.Inline(eventsOwner{keyOwner{owner{c.Account(), to}, c.Key()}, c.events}),
 		zap.String("advice", advice))
 }
 
@@ -181,7 +181,7 @@ func (h *Handler) warnOfFaults(c *call, events *postback.Keen) {
 		return
 	}
 	if e := neverTakenWarning.check(h.logger); e != nil {
-		e.Write(zap.Stringer("reason", fault), zap.Inline(owner{c.Account(), to}),
+		e.Write(zap.Stringer("reason", fault), zap.Inline(keyOwner{owner{c.Account(), to}, c.Key()}),
 			zap.String("advice", "have the app or the script send it as the reason says; how many requests have such events is in the metrics as some_refused"))
 	}
 }
@@ -219,7 +219,7 @@ type owner struct {
 	to      postback.Destination
 }
 
-func ownerOf(c *call) owner { return owner{c.Account(), c.Destination} }
+func ownerOf(c *call) keyOwner { return keyOwner{owner{c.Account(), c.Destination}, c.Key()} }
 
 // MarshalLogObject writes the owner for the log, with no key in a table's name.
 func (o owner) MarshalLogObject(enc zapcore.ObjectEncoder) error {
@@ -229,16 +229,30 @@ func (o owner) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	return nil
 }
 
+// keyOwner is an owner whose key is known, and named.
+type keyOwner struct {
+	owner
+	key string
+}
+
+// MarshalLogObject writes the owner for the log, and the name of its key.
+func (o keyOwner) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	if o.key != "" {
+		enc.AddString("fingerprint", fingerprintOf(o.key))
+	}
+	return o.owner.MarshalLogObject(enc)
+}
+
 // eventsOwner is the owner of a call with several events, and how many they are.
 type eventsOwner struct {
-	owner
+	keyOwner
 	events int
 }
 
 // MarshalLogObject writes the owner for the log.
 func (o eventsOwner) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	enc.AddInt("events", o.events)
-	return o.owner.MarshalLogObject(enc)
+	return o.keyOwner.MarshalLogObject(enc)
 }
 
 // keptOwner is the owner of a kept request, which is read only if it is logged.
@@ -249,7 +263,8 @@ func (data keptOwner) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	kept, _ := postback.ReadKept(data) // what can be read of a damaged one
 	names, table := path.Split(kept.Path)
 	_, database := path.Split(strings.TrimSuffix(names, "/"))
-	return owner{kept.Credentials.Account(), postback.Destination{Database: database, Table: table}}.MarshalLogObject(enc)
+	whose := owner{kept.Credentials.Account(), postback.Destination{Database: database, Table: table}}
+	return keyOwner{whose, kept.Credentials.Key()}.MarshalLogObject(enc)
 }
 
 // warnOfKept tells of a record that v2 did not take and that is in the spool.

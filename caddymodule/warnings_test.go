@@ -43,7 +43,7 @@ func TestWarningOfKept(t *testing.T) {
 	}, time.Now())
 	for range 2 {
 		warnOfKept(logger, &spool.Result{Status: 429}, "v2.example", keptOwner(data))
-		warnOfKept(logger, &spool.Result{Status: 503}, "v2.example", owner{"1234/…", postback.Destination{Database: "mydb", Table: "mytable"}})
+		warnOfKept(logger, &spool.Result{Status: 503}, "v2.example", keyOwner{owner{"1234/…", postback.Destination{Database: "mydb", Table: "mytable"}}, "1234/0123456789abcdef"})
 	}
 	entries := logs.All()
 	if len(entries) != 2 {
@@ -51,6 +51,9 @@ func TestWarningOfKept(t *testing.T) {
 	}
 	for i, advice := range []string{"the account's rate limit: ask Treasure Data; other accounts go on", "check v2's status"} {
 		fields := entries[i].ContextMap()
+		if fields["fingerprint"] != fingerprintOf("1234/0123456789abcdef") {
+			t.Errorf("the key is named %v", fields["fingerprint"])
+		}
 		if entries[i].Message != "record kept for later" || fields["account"] != "1234/…" || fields["database"] != "mydb" || fields["table"] != "mytable" {
 			t.Errorf("got %q %v", entries[i].Message, fields)
 		}

@@ -407,6 +407,16 @@ func TestKeysWithASpool(t *testing.T) {
 	if s := g.state(t); s.records() != 1 {
 		t.Errorf("%d records are kept", s.records())
 	}
+	// Lists call the key by the name by which the log calls it.
+	var kept []struct{ Account, Fingerprint string }
+	if status := askAdmin(t, http.MethodGet, g.admin, "spool/records", &kept); status != http.StatusOK || len(kept) != 1 ||
+		kept[0].Account != "1234/…" || !regexp.MustCompile(`^1234/#[0-9a-f]{10}$`).MatchString(kept[0].Fingerprint) {
+		t.Fatalf("got %d %+v", status, kept)
+	}
+	g.await(t, `"msg":"record kept for later"`, 1)
+	if !strings.Contains(g.text(), `"fingerprint":"`+kept[0].Fingerprint+`"`) {
+		t.Errorf("the log does not call it %s: %s", kept[0].Fingerprint, g.text())
+	}
 }
 
 // TestFingerprintsStay: a key has the same name after a restart, in another gateway
