@@ -162,7 +162,8 @@ func (k *Keys) knowsKey(key string) bool {
 }
 
 // checkKey refuses a call whose key may not send, or not to its database. Of a call
-// with several events, the databases are not known yet.
+// with several events, the databases are not known yet. An unknown key in a header, beside
+// the Authorization that v2 uses, does not go along.
 func (h *Handler) checkKey(c *call) *postback.Refusal {
 	switch {
 	case h.Keys == nil:
@@ -171,6 +172,8 @@ func (h *Handler) checkKey(c *call) *postback.Refusal {
 		return h.unknown(c, &unknownKey, c.Destination)
 	case !c.IsKeen() && !h.Keys.policy.KnowsDatabase(c.Database):
 		return h.unknown(c, &unknownDatabase, c.Destination)
+	case c.Authorization != "" && c.WriteKey != "" && h.Keys.Unknown == unknownRefuse && !h.Keys.knowsKey(c.WriteKey):
+		c.WriteKey = ""
 	}
 	return nil
 }

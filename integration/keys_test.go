@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -394,6 +395,26 @@ func TestKeysInHandoff(t *testing.T) {
 	}
 }
 
+// TestKeysShownToV2: v2 sees no key that was not checked, also none beside the one that
+// it uses.
+func TestKeysShownToV2(t *testing.T) {
+	t.Parallel()
+	for unknown, want := range map[string][]string{"refuse": nil, "warn": {otherKey}} {
+		u := startRecorder(t, nil)
+		g := serve(t, "", keysSite(u.url(), "accounts 1234\n unknown "+unknown))
+		for beside, header := range map[string][]string{otherKey: want, knownKey: {knownKey}} {
+			answer := raw(t, g.addr, post("/postback/v3/event/shop/t", asJSON+"X-TD-Write-Key: "+beside+"\r\nAuthorization: TD1 "+knownKey+"\r\n", object))
+			if answer.StatusCode != http.StatusOK {
+				t.Errorf("%s: got %d", unknown, answer.StatusCode)
+			}
+			got := u.next(t)
+			if !slices.Equal(got.field("X-TD-Write-Key"), header) || !slices.Equal(got.field("Authorization"), []string{"TD1 " + knownKey}) {
+				t.Errorf("%s, %.4s beside it: v2 got %q and %q", unknown, beside, got.field("X-TD-Write-Key"), got.field("Authorization"))
+			}
+		}
+	}
+}
+
 // TestKeysWithASpool: what is unknown is neither forwarded nor kept.
 func TestKeysWithASpool(t *testing.T) {
 	t.Parallel()
@@ -550,7 +571,7 @@ func TestKeysDocument(t *testing.T) {
 			if strings.Contains(script, "sudo") {
 				t.Fatalf("it writes elsewhere: %s", script)
 			}
-			cmd := exec.Command(bash, "-c", script) //nolint:gosec // G204: the document's
+			cmd := exec.Command(bash, "-c", script)
 			cmd.Stdin = strings.NewReader([]string{knownKey, listedKey}[commands] + "\n")
 			if output, err := cmd.CombinedOutput(); err != nil || len(output) > 0 {
 				t.Fatalf("%v: %s", err, output)
@@ -561,7 +582,8 @@ func TestKeysDocument(t *testing.T) {
 	if commands != 2 {
 		t.Fatalf("%d commands", commands)
 	}
-	if text, _ := os.ReadFile(file); strings.Count(string(text), " the shop\n") != 2 || !strings.Contains(string(text), "sha256:"+hashOf(listedKey)) {
+	text, err := os.ReadFile(file) //nolint:gosec // G304: the test's own
+	if err != nil || strings.Count(string(text), " the shop\n") != 2 || !strings.Contains(string(text), "sha256:"+hashOf(listedKey)) {
 		t.Errorf("the file is %s", text)
 	}
 	td := newTreasureData(t)
