@@ -131,6 +131,10 @@ func (l *KeyList) Has(key string) bool {
 	return has
 }
 
+// usualKeyLine is the length of a line with a key of Treasure Data's, in bytes: at least
+// an account number, a slash, 40 digits and a line break.
+const usualKeyLine = 43
+
 // hashPrefix stands before the SHA-256 of a key.
 const hashPrefix = "sha256:"
 
@@ -140,7 +144,9 @@ const hashPrefix = "sha256:"
 // text.
 func ReadKeyList(text []byte) (*KeyList, error) {
 	text = bytes.TrimPrefix(text, []byte(byteOrderMark))
-	list := &KeyList{hashes: make(map[[sha256.Size]byte]struct{}, bytes.Count(text, []byte("\n"))+1)}
+	// No more room than a file of real keys needs: a damaged one may be line breaks alone.
+	lines := min(bytes.Count(text, []byte("\n"))+1, len(text)/usualKeyLine)
+	list := &KeyList{hashes: make(map[[sha256.Size]byte]struct{}, lines)}
 	number := 0
 	for line := range bytes.Lines(text) {
 		number++

@@ -1,10 +1,12 @@
 package postback
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -285,5 +287,21 @@ func BenchmarkPolicy(b *testing.B) {
 		if !p.KnowsKey(benchKey, list) || !p.KnowsDatabase("app") {
 			b.Fatal("unknown")
 		}
+	}
+}
+
+// TestKeyListOfLineBreaks: a file that is damaged costs no more memory than one that has
+// as many bytes of keys.
+func TestKeyListOfLineBreaks(t *testing.T) {
+	text := append(bytes.Repeat([]byte("\n"), 1<<20), "1/a"...)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	list, err := ReadKeyList(text)
+	runtime.ReadMemStats(&after)
+	if err != nil || !list.Has("1/a") {
+		t.Fatal(err)
+	}
+	if got, most := after.TotalAlloc-before.TotalAlloc, uint64(8<<20); got > most {
+		t.Errorf("%d bytes for a file of %d", got, len(text))
 	}
 }
