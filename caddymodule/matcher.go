@@ -36,7 +36,7 @@ const matcherName = "td_call"
 // `{td.kind}` | the kind of call
 // `{td.account}` | the account number of the key, or nothing
 // `{td.database}` | the database, or nothing if it is in the body
-// `{td.table}` | the table, or nothing if it is in the body
+// `{td.table}` | the table, or nothing if it is in the body; `…` in place of a key that a caller has put into the path
 // `{td.key}` | the key's fingerprint, such as `1234/#9f3a1c20b7`, or nothing without a key
 type MatchCall struct {
 	// The kinds of calls: `post`, `get`, `pixel`, `beacon`, `jsonp`, `js`, `k` and
@@ -194,7 +194,7 @@ func (c *shownCall) placeholder(name string) (any, bool) {
 	case "td.database":
 		return c.to.Database, true
 	case "td.table":
-		return c.to.Table, true
+		return loggedTable(c.to), true
 	case "td.key":
 		return fingerprintOf(c.key), true
 	}

@@ -106,6 +106,19 @@ func TestMatchCall(t *testing.T) {
 	}
 }
 
+// TestMatchCallShowsNoKeyInThePath: a caller that puts its key into the path has the
+// secret for a table. A log shows no more of it than of another key.
+func TestMatchCallShowsNoKeyInThePath(t *testing.T) {
+	r := callRequest("POST", "/postback/v3/event/1234/feedfacefeedfacefeedfacefeedfacefeedface", 2, "X-TD-Write-Key", "1234/ab")
+	if !newMatchCall(t, MatchCall{Table: []string{"feedface*"}}).Match(r) {
+		t.Error("it does not match by its table")
+	}
+	replacer := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if got := replacer.ReplaceKnown("{td.database} {td.table}", ""); got != "1234 …" {
+		t.Errorf("got %q", got)
+	}
+}
+
 // TestMatchCallOptions: alternatives within an option, and all options together.
 func TestMatchCallOptions(t *testing.T) {
 	r := func() *http.Request { return callRequest("POST", callPath+"?td_write_key=1234/ab", 2) }
