@@ -28,9 +28,10 @@ var layers = map[string]layer{
 	"cmd/caddy": {ours: []string{"caddymodule"}, caddy: true},
 	".":         {ours: []string{"caddymodule"}},
 
-	"caddymodule": {ours: []string{"upstream", "spool", "spool/disk", "spool/cluster", "postback", "sandbox"}, caddy: true},
+	"caddymodule": {ours: []string{"upstream", "spool", "spool/disk", "spool/cluster", "migration", "postback", "sandbox"}, caddy: true},
 
 	"upstream":      {ours: []string{"postback"}},
+	"migration":     {ours: []string{"postback"}},
 	"spool/disk":    {ours: []string{"spool"}},
 	"spool/cluster": {ours: []string{"spool"}},
 
@@ -123,6 +124,10 @@ func TestWrongArrows(t *testing.T) {
 		{"upstream", "github.com/valyala/fasthttp", ""},
 		{"upstream", module + "/spool", "package upstream must not import " + module + "/spool"},
 		{"upstream", caddy + "caddy/v2", "package upstream must not import " + caddy + "caddy/v2"},
+		{"migration", module + "/postback", ""},
+		{"migration", "go.etcd.io/bbolt", ""},
+		{"migration", module + "/upstream", "package migration must not import " + module + "/upstream"},
+		{"migration", caddy + "caddy/v2", "package migration must not import " + caddy + "caddy/v2"},
 		{"spool", module + "/spool/disk", "package spool must not import " + module + "/spool/disk"},
 		{"spool", module + "/postback", "package spool must not import " + module + "/postback"},
 		{"spool/disk", module + "/spool", ""},
