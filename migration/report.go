@@ -1,0 +1,210 @@
+package migration
+
+import (
+	"sync"
+	"time"
+)
+
+// DefaultRows is how many rows a report has that is not told how many.
+const DefaultRows = 10_000
+
+// forgetAfter is how long a row stays whose caller has gone.
+const forgetAfter = 30 * 24 * time.Hour
+
+// Config says what a report keeps. The zero value is a good one.
+type Config struct {
+	// Rows is how many callers have a row of their own; 0 for DefaultRows. Memory is
+	// about 1.5 KB a row.
+	Rows int
+
+	// NoNetworks drops the networks of clients: only pages have a source then.
+	NoNetworks bool
+}
+
+// Call is what a report needs to know of a call. Texts are as the caller sent them:
+// the report makes them short and printable, and keeps no key of them.
+type Call struct {
+	Time time.Time // when it was answered
+
+	Key             string // the key's fingerprint, or empty
+	Database, Table string // or empty
+	Surface         string // its kind: post, pixel, …
+	UserAgent       string // the header, as are the next two
+	Origin          string
+	Referer         string
+	Client          string // the client's address
+
+	Lane     Lane
+	Result   string   // what became of it: forwarded, or the code of a refusal. There are few.
+	Findings Findings // what its owner should know
+	Events   int      // how many it has; 0 counts as 1
+}
+
+// Report counts calls by who sends them: the key's fingerprint, the table, the
+// surface, the agent and the source. Its memory is bounded: of more callers than it
+// has rows, the rare ones give way, and are summed up as others. That is the
+// Space-Saving algorithm (Metwally, Agrawal, El Abbadi 2005): a caller with more than
+// an N/rows part of all N events always has a row, and each row says how many events
+// it may have missed. All methods may be called at the same time.
+type Report struct {
+	cfg Config
+
+	mu     sync.RWMutex // locked whole to change which rows there are
+	rows   map[string]*row
+	order  order
+	others others
+
+	examples budget
+}
+
+// others is all callers that have no row now.
+type others struct {
+	totals
+	rows uint64 // how often one gave way
+
+	// missed is how many events at most a caller without a row has had.
+	missed uint64
+}
+
+// New makes a report.
+func New(cfg Config) *Report {
+	if cfg.Rows == 0 {
+		cfg.Rows = DefaultRows
+	}
+	return &Report{cfg: cfg, rows: make(map[string]*row, cfg.Rows)}
+}
+
+// Count counts a call. It is quick: for a caller that is known, it waits for no file
+// and allocates nothing. It reports whether the call should be an example, for
+// AddExample.
+func (r *Report) Count(c *Call) (wantsExample bool) {
+	var buffer [512]byte
+	key := r.appendKey(buffer[:0], c)
+	r.mu.RLock()
+	known, ok := r.rows[string(key)]
+	if ok {
+		wantsExample = known.count(c)
+	}
+	r.mu.RUnlock()
+	if !ok {
+		wantsExample = r.countNew(string(key), c)
+	}
+	return wantsExample && r.examples.take(c.Time)
+}
+
+// appendKey appends what a caller is told by.
+func (r *Report) appendKey(dst []byte, c *Call) []byte {
+	dst = append(appendClean(dst, c.Key, maxFingerprint), keySeparator)
+	dst = append(appendClean(dst, c.Database, maxName), keySeparator)
+	dst = append(appendClean(dst, safeTable(c.Database, c.Table), maxName), keySeparator)
+	dst = append(appendClean(dst, c.Surface, maxSurface), keySeparator)
+	family, browser := agentFamily(c.UserAgent)
+	dst = append(appendFamily(dst, family), keySeparator)
+	return appendSource(dst, c, browser, !r.cfg.NoNetworks)
+}
+
+// keySeparator stands between the parts of a row's key. No part has it: it cannot be
+// printed.
+const keySeparator = 0
+
+// keyParts is how many parts there are.
+const keyParts = 6
+
+// count counts a call of the row's caller.
+func (r *row) count(c *Call) (wantsExample bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.data.add(c)
+	return r.data.wantsExample(c.Findings)
+}
+
+// countNew counts a call whose caller had no row just before.
+func (r *Report) countNew(key string, c *Call) (wantsExample bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known, ok := r.rows[key]
+	if !ok {
+		known = r.makeRow(key, hourOf(c.Time))
+	}
+	return known.count(c)
+}
+
+// makeRow gives a caller a row: a new one, or the one of the rarest caller. The caller
+// begins with as many events as it may have had among the others, so that those which
+// come all the time stay, however many come once.
+func (r *Report) makeRow(key string, hour int64) *row {
+	var made *row
+	if len(r.rows) < r.cfg.Rows {
+		made = &row{}
+		made.begin(key, r.others.missed)
+		r.order.append(made)
+	} else {
+		made = r.order.rarest()
+		r.others.missed = max(r.others.missed, made.data.weight())
+		r.giveWay(made, hour)
+		made.begin(key, r.others.missed)
+	}
+	r.rows[key] = made
+	return made
+}
+
+// giveWay takes a caller's row away, and adds its counts to the others'.
+func (r *Report) giveWay(old *row, hour int64) {
+	delete(r.rows, old.key)
+	r.others.hours.advance(hour)
+	r.others.merge(&old.data.totals)
+	r.others.rows++
+}
+
+// forget takes away the rows of callers that have gone.
+func (r *Report) forget(now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.order.keep(func(old *row) bool {
+		if old.data.last >= now.Add(-forgetAfter).Unix() {
+			return true
+		}
+		r.giveWay(old, hourOf(now))
+		return false
+	})
+}
+
+// AddExample gives the caller of a call an example of what it sends. The text must be
+// redacted: see Redact.
+func (r *Report) AddExample(c *Call, request string) {
+	var buffer [512]byte
+	key := r.appendKey(buffer[:0], c)
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	known, ok := r.rows[string(key)]
+	if !ok {
+		return // it gave way meanwhile
+	}
+	known.mu.Lock()
+	defer known.mu.Unlock()
+	if d := &known.data; d.wantsExample(c.Findings) {
+		d.examples = append(d.examples, Example{Request: clean(request, maxExample), Findings: c.Findings})
+	}
+}
+
+// examplesAMinute bounds the work for examples when callers come that were never seen
+// before, one after another.
+const examplesAMinute = 1000
+
+// budget says how many examples are made.
+type budget struct {
+	mu     sync.Mutex
+	minute int64
+	used   int
+}
+
+// take takes one example, if there is one left in this minute.
+func (b *budget) take(now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if minute := now.Unix() / 60; minute != b.minute {
+		b.minute, b.used = minute, 0
+	}
+	b.used++
+	return b.used <= examplesAMinute
+}

@@ -1,0 +1,129 @@
+package migration
+
+import (
+	"slices"
+	"sync"
+	"time"
+)
+
+// Lane is one of the two ways that a call may go.
+type Lane uint8
+
+// The lanes.
+const (
+	V2     Lane = iota // to Postback v2, by the gateway's rules
+	Legacy             // to the legacy host, as it came
+)
+
+var laneNames = [...]string{"v2", "legacy"}
+
+// String is the lane's name in reports.
+func (l Lane) String() string { return laneNames[l] }
+
+const (
+	maxExamples = 3
+	maxResults  = 12
+	restOfTally = "other"
+)
+
+// row is what is known of one caller. Its key changes only with the report and the
+// row locked; the rest is behind mu.
+type row struct {
+	key  string
+	mu   sync.Mutex
+	data rowData
+}
+
+// rowData is what a row has counted.
+type rowData struct {
+	totals
+	missed uint64 // so many events at most were counted for others, before the row began
+
+	formSeen int64 // the last call in a form that v2 would not take, in UNIX seconds
+	lanes    [len(laneNames)]uint64
+	results  []tally
+	findings []tally
+	examples []Example
+}
+
+// totals counts events by time.
+type totals struct {
+	first, last int64 // UNIX seconds
+	events      uint64
+	hours       hours
+}
+
+// tally counts the events of one name.
+type tally struct {
+	name   string
+	events uint64
+}
+
+// Example is one call of a row, redacted.
+type Example struct {
+	Request  string   // names and types, and no value: see Redact
+	Findings Findings // what is to change
+}
+
+// addTo counts events under a name. Should there be more names than the limit, the
+// rest has one of its own.
+func addTo(tallies []tally, name string, events uint64, limit int) []tally {
+	for i := range tallies {
+		if tallies[i].name == name {
+			tallies[i].events += events
+			return tallies
+		}
+	}
+	if len(tallies) >= limit && name != restOfTally {
+		return addTo(tallies, restOfTally, events, limit)
+	}
+	return append(tallies, tally{name, events})
+}
+
+// weight is what the row's place depends on: how many events it may have had.
+func (d *rowData) weight() uint64 { return d.missed + d.events }
+
+// add counts a call.
+func (d *rowData) add(c *Call) {
+	now, events := c.Time.Unix(), uint64(max(1, c.Events))
+	if d.first == 0 {
+		d.first = now
+	}
+	d.last = now
+	d.events += events
+	d.hours.add(hourOf(c.Time), events)
+	d.lanes[c.Lane] += events
+	d.results = addTo(d.results, clean(c.Result, maxResult), events, maxResults)
+	for f := range c.Findings.All() {
+		d.findings = addTo(d.findings, f.String(), events, int(findings))
+	}
+	if c.Findings.LegacyForm() {
+		d.formSeen = now
+	}
+}
+
+// wantsExample reports whether a call would be the row's first example with its
+// findings.
+func (d *rowData) wantsExample(of Findings) bool {
+	return len(d.examples) < maxExamples && !slices.ContainsFunc(d.examples, func(e Example) bool { return e.Findings == of })
+}
+
+// begin makes the row another caller's.
+func (r *row) begin(key string, missed uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.key = key
+	r.data = rowData{missed: missed, results: r.data.results[:0], findings: r.data.findings[:0]}
+}
+
+// merge adds the counts of another row, or of several.
+func (t *totals) merge(other *totals) {
+	if t.events == 0 || other.first < t.first {
+		t.first = other.first
+	}
+	t.last = max(t.last, other.last)
+	t.events += other.events
+	t.hours.merge(&other.hours)
+}
+
+func hourOf(t time.Time) int64 { return t.Unix() / 3600 }
