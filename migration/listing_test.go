@@ -11,7 +11,7 @@ import (
 )
 
 func TestListingIsSortedAndKept(t *testing.T) {
-	r := newReport(0)
+	r := inMemory(0)
 	for i, events := range []int{5, 100, 1} {
 		count(r, postCall(), func(c *Call) {
 			c.Table, c.Events, c.Time = fmt.Sprint("t", i), events, start.Add(time.Duration(i)*time.Hour)
@@ -43,7 +43,7 @@ func TestListingIsSortedAndKept(t *testing.T) {
 }
 
 func TestListingAsJSON(t *testing.T) {
-	r := newReport(1)
+	r := inMemory(1)
 	text, err := json.Marshal(r.List(start))
 	if err != nil || !strings.Contains(string(text), `"rows":[]`) || strings.Contains(string(text), `"first_seen"`) {
 		t.Errorf("an empty report: %s, %v", text, err)
@@ -70,7 +70,7 @@ func TestListingAsJSON(t *testing.T) {
 }
 
 func TestListingAsCSV(t *testing.T) {
-	r := newReport(2)
+	r := inMemory(2)
 	r.Count(postCall())
 	for i, result := range []string{"spooled", "forwarded", "forwarded"} {
 		count(r, pixelCall(), func(c *Call) { c.Result, c.Time = result, start.Add(time.Duration(i)*time.Hour) })

@@ -19,6 +19,10 @@ type Config struct {
 
 	// NoNetworks drops the networks of clients: only pages have a source then.
 	NoNetworks bool
+
+	// Path is the file that keeps the report, in a directory that is made if there is
+	// none. Without one, the report is gone with the process.
+	Path string
 }
 
 // Call is what a report needs to know of a call. Texts are as the caller sent them:
@@ -47,12 +51,14 @@ type Call struct {
 // an N/rows part of all N events always has a row, and each row says how many events
 // it may have missed. All methods may be called at the same time.
 type Report struct {
-	cfg Config
+	cfg   Config
+	store store
 
 	mu     sync.RWMutex // locked whole to change which rows there are
 	rows   map[string]*row
 	order  order
 	others others
+	gone   map[string]bool // keys that the file has, or may have, without a row
 
 	examples budget
 }
@@ -66,12 +72,19 @@ type others struct {
 	missed uint64
 }
 
-// New makes a report.
-func New(cfg Config) *Report {
+// newReport makes a report without what is in its file.
+func newReport(cfg Config) *Report {
 	if cfg.Rows == 0 {
 		cfg.Rows = DefaultRows
 	}
-	return &Report{cfg: cfg, rows: make(map[string]*row, cfg.Rows)}
+	return &Report{cfg: cfg, store: store{path: cfg.Path}, rows: make(map[string]*row, cfg.Rows), gone: map[string]bool{}}
+}
+
+// add adds other others.
+func (o *others) add(more *others) {
+	o.merge(&more.totals)
+	o.rows += more.rows
+	o.missed = max(o.missed, more.missed)
 }
 
 // Count counts a call. It is quick: for a caller that is known, it waits for no file
@@ -151,9 +164,11 @@ func (r *Report) makeRow(key string, hour int64) *row {
 // giveWay takes a caller's row away, and adds its counts to the others'.
 func (r *Report) giveWay(old *row, hour int64) {
 	delete(r.rows, old.key)
+	if old.data.saved {
+		r.gone[old.key] = true
+	}
 	r.others.hours.advance(hour)
-	r.others.merge(&old.data.totals)
-	r.others.rows++
+	r.others.add(&others{totals: old.data.totals, rows: 1})
 }
 
 // forget takes away the rows of callers that have gone.
@@ -184,6 +199,7 @@ func (r *Report) AddExample(c *Call, request string) {
 	defer known.mu.Unlock()
 	if d := &known.data; d.wantsExample(c.Findings) {
 		d.examples = append(d.examples, Example{Request: clean(request, maxExample), Findings: c.Findings})
+		d.changed = true
 	}
 }
 

@@ -39,9 +39,8 @@ func setOf(all ...Finding) (set Findings) {
 	return set
 }
 
-func newReport(rows int) *Report {
-	return New(Config{Rows: rows})
-}
+// inMemory is a report without a file.
+func inMemory(rows int) *Report { return newReport(Config{Rows: rows}) }
 
 // count counts a call after a change of it.
 func count(r *Report, c *Call, change func(*Call)) bool {
@@ -51,7 +50,7 @@ func count(r *Report, c *Call, change func(*Call)) bool {
 }
 
 func TestEachPartOfACallerMakesARow(t *testing.T) {
-	r := newReport(0)
+	r := inMemory(0)
 	r.Count(pixelCall())
 	for name, change := range map[string]func(*Call){
 		"key":      func(c *Call) { c.Key = "1234/#0000000000" },
@@ -86,7 +85,7 @@ func TestEachPartOfACallerMakesARow(t *testing.T) {
 }
 
 func TestRow(t *testing.T) {
-	r := newReport(0)
+	r := inMemory(0)
 	wants := r.Count(pixelCall())
 	r.AddExample(pixelCall(), Redact("GET", "td_write_key=1234%2Fabc&id=1", nil))
 	count(r, pixelCall(), func(c *Call) { c.Time, c.Lane, c.Result = start.Add(2*time.Hour), Legacy, "upstream_4xx" })
@@ -129,7 +128,7 @@ func TestRow(t *testing.T) {
 
 // Who sends what v2 would not take is left for a week; who sends v2's form can go.
 func TestStates(t *testing.T) {
-	r := newReport(0)
+	r := inMemory(0)
 	state := func(after time.Duration) State { return r.List(start.Add(after)).Rows[0].State }
 	r.Count(postCall())
 	if got := state(time.Hour); got != Ready {
@@ -156,7 +155,7 @@ func TestStates(t *testing.T) {
 }
 
 func TestExamples(t *testing.T) {
-	r := newReport(0)
+	r := inMemory(0)
 	forms := []Findings{0, setOf(KeyInURL), setOf(FromQuery), setOf(FromQuery, KeyInURL)}
 	for i, form := range forms {
 		with := func(c *Call) { c.Findings = form }
@@ -182,7 +181,7 @@ func TestExamples(t *testing.T) {
 
 // A flood of callers makes no flood of examples.
 func TestFewExamples(t *testing.T) {
-	r := newReport(0)
+	r := inMemory(0)
 	wants := func(minute time.Duration) (n int) {
 		for i := range 3 * examplesAMinute {
 			if count(r, postCall(), func(c *Call) { c.Table, c.Time = fmt.Sprint("t", minute, i), start.Add(minute) }) {
@@ -201,7 +200,7 @@ func TestFewExamples(t *testing.T) {
 // What a caller may choose without end is bounded: results in number, all texts in
 // length.
 func TestBoundedTexts(t *testing.T) {
-	r := newReport(0)
+	r := inMemory(0)
 	long := strings.Repeat("é", 5000)
 	c := &Call{
 		Time: start, Key: long, Database: long, Table: long, Surface: long, UserAgent: long, Origin: "https://" + strings.Repeat("x", 5000),
@@ -239,7 +238,7 @@ func TestBoundedTexts(t *testing.T) {
 
 // A canary key stands wherever a caller may put one, and is nowhere in the report.
 func TestNoKeyInTheReport(t *testing.T) {
-	r := newReport(0)
+	r := inMemory(0)
 	const secret = "cafe0123456789abcdef0123456789abcdef0123"
 	for _, key := range []string{"1234/" + secret, "1234%2F" + secret, "TD1 1234/" + secret, "td_write_key=1234/" + secret, secret, "https://shop.example/" + secret, "https://x:" + secret + "@shop.example"} {
 		for _, change := range []func(*Call){
@@ -294,7 +293,7 @@ func TestRareCallersGiveWay(t *testing.T) {
 			return i
 		},
 	} {
-		r := newReport(rows)
+		r := inMemory(rows)
 		random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // G404: a test's
 		sent := map[string]uint64{}
 		var all uint64
@@ -339,7 +338,7 @@ func sum(rows []Row) (events uint64) {
 // 1,000,000 callers take at most 16 MiB, and those that come often have rows.
 func TestMillionCallers(t *testing.T) {
 	before := heapInUse()
-	r := newReport(0)
+	r := inMemory(0)
 	const callers, often = 1_000_000, 50
 	c := pixelCall()
 	for i := range callers {
@@ -384,7 +383,7 @@ func heapInUse() int64 {
 
 // A caller that has gone makes room after a while, however much it sent.
 func TestForgottenCallers(t *testing.T) {
-	r := newReport(10)
+	r := inMemory(10)
 	for i := range 10 {
 		count(r, postCall(), func(c *Call) { c.Table, c.Events = fmt.Sprint("t", i), 1000 })
 	}
@@ -421,7 +420,7 @@ func eventsOf(rows []Row) (events uint64) {
 }
 
 func TestCountAllocatesNothing(t *testing.T) {
-	r := newReport(0)
+	r := inMemory(0)
 	ios := postCall()
 	ios.UserAgent, ios.Client = "My%20App/12 CFNetwork/978.0.7 Darwin/18.6.0", "2001:db8:1234:5678::1"
 	mixed := pixelCall()
@@ -437,7 +436,7 @@ func TestCountAllocatesNothing(t *testing.T) {
 
 // Calls, lists and rows that give way, all at once.
 func TestAllAtOnce(t *testing.T) {
-	r := newReport(20)
+	r := inMemory(20)
 	var wg sync.WaitGroup
 	const workers, calls = 4, 3000
 	for w := range workers {
@@ -465,7 +464,7 @@ func TestAllAtOnce(t *testing.T) {
 // that were never seen.
 func BenchmarkCount(b *testing.B) {
 	known := func(b *testing.B, calls ...*Call) {
-		r := newReport(0)
+		r := inMemory(0)
 		for _, c := range calls {
 			r.Count(c)
 			r.AddExample(c, "")
@@ -488,7 +487,7 @@ func BenchmarkCount(b *testing.B) {
 		known(b, calls...)
 	})
 	b.Run("unknown", func(b *testing.B) {
-		r := newReport(0)
+		r := inMemory(0)
 		c := pixelCall()
 		i := 0
 		b.ReportAllocs()
@@ -501,7 +500,7 @@ func BenchmarkCount(b *testing.B) {
 }
 
 func BenchmarkList(b *testing.B) {
-	r := newReport(0)
+	r := inMemory(0)
 	for i := range DefaultRows {
 		count(r, pixelCall(), func(c *Call) { c.Table = fmt.Sprint(i) })
 	}

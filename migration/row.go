@@ -44,6 +44,9 @@ type rowData struct {
 	results  []tally
 	findings []tally
 	examples []Example
+
+	changed bool // since it was saved
+	saved   bool // there may be something of it in the file
 }
 
 // totals counts events by time.
@@ -100,6 +103,7 @@ func (d *rowData) add(c *Call) {
 	if c.Findings.LegacyForm() {
 		d.formSeen = now
 	}
+	d.changed = true
 }
 
 // wantsExample reports whether a call would be the row's first example with its
@@ -114,6 +118,28 @@ func (r *row) begin(key string, missed uint64) {
 	defer r.mu.Unlock()
 	r.key = key
 	r.data = rowData{missed: missed, results: r.data.results[:0], findings: r.data.findings[:0]}
+}
+
+// merge adds what the row had in a file.
+func (d *rowData) merge(saved *rowData) {
+	d.totals.merge(&saved.totals)
+	d.missed = max(d.missed, saved.missed)
+	d.formSeen = max(d.formSeen, saved.formSeen)
+	for lane, events := range saved.lanes {
+		d.lanes[lane] += events
+	}
+	for _, t := range saved.results {
+		d.results = addTo(d.results, t.name, t.events, maxResults)
+	}
+	for _, t := range saved.findings {
+		d.findings = addTo(d.findings, t.name, t.events, maxTallies)
+	}
+	for _, e := range saved.examples {
+		if d.wantsExample(e.Findings) {
+			d.examples = append(d.examples, e)
+		}
+	}
+	d.changed, d.saved = true, true
 }
 
 // merge adds the counts of another row, or of several.
