@@ -24,8 +24,9 @@ func (o *order) append(added *row) {
 
 // keep drops all other rows.
 func (o *order) keep(keep func(*row) bool) {
+	before := len(o.places)
 	o.places = slices.DeleteFunc(o.places, func(p place) bool { return !keep(p.row) })
-	o.sorted = false
+	o.sorted = o.sorted && len(o.places) == before
 }
 
 // rarest finds the row that has the least weight now.

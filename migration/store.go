@@ -324,20 +324,52 @@ type news struct {
 	others []byte
 }
 
-// takeNews takes what has changed since the last time.
+// takeNews takes what has changed since the last time. Calls wait only while it lists
+// the rows, and not while it writes them down. A row that gives way meanwhile stays in
+// the file as it was saved last: its counts are not yet among the others there.
 func (r *Report) takeNews() *news {
+	n := &news{rows: map[string][]byte{}}
+	rest, rows, changed := r.listChanged(n)
+	n.encode(&rest, rows, changed)
+	return n
+}
+
+// encode writes down the rows that have changed, and the others.
+func (n *news) encode(rest *others, rows int, changed []listed) {
+	for _, l := range changed {
+		l.row.mu.Lock()
+		switch d := &l.row.data; {
+		case l.row.key == l.key:
+			n.rows[l.key] = appendRow(nil, l.key, d)
+			d.changed = false
+		case !l.saved:
+			rows--
+		}
+		l.row.mu.Unlock()
+	}
+	n.others = appendOthers(nil, rest, rows)
+}
+
+// listed is a row that has changed.
+type listed struct {
+	row   *row
+	key   string
+	saved bool // it was in the file before
+}
+
+// listChanged takes the keys that have gone, copies the others, and lists the rows that
+// have changed, of how many there are.
+func (r *Report) listChanged(n *news) (rest others, rows int, changed []listed) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n := &news{rows: map[string][]byte{}, gone: r.gone}
-	r.gone = map[string]bool{}
-	for key, one := range r.rows {
-		if d := &one.data; d.changed {
-			n.rows[key] = appendRow(nil, key, d)
-			d.changed, d.saved = false, true
+	n.gone, r.gone = r.gone, map[string]bool{}
+	for _, p := range r.order.places {
+		if d := &p.row.data; d.changed {
+			changed = append(changed, listed{p.row, p.row.key, d.saved})
+			d.saved = true
 		}
 	}
-	n.others = appendOthers(nil, &r.others, len(r.rows))
-	return n
+	return r.others, len(r.rows), changed
 }
 
 // giveBack notes that news were not written.

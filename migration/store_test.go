@@ -288,7 +288,7 @@ func expectUsable(t *testing.T, file []byte, before, after string) {
 
 // Bits of the file flip, wherever they are: the report is the last that was saved, the
 // one before, or what could be read, with an error. It never ends the process.
-func TestFlippedBits(t *testing.T) {
+func TestFlippedBitsOfTheReport(t *testing.T) {
 	file, before, after := baseFile(t)
 	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // G404: a test's
 	for i := range 300 {
@@ -499,7 +499,43 @@ func TestSaveWhileCounting(t *testing.T) {
 	}
 }
 
-// BenchmarkTakeNews is how long calls may wait for a Save, with all rows changed.
+// Rows give way while the report is saved: at each time, the file has all events that
+// came before the Save before, none twice, and says that it is whole.
+func TestRowsGiveWayWhileSaving(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "report.db")
+	r := open(t, path, 200)
+	var sent, kept uint64
+	for round := range 20 {
+		for i := range 300 {
+			count(r, postCall(), func(c *Call) { c.Table = fmt.Sprint("t", round, i%250) })
+			sent++
+		}
+		n := &news{rows: map[string][]byte{}}
+		rest, rows, changed := r.listChanged(n)
+		for i := range 100 { // before they are written down
+			count(r, postCall(), func(c *Call) { c.Table = fmt.Sprint("meanwhile", round, i) })
+			sent++
+		}
+		n.encode(&rest, rows, changed)
+		if err := r.store.db.Update(n.write); err != nil {
+			t.Fatal(err)
+		}
+		copied := filepath.Join(t.TempDir(), "report.db")
+		file, err := os.ReadFile(path) //nolint:gosec // G304: the test's own file
+		if err != nil || os.WriteFile(copied, file, 0o600) != nil {
+			t.Fatal(err)
+		}
+		l := open(t, copied, 200).List(start)
+		got := l.Others.Events + eventsOf(l.Rows)
+		if got < kept || got > sent {
+			t.Errorf("round %d: %d events, of %d; %d were there at the Save before", round, got, sent, kept)
+		}
+		kept = sent - 100
+	}
+}
+
+// BenchmarkTakeNews is what a Save of all rows costs, but for the file; and how long
+// calls may wait for it.
 func BenchmarkTakeNews(b *testing.B) {
 	r := inMemory(0)
 	for i := range DefaultRows {
@@ -511,7 +547,13 @@ func BenchmarkTakeNews(b *testing.B) {
 			}
 		})
 	}
+	var waited time.Duration
 	for b.Loop() {
 		r.giveBack(r.takeNews())
+		began := time.Now()
+		n := &news{rows: map[string][]byte{}}
+		r.listChanged(n)
+		waited += time.Since(began)
 	}
+	b.ReportMetric(float64(waited.Nanoseconds())/float64(b.N), "ns-wait/op")
 }
