@@ -1,0 +1,33 @@
+package migration
+
+import "strings"
+
+// Curl is the request that a caller should send to v2 by itself, as a command: to a
+// region's host, a database and a table. The key comes from a variable, so that it is
+// in no shell's history. A name that no table can have is left open: {table}.
+func Curl(host, database, table string) string {
+	return "curl -X POST 'https://" + host + eventPath(database, table) + "'" +
+		` -H "X-TD-Write-Key: $TD_WRITE_KEY" -H 'Content-Type: application/json' -d '{"column":"value"}'`
+}
+
+// Tag is the same, as a tag in a page. The key is for its owner to fill in.
+func Tag(host, database, table string) string {
+	return `<script>fetch("https://` + host + eventPath(database, table) + `", {method: "POST", keepalive: true, ` +
+		`headers: {"X-TD-Write-Key": "YOUR_WRITE_KEY", "Content-Type": "application/json"}, ` +
+		`body: JSON.stringify({column: "value"})})</script>`
+}
+
+// eventPath is the path of v2's Postback, with nothing in it but names: what stands in
+// it is copied into a shell, or into a page.
+func eventPath(database, table string) string {
+	return "/postback/v3/event/" + nameOr(database, "{database}") + "/" + nameOr(safeTable(database, table), "{table}")
+}
+
+func nameOr(name, open string) string {
+	if len(name) > maxName || strings.ContainsFunc(name, func(r rune) bool {
+		return r > '~' || !isLetter(byte(r)) && !isDigit(byte(r)) && r != '_' //nolint:gosec // G115: it is ASCII by then
+	}) || name == "" {
+		return open
+	}
+	return name
+}
