@@ -60,14 +60,20 @@ func appendTotals(b []byte, t *totals) []byte {
 	b = binary.AppendVarint(b, t.last)
 	b = binary.AppendUvarint(b, t.events)
 	b = binary.AppendVarint(b, t.hours.newest)
+	b = appendRing(b, t.hours.day[:])
+	return appendRing(b, t.hours.week[:])
+}
+
+// appendRing appends the counts of a ring that are not 0, each behind its slot.
+func appendRing(b []byte, ring []uint32) []byte {
 	busy := uint64(0)
-	for _, events := range t.hours.counts {
+	for _, events := range ring {
 		if events > 0 {
 			busy++
 		}
 	}
 	b = binary.AppendUvarint(b, busy)
-	for slot, events := range t.hours.counts {
+	for slot, events := range ring {
 		if events > 0 {
 			b = binary.AppendUvarint(b, uint64(slot))
 			b = binary.AppendUvarint(b, uint64(events))
@@ -200,12 +206,23 @@ func (r *valueReader) totals() (t totals) {
 	t.first = r.varint()
 	t.last = r.varint()
 	t.events = r.uvarint(math.MaxUint64)
-	t.hours.newest = r.varint()
-	for range r.uvarint(ring) {
-		slot := r.uvarint(ring - 1)
-		t.hours.counts[slot] = uint32(r.uvarint(math.MaxUint32)) //nolint:gosec // G115: it is at most that
+	if t.hours.newest = r.varint(); t.hours.newest < 0 || t.hours.newest > maxHour {
+		r.bad = true
 	}
+	r.ring(t.hours.day[:])
+	r.ring(t.hours.week[:])
 	return t
+}
+
+// maxHour is an hour that no clock shows.
+const maxHour = 1 << 40
+
+func (r *valueReader) ring(ring []uint32) {
+	length := uint64(len(ring))
+	for range r.uvarint(length) {
+		slot := r.uvarint(length - 1)
+		ring[slot] = uint32(r.uvarint(math.MaxUint32)) //nolint:gosec // G115: it is at most that
+	}
 }
 
 func (r *valueReader) tallies() (tallies []tally) {

@@ -5,57 +5,83 @@ import "math"
 const (
 	dayHours  = 24
 	weekHours = 7 * dayHours
+	stepHours = 6
+	weekSteps = weekHours / stepHours
 )
 
-const ring = weekHours + 1 // hours
-
-// hours counts events by the hour they came in: for the hour that is running, and for
-// a week before it.
+// hours counts events by time: by hour for the one that is running and a day before it,
+// and by six hours for a week. By hour, a week would take half of a report's memory.
 type hours struct {
-	newest int64 // the last hour of the ring, since 1970
-	counts [ring]uint32
+	newest int64 // the last hour that was counted in, since 1970
+	day    [dayHours + 1]uint32
+	week   [weekSteps + 1]uint32
 }
 
-// add counts events in an hour. Those of an hour before the ring's are too old to be
-// counted by hour, unless the ring's hours have not come yet: then the clock was wrong
-// and goes right again.
+// add counts events in an hour.
 func (h *hours) add(hour int64, events uint64) {
 	h.advance(hour)
-	count := &h.counts[slot(hour)]
-	*count = uint32(min(uint64(*count)+events, math.MaxUint32))
+	if hour > h.newest-int64(len(h.day)) {
+		addToRing(h.day[:], hour, events)
+	}
+	addToRing(h.week[:], hour/stepHours, events)
 }
 
-// advance makes room for an hour: counts of hours that the ring has no room for go.
+// advance makes room for an hour: what is too old goes. If the hours that were counted
+// in have not come yet, by a week, the clock was wrong and goes right again: all goes.
 func (h *hours) advance(hour int64) {
-	switch ahead := hour - h.newest; {
-	case ahead >= ring || ahead <= -ring:
+	if hour <= h.newest-weekHours {
 		*h = hours{newest: hour}
-	case ahead > 0:
-		for h.newest < hour {
-			h.newest++
-			h.counts[slot(h.newest)] = 0
-		}
+		return
+	}
+	clearRing(h.day[:], h.newest, hour)
+	clearRing(h.week[:], h.newest/stepHours, hour/stepHours)
+	h.newest = max(h.newest, hour)
+}
+
+// lastDay is how many events came in this hour and the 24 before.
+func (h *hours) lastDay(hour int64) uint64 {
+	return sumOfRing(h.day[:], h.newest, hour-dayHours, hour)
+}
+
+// lastWeek is how many events came in these six hours and in a week before.
+func (h *hours) lastWeek(hour int64) uint64 {
+	return sumOfRing(h.week[:], h.newest/stepHours, hour/stepHours-weekSteps, hour/stepHours)
+}
+
+// merge adds other counts, as far as these have their hours.
+func (h *hours) merge(other *hours) {
+	mergeRings(h.day[:], other.day[:], h.newest, other.newest)
+	mergeRings(h.week[:], other.week[:], h.newest/stepHours, other.newest/stepHours)
+}
+
+// A ring has a count for each time unit up to the newest, as many as it is long.
+
+func slot(ring []uint32, at int64) int {
+	length := int64(len(ring))
+	return int((at%length + length) % length)
+}
+
+func addToRing(ring []uint32, at int64, events uint64) {
+	count := &ring[slot(ring, at)]
+	*count = uint32(min(uint64(*count)+min(events, math.MaxUint32), math.MaxUint32))
+}
+
+// clearRing makes room for what comes after the newest.
+func clearRing(ring []uint32, newest, now int64) {
+	for at := max(newest+1, now-int64(len(ring))+1); at <= now; at++ {
+		ring[slot(ring, at)] = 0
 	}
 }
 
-// sum is how many events came in the running hour and so many before it.
-func (h *hours) sum(now, before int64) (events uint64) {
-	for hour := max(now-before, h.newest-ring+1); hour <= min(now, h.newest); hour++ {
-		events += uint64(h.counts[slot(hour)])
+func sumOfRing(ring []uint32, newest, from, to int64) (events uint64) {
+	for at := max(from, newest-int64(len(ring))+1); at <= min(to, newest); at++ {
+		events += uint64(ring[slot(ring, at)])
 	}
 	return events
 }
 
-// merge adds the counts of another ring, as far as this one has their hours.
-func (h *hours) merge(other *hours) {
-	for hour := max(h.newest, other.newest) - ring + 1; hour <= min(h.newest, other.newest); hour++ {
-		if count := other.counts[slot(hour)]; count > 0 {
-			h.add(hour, uint64(count))
-		}
+func mergeRings(ring, other []uint32, newest, otherNewest int64) {
+	for at := max(newest, otherNewest) - int64(len(ring)) + 1; at <= min(newest, otherNewest); at++ {
+		addToRing(ring, at, uint64(other[slot(other, at)]))
 	}
-}
-
-// slot is where the ring has an hour.
-func slot(hour int64) int {
-	return int((hour%ring + ring) % ring)
 }

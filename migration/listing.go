@@ -19,8 +19,8 @@ type Listing struct {
 	Others  Others    `json:"others"`
 }
 
-// Row is one caller, and what it has sent. Events of a day or a week are those of the
-// hour that is running and of 24 or 168 before it.
+// Row is one caller, and what it has sent. Events of a day are those of this hour
+// and the 24 before; those of a week are counted by six hours: of these and the 28 before.
 type Row struct {
 	Key      string `json:"key"` // the fingerprint, or empty
 	Database string `json:"database"`
@@ -119,7 +119,7 @@ func (r *row) list(now time.Time) Row {
 	out := Row{
 		Key: parts[0], Database: parts[1], Table: parts[2], Surface: parts[3], Agent: parts[4], Source: parts[5],
 		State: d.state(now), FirstSeen: timeOf(d.first), LastSeen: timeOf(d.last),
-		Events24h: d.hours.sum(hourOf(now), dayHours), Events7d: d.hours.sum(hourOf(now), weekHours), Events: d.events, Error: d.missed,
+		Events24h: d.hours.lastDay(hourOf(now)), Events7d: d.hours.lastWeek(hourOf(now)), Events: d.events, Error: d.missed,
 		Lanes: map[string]uint64{}, Results: map[string]uint64{}, Findings: []RowFinding{}, Examples: []RowExample{},
 	}
 	for lane, events := range d.lanes {
@@ -163,7 +163,7 @@ func (o *others) list(now time.Time) Others {
 	}
 	return Others{
 		Rows: o.rows, FirstSeen: timeOf(o.first), LastSeen: timeOf(o.last),
-		Events24h: o.hours.sum(hourOf(now), dayHours), Events7d: o.hours.sum(hourOf(now), weekHours), Events: o.events, Error: o.missed,
+		Events24h: o.hours.lastDay(hourOf(now)), Events7d: o.hours.lastWeek(hourOf(now)), Events: o.events, Error: o.missed,
 	}
 }
 

@@ -14,7 +14,7 @@ const forgetAfter = 30 * 24 * time.Hour
 // Config says what a report keeps. The zero value is a good one.
 type Config struct {
 	// Rows is how many callers have a row of their own; 0 for DefaultRows. Memory is
-	// about 1.5 KB a row.
+	// about 1 KB a row, and at most 1.6 KB.
 	Rows int
 
 	// NoNetworks drops the networks of clients: only pages have a source then.

@@ -373,6 +373,28 @@ func TestMillionCallers(t *testing.T) {
 	}
 }
 
+// Rows that are as large as they become take no more.
+func TestLargeRows(t *testing.T) {
+	before := heapInUse()
+	r := inMemory(0)
+	for i := range DefaultRows {
+		for j := range maxExamples {
+			count(r, pixelCall(), func(c *Call) {
+				c.Referer, c.Result = fmt.Sprintf("https://shop-%d.example/cart", i), fmt.Sprint("result", j)
+				c.Time = start.Add(time.Duration(j) * weekHours / maxExamples * time.Hour)
+				c.Findings.Add(InvalidPath + Finding(j)) //nolint:gosec // G115: it is small
+				r.Count(c)
+				r.AddExample(c, strings.Repeat("x", maxExample))
+			})
+		}
+	}
+	used := heapInUse() - before
+	t.Logf("%d bytes", used)
+	if l := r.List(start); used > 16<<20 || len(l.Rows) != DefaultRows {
+		t.Errorf("%d rows: %d bytes", len(l.Rows), used)
+	}
+}
+
 func heapInUse() int64 {
 	runtime.GC()
 	runtime.GC()
