@@ -117,7 +117,7 @@ func decodeRow(key string, value []byte) (d rowData, err error) {
 	d.results = r.tallies()
 	d.findings = r.tallies()
 	for range r.uvarint(maxExamples) {
-		e := Example{Request: r.text(maxExample)}
+		e := example{Request: r.text(maxExample)}
 		for name := range strings.FieldsSeq(r.text(maxTallies * maxResult)) {
 			if f, ok := FindingOf(name); ok {
 				e.Findings.Add(f)

@@ -198,7 +198,7 @@ func (r *Report) AddExample(c *Call, request string) {
 	known.mu.Lock()
 	defer known.mu.Unlock()
 	if d := &known.data; d.wantsExample(c.Findings) {
-		d.examples = append(d.examples, Example{Request: clean(request, maxExample), Findings: c.Findings})
+		d.examples = append(d.examples, example{Request: clean(request, maxExample), Findings: c.Findings})
 		d.changed = true
 	}
 }

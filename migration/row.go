@@ -43,7 +43,7 @@ type rowData struct {
 	lanes    [len(laneNames)]uint64
 	results  []tally
 	findings []tally
-	examples []Example
+	examples []example
 
 	changed bool // since it was saved
 	saved   bool // there may be something of it in the file
@@ -62,8 +62,8 @@ type tally struct {
 	events uint64
 }
 
-// Example is one call of a row, redacted.
-type Example struct {
+// example is one call of a row, redacted.
+type example struct {
 	Request  string   // names and types, and no value: see Redact
 	Findings Findings // what is to change
 }
@@ -109,7 +109,7 @@ func (d *rowData) add(c *Call) {
 // wantsExample reports whether a call would be the row's first example with its
 // findings.
 func (d *rowData) wantsExample(of Findings) bool {
-	return len(d.examples) < maxExamples && !slices.ContainsFunc(d.examples, func(e Example) bool { return e.Findings == of })
+	return len(d.examples) < maxExamples && !slices.ContainsFunc(d.examples, func(e example) bool { return e.Findings == of })
 }
 
 // begin makes the row another caller's.
