@@ -16,7 +16,7 @@ func init() {
 }
 
 // adminAPI is the gateway's part of Caddy's admin endpoint: its health, its
-// spools, and the metrics as soon as the endpoint exists. Caddy replaces the
+// spools, its callers, and the metrics as soon as the endpoint exists. Caddy replaces the
 // endpoint before it loads anything else of a new configuration: when that
 // fails, the old handlers still serve, and without this their metrics would be
 // gone.
@@ -35,8 +35,8 @@ func (adminAPI) Provision(ctx caddy.Context) error {
 	return registerMetrics(ctx.GetMetricsRegistry())
 }
 
-// Routes returns what the admin API shows of spools. The metrics are at
-// Caddy's own /metrics.
+// Routes returns what the admin API shows of spools and of callers. The metrics are
+// at Caddy's own /metrics.
 func (adminAPI) Routes() []caddy.AdminRoute {
 	route := func(pattern, method string, handle func(http.ResponseWriter, *http.Request) error) caddy.AdminRoute {
 		return caddy.AdminRoute{Pattern: pattern, Handler: caddy.AdminHandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
@@ -48,6 +48,7 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 	}
 	return []caddy.AdminRoute{
 		route("/td_postback/health", http.MethodGet, serveHealth),
+		route("/td_postback/migration/callers", http.MethodGet, serveCallers),
 		route("/td_postback/spool", http.MethodGet, serveSpools),
 		route("/td_postback/spool/records", http.MethodGet, serveRecords),
 		route("/td_postback/spool/record", http.MethodGet, serveRecord),

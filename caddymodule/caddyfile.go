@@ -65,6 +65,11 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //			databases <name...>
 //			unknown   refuse|warn
 //		}
+//		report {
+//			rows     <n>
+//			dir      <directory>
+//			networks cidr|none
+//		}
 //	}
 //
 // Every option may be given once. Sizes are bytes, or have a unit such as
@@ -139,6 +144,9 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 	case "keys":
 		h.Keys = new(Keys)
 		err = h.Keys.unmarshal(d)
+	case "report":
+		h.Report = new(Report)
+		err = h.Report.unmarshal(d)
 	default:
 		return d.Err(noOption(option, directive))
 	}

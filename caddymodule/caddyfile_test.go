@@ -22,6 +22,7 @@ func FuzzCaddyfile(f *testing.F) {
 		"td_postback {\n handoff\n pass_thru\n handoff\n}", "td_postback us01 {\n max_body 0\n}", "td_postback us01 {\n dial_timeout 1d\n tls_ca a b\n upstream \"\"\n}", "td_postback {\n region {\n auto\n}\n}",
 		"td_postback us01 {\n max_conns 99999999999999999999\n max_buffered 1e3\n response_timeout 1ns\n global_id _x\n}",
 		"td_postback us01 {\n keys {\n accounts 1 2\n file /k\n databases a b*\n unknown warn\n}\n}",
+		"td_postback us01 {\n report {\n rows 100\n dir /r\n networks none\n}\n}", "td_postback us01 {\n report\n}",
 	} {
 		f.Add(seed)
 	}

@@ -66,7 +66,7 @@ func TestCallerConn(t *testing.T) {
 				close(left)
 				return
 			}
-			if err := h.ServeHTTP(w, r, nil); err != nil {
+			if err := h.ServeHTTP(w, r, nil); err != nil { //nolint:contextcheck // the request has it
 				t.Error(err)
 			}
 		}),

@@ -138,15 +138,27 @@ func cmdPostback(fs caddycmd.Flags) (int, error) {
 	if err := mustBeFree("--listen", fs.String("listen")); err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
-	if handler.Spool != nil {
-		if err := mustBeFree("the admin endpoint, CADDY_ADMIN", caddy.DefaultAdminListen); err != nil {
-			return caddy.ExitCodeFailedStartup, err
-		}
+	if err := chooseAdmin(cfg.Admin, handler); err != nil {
+		return caddy.ExitCodeFailedStartup, err
 	}
 	if err := caddy.Run(cfg); err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
 	select {}
+}
+
+// chooseAdmin switches the admin endpoint on for td-spool and td-migrate, if there is
+// something to show. Only a spool is worth no start without it.
+func chooseAdmin(admin *caddy.AdminConfig, h *Handler) error {
+	if admin.Disabled = h.Spool == nil && h.Report == nil; admin.Disabled {
+		return nil
+	}
+	err := mustBeFree("the admin endpoint, CADDY_ADMIN", caddy.DefaultAdminListen)
+	if err != nil && h.Spool == nil {
+		fmt.Printf("td-migrate cannot show the callers of this gateway: %s is in use. Set CADDY_ADMIN to another address for that.\n", caddy.DefaultAdminListen)
+		admin.Disabled, err = true, nil
+	}
+	return err
 }
 
 // mustBeFree fails if somebody listens on an address already. Caddy shares ports
@@ -233,8 +245,10 @@ func checkFlags(h Handler, sandbox bool) error {
 }
 
 // useSandbox lets a handler forward to the stand-in. Its spool is a new one: the
-// next sandbox has another address, and the usual spool may hold real records.
+// next sandbox has another address, and the usual spool may hold real records. Its
+// report of callers is in memory.
 func useSandbox(h *Handler) (err error) {
+	h.Report, reportsStay = new(Report), false
 	if h.Upstream, err = startSandbox(); err != nil || h.Spool == nil {
 		return err
 	}
@@ -302,7 +316,7 @@ func commandConfig(listen string, h *Handler, accessLog bool, first caddyhttp.Ro
 	}
 	persist := false
 	return &caddy.Config{
-		Admin:   &caddy.AdminConfig{Disabled: h.Spool == nil, Config: &caddy.ConfigSettings{Persist: &persist}},
+		Admin:   &caddy.AdminConfig{Config: &caddy.ConfigSettings{Persist: &persist}},
 		AppsRaw: caddy.ModuleMap{"http": caddyconfig.JSON(app, nil)},
 		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{
 			"default": {BaseLog: caddy.BaseLog{EncoderRaw: json.RawMessage(keyFilter)}},

@@ -43,7 +43,7 @@ as it is.
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.SetFlagErrorFunc(nearestFlag) // the subcommands' too
 			cmd.Args, cmd.RunE = noSubcommand, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-			cmd.PersistentFlags().String("address", "", "Address of the gateway's admin API (default "+caddy.DefaultAdminListen+", or else "+unitSocket+")")
+			addAddress(cmd)
 			cmd.PersistentFlags().String("spool", "", "The spool, as status shows it, if there are several")
 			cmd.PersistentFlags().String("queue", "", "The queue, as status shows it, if there are several")
 			add := func(use, short string, args cobra.PositionalArgs, run caddycmd.CommandFunc) *cobra.Command {
@@ -103,11 +103,21 @@ func askSpool(fs caddycmd.Flags, method, path string, query url.Values, value an
 			query.Set(name, fs.String(name))
 		}
 	}
+	return askAdmin(fs, method, "/td_postback/spool"+path+"?"+query.Encode(), value)
+}
+
+// addAddress adds the flag that says which gateway is asked.
+func addAddress(cmd *cobra.Command) {
+	cmd.PersistentFlags().String("address", "", "Address of the gateway's admin API (default "+caddy.DefaultAdminListen+", or else "+unitSocket+")")
+}
+
+// askAdmin asks a running gateway's admin API and decodes its answer into value.
+func askAdmin(fs caddycmd.Flags, method, uri string, value any) error {
 	address, err := adminAddress(fs.String("address"))
 	if err != nil {
 		return err
 	}
-	resp, err := caddycmd.AdminAPIRequest(address, method, "/td_postback/spool"+path+"?"+query.Encode(), nil, nil)
+	resp, err := caddycmd.AdminAPIRequest(address, method, uri, nil, nil)
 	if err != nil {
 		return plainly(address, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io/fs"
 	"strings"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/td-postback/gateway/migration"
 	"github.com/td-postback/gateway/postback"
 )
 
@@ -50,6 +52,15 @@ type storage interface {
 // fingerprints names keys.
 type fingerprints struct {
 	secret func() []byte
+
+	mu    sync.RWMutex
+	known map[[2]uint64]knownKey // some that were here, by two hashes: no key stays here
+}
+
+// knownKey is what the report says of a key.
+type knownKey struct {
+	name     string
+	findings migration.Findings
 }
 
 // newFingerprints names keys under the secret of this storage. It is read, and made if
@@ -132,4 +143,34 @@ func (f *fingerprints) of(key string) string {
 		return account + "/" + name
 	}
 	return name
+}
+
+// maxKnownKeys is how many keys are remembered: somebody may try many. Each takes about
+// 100 bytes.
+const maxKnownKeys = 4096
+
+// keySeeds make the hashes by which keys are remembered.
+var keySeeds = [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
+
+// quickly is what the report says of the key of a call: most come with keys that were here
+// before.
+func (f *fingerprints) quickly(key string) knownKey {
+	if key == "" {
+		return knownKey{}
+	}
+	sum := [2]uint64{maphash.String(keySeeds[0], key), maphash.String(keySeeds[1], key)}
+	f.mu.RLock()
+	of, known := f.known[sum]
+	f.mu.RUnlock()
+	if known {
+		return of
+	}
+	of = knownKey{f.of(key), migration.KeyFindings(key)}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.known == nil || len(f.known) >= maxKnownKeys {
+		f.known = make(map[[2]uint64]knownKey)
+	}
+	f.known[sum] = of
+	return of
 }

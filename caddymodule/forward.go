@@ -17,10 +17,13 @@ import (
 
 // forward forwards the record, or keeps it, or leaves it to the next handler.
 func (h *Handler) forward(c *call) error {
+	c.ready = true // tally releases the body
+	if h.report != nil {
+		c.note()
+	}
 	if h.Handoff {
 		return h.handOff(c)
 	}
-	defer h.bodies.release(c.body)
 	if conn := callerConnOf(c.r); conn != nil { // the body is read: see callerConn
 		conn.unwatched.Store(true)
 		defer conn.unwatched.Store(false)

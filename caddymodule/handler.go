@@ -7,6 +7,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/td-postback/gateway/migration"
 	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/upstream"
 )
@@ -30,6 +31,8 @@ type call struct {
 	trip    upstream.Trip // to v2
 	arrival time.Time     // of the request; known only where a time is needed
 	events  int           // how many there are, if it is a call with several
+	ready   bool          // out is whole, and its body is held until the call ends
+	noted   noted         // for the report
 }
 
 // ServeHTTP takes one call through its steps: read the call, where it goes and
@@ -49,6 +52,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	defer c.finish()
 	tooMuch := h.holdHead(&c)
 	defer h.letGo(&c)
+	defer h.tally(&c)
 	if tooMuch != nil {
 		h.refuseHead(&c, tooMuch)
 		return nil
@@ -187,6 +191,9 @@ func (h *Handler) readBody(c *call) (refused *postback.Refusal) {
 		return refused
 	}
 	c.out.UseBody(c.body.data, c.body.parts())
+	if len(c.out.Body) < len(c.body.data) {
+		c.noted.findings.Add(migration.MarkRemoved)
+	}
 	if len(c.body.data) == 0 {
 		c.NoBody(h.caller(c.r))
 	} else if c.InQuery() {
@@ -212,6 +219,9 @@ func (h *Handler) serveQuery(c *call) error {
 			return nil
 		}
 		c.out.UseRecord(rec.Body)
+	}
+	if rec.Filled {
+		c.noted.findings.Add(migration.ValueFilled)
 	}
 	c.asked = h.newQueryAnswer(c.w, c.r, rec, from.GlobalID)
 	if c.asked.refused != nil {

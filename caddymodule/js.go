@@ -8,6 +8,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/td-postback/gateway/migration"
 	"github.com/td-postback/gateway/postback"
 )
 
@@ -58,6 +59,9 @@ func (h *Handler) readRecord(c *call) (refused *postback.Refusal) {
 	if refused != nil || !filler.Changes() {
 		return refused
 	}
+	if filler.Filled() {
+		c.noted.findings.Add(migration.ValueFilled)
+	}
 	return h.remake(c, filler.Size(), filler.Append)
 }
 
@@ -83,6 +87,7 @@ func (h *Handler) readData(c *call) *postback.Refusal {
 
 // mend makes the record UTF-8.
 func (h *Handler) mend(c *call) *postback.Refusal {
+	c.noted.findings.Add(migration.EncodingMended)
 	size := postback.MendedSize(c.out.Body)
 	if int64(size) > h.bodies.maxBody {
 		return postback.TooLarge(int64(size), h.bodies.maxBody, true)

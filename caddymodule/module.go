@@ -166,8 +166,12 @@ type Handler struct {
 	// send to every database.
 	Keys *Keys `json:"keys,omitempty"`
 
+	// Counts who sends what, and what is left to change. Off without it.
+	Report *Report `json:"report,omitempty"`
+
 	app           *App
-	spoolUse      *spoolUse // nil without a spool
+	spoolUse      *spoolUse     // nil without a spool
+	report        *sharedReport // nil without one
 	logger        *zap.Logger
 	bodies        *bodies
 	redirectHosts []string // in lower case
@@ -222,6 +226,9 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	if h.Keys != nil {
 		err = h.Keys.provision()
 	}
+	if err == nil && h.Report != nil {
+		h.report, err = h.app.useReport(h.Report, h.insteadHost())
+	}
 	if err != nil || h.Spool == nil || h.Handoff {
 		return err // Validate refuses a spool with handoff
 	}
@@ -274,6 +281,9 @@ func (h *Handler) applyDefaults() {
 	h.served = postback.SurfacesOf(h.Surfaces)
 	if h.Keys != nil {
 		h.Keys.applyDefaults()
+	}
+	if h.Report != nil {
+		h.Report.applyDefaults()
 	}
 	if h.Handoff {
 		return // the other options are about a connection that it does not make
@@ -333,6 +343,11 @@ func (h *Handler) Validate() (err error) {
 	}
 	if h.Keys != nil {
 		if err := h.Keys.validate(); err != nil {
+			return err
+		}
+	}
+	if h.Report != nil {
+		if err := h.Report.validate(); err != nil {
 			return err
 		}
 	}
@@ -501,10 +516,14 @@ func redactUser(value string) string {
 	return value
 }
 
-// Cleanup closes the idle connections to v2, and leaves the spool and the file of keys.
+// Cleanup closes the idle connections to v2, and leaves the spool, the file of keys and
+// the report.
 func (h *Handler) Cleanup() error {
 	if h.Keys != nil {
 		h.Keys.cleanup()
+	}
+	if h.report != nil {
+		h.report.leave()
 	}
 	if h.spoolUse != nil {
 		if err := h.app.leave(h.spoolUse); err != nil {

@@ -18,7 +18,7 @@ import (
 // name, what is allowed, and what was probably meant.
 
 // blocks has the options of each block that has some.
-var blocks = map[string][]string{directive: optionsOf(Handler{}), "spool": optionsOf(Spool{}), "keys": optionsOf(Keys{}), matcherName: optionsOf(MatchCall{})}
+var blocks = map[string][]string{directive: optionsOf(Handler{}), "spool": optionsOf(Spool{}), "keys": optionsOf(Keys{}), "report": optionsOf(Report{}), matcherName: optionsOf(MatchCall{})}
 
 // optionsOf lists the options that a block's type has.
 func optionsOf(block any) (names []string) {
@@ -45,10 +45,16 @@ func noOption(option, block string) string {
 	if meant := nearest(option, blocks[block]); meant != "" {
 		return problem + didYouMean(meant)
 	}
+	var owners []string
 	for _, other := range slices.Sorted(maps.Keys(blocks)) {
 		if slices.Contains(blocks[other], option) {
-			return problem + ": " + option + " is an option of " + other
+			owners = append(owners, other)
 		}
+	}
+	if len(owners) > 0 {
+		return problem + ": " + option + " is an option of " + strings.Join(owners, " and of ")
+	}
+	for _, other := range slices.Sorted(maps.Keys(blocks)) {
 		if meant := nearest(option, blocks[other]); meant != "" {
 			return problem + didYouMean(meant+", an option of "+other)
 		}
@@ -66,6 +72,9 @@ func (s *Spool) UnmarshalJSON(data []byte) error {
 
 // UnmarshalJSON reads the options. An error names the option.
 func (k *Keys) UnmarshalJSON(data []byte) error { return decodeOptions(data, k, "keys") }
+
+// UnmarshalJSON reads the options. An error names the option.
+func (r *Report) UnmarshalJSON(data []byte) error { return decodeOptions(data, r, "report") }
 
 // UnmarshalJSON reads the options. An error names the option.
 func (m *MatchCall) UnmarshalJSON(data []byte) error { return decodeOptions(data, m, matcherName) }

@@ -37,6 +37,7 @@ func FuzzOptionsJSON(f *testing.F) {
 		`{"region":"us01","retries":0,"spool":{"mode":"always","max_age":"6d","nats":["nats://x"]}}`, `{"regoin":1}`, `{"spool":null,"retries":null}`,
 		`{"spool":{"dir":7}}`, `[]`, `null`, `{"max_body":1e3}`, `{"max_age":1}`, `{"dial_timeout":"x"}`, `{`, `{"spool":{"batch":500,"batch_wait":"1s"}}`,
 		`{"keys":{"accounts":["1"],"file":"/k","databases":["a*"],"unknown":"warn"}}`, `{"keys":{"account":[]}}`, `{"keys":null}`,
+		`{"report":{"rows":100,"dir":"/r","networks":"none"}}`, `{"report":{}}`, `{"report":null}`,
 	} {
 		f.Add([]byte(seed))
 	}

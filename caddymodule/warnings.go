@@ -47,6 +47,7 @@ var (
 	unkeptWarning      = warning{message: "record neither delivered nor kept"}
 	eventsLeftWarning  = warning{message: "Postback v2 did not take all events of a request"}
 	secretWarning      = warning{message: "the secret under which write keys are named cannot be kept"}
+	reportWarning      = warning{message: "the report of callers cannot be kept"}
 	neverTakenWarning  = warning{message: "an event can never be taken, and its caller deletes it"}
 )
 

@@ -265,6 +265,11 @@ func TestJSON(t *testing.T) {
 		`{"handler":"td_postback","region":"us01","keys":{"accounts":[1234]}}`:           "keys accounts: must be an array of strings, not a number",
 		`{"handler":"td_postback","region":"us01","keys":{"unknown":true}}`:              "keys unknown: must be a string, not a bool",
 		`{"handler":"td_postback","region":"us01","keys":{"file":"/none"}}`:              `keys file "/none": must be a readable file`,
+		`{"handler":"td_postback","region":"us01","report":[]}`:                          "report must be an object with options",
+		`{"handler":"td_postback","region":"us01","report":{"rows":"many"}}`:             "report rows: must be a whole number, not a string",
+		`{"handler":"td_postback","region":"us01","report":{"rows":1}}`:                  "report rows 1: must be between 100 and 100000",
+		`{"handler":"td_postback","region":"us01","report":{"networks":"off"}}`:          `report networks "off": must be cidr or none`,
+		`{"handler":"td_postback","region":"us01","report":{"row":100}}`:                 "row is no option of report (did you mean rows?)",
 		`{"handler":"td_postback","region":"us01","accounts":["1234"]}`:                  "accounts is no option of td_postback: accounts is an option of keys",
 	} {
 		output, code := load(handler)

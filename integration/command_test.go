@@ -28,7 +28,7 @@ func TestListModules(t *testing.T) {
 		}
 	}
 	if !slices.Equal(own, []string{
-		"admin.api.td_postback", "caddy.listeners.td_handover", "caddy.logging.encoders.filter.td_key", "http.handlers.td_postback", "td_postback",
+		"admin.api.td_postback", "caddy.listeners.td_handover", "caddy.logging.encoders.filter.td_key", "http.handlers.td_postback", "http.matchers.td_call", "td_postback",
 	}) {
 		t.Errorf("listed: %q", own)
 	}
@@ -280,7 +280,7 @@ func TestCommandTwice(t *testing.T) {
 	_, port, _ := net.SplitHostPort(g.addr)
 	dir := t.TempDir()
 	socket := "unix/" + dir + "/s"
-	start(t, nil, "td-postback", "--sandbox", "--listen", socket).await(t, `"msg":"server running"`, 1)
+	start(t, []string{"CADDY_ADMIN=" + freeAddr(t)}, "td-postback", "--sandbox", "--listen", socket).await(t, `"msg":"server running"`, 1)
 	for _, listen := range []string{g.addr, ":" + port, "tcp/" + g.addr, "localhost:" + port, socket, socket + "|0600"} {
 		output, code := run(t, "td-postback", "--sandbox", "--listen", listen)
 		if code == 0 || !strings.Contains(output, "--listen ") || !strings.Contains(output, "in use") {
@@ -304,7 +304,7 @@ func TestCommandTwice(t *testing.T) {
 	}
 	left.(*net.UnixListener).SetUnlinkOnClose(false)
 	left.Close()
-	start(t, nil, "td-postback", "--sandbox", "--listen", "unix/"+dir+"/left").await(t, `"msg":"server running"`, 1)
+	start(t, []string{"CADDY_ADMIN=" + freeAddr(t)}, "td-postback", "--sandbox", "--listen", "unix/"+dir+"/left").await(t, `"msg":"server running"`, 1)
 }
 
 // TestCommandSpool is a first try of the spool: v2 fails, and td-spool finds the

@@ -272,7 +272,7 @@ func goTool(t testing.TB, name, pkg string) string {
 func command(t testing.TB, args ...string) *gateway {
 	t.Helper()
 	addr := freeAddr(t)
-	g := &gateway{addr: addr, process: start(t, nil, append([]string{"td-postback", "--listen", addr}, args...)...)}
+	g := &gateway{addr: addr, process: start(t, []string{"CADDY_ADMIN=" + freeAddr(t)}, append([]string{"td-postback", "--listen", addr}, args...)...)}
 	g.await(t, `"msg":"server running"`, 1)
 	return g
 }

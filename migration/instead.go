@@ -31,3 +31,18 @@ func nameOr(name, open string) string {
 	}
 	return name
 }
+
+// Instead is what a caller should send to v2 by itself.
+type Instead struct {
+	Curl string `json:"curl"`
+	Tag  string `json:"tag"`
+}
+
+// AddInstead says of each caller that is left what it should send, to a region's host.
+func (l *Listing) AddInstead(host string) {
+	for i := range l.Rows {
+		if r := &l.Rows[i]; r.State == Left {
+			r.Instead = &Instead{Curl(host, r.Database, r.Table), Tag(host, r.Database, r.Table)}
+		}
+	}
+}

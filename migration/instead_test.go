@@ -64,3 +64,15 @@ func TestInsteadHasOnlyNames(t *testing.T) {
 		t.Errorf("a key in the path: %s", text)
 	}
 }
+
+// TestAddInstead: those who are left are told what to send, and only they.
+func TestAddInstead(t *testing.T) {
+	l := Listing{Rows: []Row{{Database: "shop", Table: "orders", State: Left}, {State: Ready}, {State: Gone}}}
+	l.AddInstead("us01.records.in.treasuredata.com")
+	if got := l.Rows[0].Instead; got == nil || got.Curl != Curl("us01.records.in.treasuredata.com", "shop", "orders") || got.Tag != Tag("us01.records.in.treasuredata.com", "shop", "orders") {
+		t.Errorf("got %+v", got)
+	}
+	if l.Rows[1].Instead != nil || l.Rows[2].Instead != nil {
+		t.Errorf("got %+v", l.Rows[1:])
+	}
+}

@@ -41,6 +41,8 @@ type Row struct {
 	Results  map[string]uint64 `json:"results"` // events by what became of them
 	Findings []RowFinding      `json:"findings"`
 	Examples []RowExample      `json:"examples"`
+
+	Instead *Instead `json:"instead,omitempty"` // what to send, if it is left: see AddInstead
 }
 
 // RowFinding is a finding about a caller.

@@ -48,6 +48,12 @@ func parsePath(path string) (Surface, Destination, *Refusal) {
 	return SurfaceNone, Destination{}, NotFound
 }
 
+// IsCanonical reports whether a path that was taken for this destination is written as
+// it is sent to v2.
+func IsCanonical(path string, to Destination) bool {
+	return len(path) == len(eventPrefix)+len(to.Database)+len("/")+len(to.Table)
+}
+
 // parseNames reads what stands behind the prefix of an event path.
 func parseNames(names string) (Destination, *Refusal) {
 	database, table, ok := strings.Cut(names, "/")

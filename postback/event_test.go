@@ -114,6 +114,9 @@ func FuzzPath(f *testing.F) {
 			if refused != nil || got != (Destination{names[1], names[2]}) {
 				t.Fatalf("%q: got %+v, %v", path, got, refused)
 			}
+			if canonical := (&Request{Destination: got}).path(); surface == SurfacePostback && IsCanonical(path, got) != (path == canonical) {
+				t.Errorf("%q: canonical is %q", path, canonical)
+			}
 			if _, again, refused := parsePath((&Request{Destination: got}).path()); refused != nil || again != got {
 				t.Errorf("%q: its canonical form leads to %+v, %v", path, again, refused)
 			}

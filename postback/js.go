@@ -241,6 +241,7 @@ type Filler struct {
 	global string // the same of from.GlobalID
 	time   string // a member td_record_time with a comma before it; empty for none
 	count  int    // of the changes
+	filled bool   // one of them is a value of the server's
 	size   int    // of the filled record
 
 	few [8]edit // the changes, if they are no more than that: most records are read once
@@ -259,6 +260,7 @@ func (c *Call) NewFiller(record []byte, from Caller, now time.Time, limit int) (
 	edits := f.edits()
 	for e, ok := edits.next(); ok; e, ok = edits.next() {
 		f.size += len(e.text) - (e.to - e.from)
+		f.filled = f.filled || e.to > e.from
 		if f.count < len(f.few) {
 			f.few[f.count] = e
 		}
@@ -284,6 +286,9 @@ func (c *Call) noObject() *Refusal {
 
 // Changes reports whether the filled record is another one.
 func (f *Filler) Changes() bool { return f.count > 0 }
+
+// Filled reports whether a column that held its own name is filled in, or left out.
+func (f *Filler) Filled() bool { return f.filled }
 
 // Size is how many bytes the filled record has.
 func (f *Filler) Size() int { return f.size }

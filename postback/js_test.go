@@ -645,3 +645,17 @@ func FuzzJSCall(f *testing.F) {
 		}
 	})
 }
+
+// TestFilled: a column is filled in, or left out, if it holds its own name; a time is added.
+func TestFilled(t *testing.T) {
+	now := time.Date(2026, time.November, 20, 12, 0, 0, 0, time.UTC)
+	for record, want := range map[string]bool{
+		`{"a":1}`: false, `{"td_ip":"1"}`: false, `{"td_ip":"td_ip"}`: true, `{"td_browser":"td_browser"}`: true, `{"td_global_id":"td_global_id"}`: true,
+	} {
+		c := Call{js: jsQuery{time: "1795176000"}}
+		f, refused := c.NewFiller([]byte(record), Caller{IP: "192.0.2.1"}, now, MaxBody)
+		if refused != nil || f.Filled() != want || !f.Changes() {
+			t.Errorf("%s: got %v, %v", record, f.Filled(), refused)
+		}
+	}
+}

@@ -23,6 +23,7 @@ type QueryRecord struct {
 	Columns  int    // how many columns it has
 	Pixel    bool   // td_format=pixel: the caller wants an image
 	Redirect string // td_redirect, decoded; empty if there is none
+	Filled   bool   // a column that held its own name is filled in
 	TooLarge bool   // the body has reached the limit and was given up
 }
 
@@ -119,15 +120,15 @@ func (rec *QueryRecord) read(param string, from Caller) (col column, ok bool) {
 	switch col.name {
 	case "td_ip":
 		if decode(value) == col.name {
-			col.value, col.plain = from.IP, true
+			col.value, col.plain, rec.Filled = from.IP, true, true
 		}
 	case "td_ua":
 		if decode(value) == col.name {
-			col.value, col.plain = from.UserAgent, true
+			col.value, col.plain, rec.Filled = from.UserAgent, true, true
 		}
 	case "td_global_id":
 		if decode(value) == col.name {
-			col.value, col.plain = from.GlobalID, true
+			col.value, col.plain, rec.Filled = from.GlobalID, true, true
 			return col, from.GlobalID != ""
 		}
 	}
@@ -251,6 +252,10 @@ func number(s string) (string, bool) {
 	}
 	return s, true
 }
+
+// IsUTF8Query reports whether all of a raw query is UTF-8 when it is decoded. What is
+// not becomes U+FFFD in a record.
+func IsUTF8Query(query string) bool { return utf8.ValidString(decode(query)) }
 
 // isLiteral reports whether query text stands for itself.
 func isLiteral(s string) bool {

@@ -397,3 +397,23 @@ func FuzzCutAnswer(f *testing.F) {
 		}
 	})
 }
+
+func TestIsUTF8Query(t *testing.T) {
+	for query, want := range map[string]bool{"": true, "a=b+c": true, "a=%C3%A9": true, "a=\xc3\xa9": true, "a=%ff": false, "a=\xff": false, "%c3=1": false, "a=%f": true} {
+		if got := IsUTF8Query(query); got != want {
+			t.Errorf("%q: got %v", query, got)
+		}
+	}
+}
+
+// TestFilledQuery: a column is filled in if it holds its own name.
+func TestFilledQuery(t *testing.T) {
+	from := Caller{IP: "192.0.2.1", UserAgent: "x", GlobalID: "g"}
+	for query, want := range map[string]bool{
+		"a=td_ip": false, "td_ip=1": false, "td_ip=td_ip": true, "td_ua=td_ua": true, "td_global_id=td_global_id": true, "td_ip=%74d_ip": true, "td_format=pixel": false,
+	} {
+		if got := ReadQuery(nil, query, from, MaxBody).Filled; got != want {
+			t.Errorf("%s: got %v", query, got)
+		}
+	}
+}

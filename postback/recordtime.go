@@ -103,6 +103,19 @@ func usableTime(value []byte, now time.Time) bool {
 	return !at.Before(now.Add(-maxAge)) && !at.After(now.Add(maxAhead))
 }
 
+// maxTimeLooked is the largest body in which TimeIgnored looks for a time, in bytes.
+const maxTimeLooked = 64 << 10
+
+// TimeIgnored reports whether v2 ignores the td_record_time of a request that comes
+// now, as none that it can use. Of a body that is compressed or large, nobody knows.
+func (q *Request) TimeIgnored(now time.Time) bool {
+	if len(q.More) > 0 || len(q.Body) > maxTimeLooked || q.Compressed() || !PlausibleTime(now) || !startsObject(q.Body) || !validJSON(q.Body) {
+		return false
+	}
+	own, _ := findTimes(q.Body)
+	return own.end > 0 && !usableTime(q.Body[own.value:own.end], now)
+}
+
 // objectEnd finds the bracket that ends a body, which is one valid JSON object, and
 // says whether it has no member.
 func objectEnd(body []byte) (end int, empty bool) {

@@ -332,3 +332,32 @@ func FuzzRecordTime(f *testing.F) {
 		}
 	})
 }
+
+// TestTimeIgnored: a time counts if v2 can use it now, and only the column itself is one.
+func TestTimeIgnored(t *testing.T) {
+	now := time.Date(2026, time.November, 20, 12, 0, 0, 0, time.UTC)
+	for body, want := range map[string]bool{
+		`{"a":1}`:                          false,
+		`{"td_record_time":1795176000}`:    false,
+		`{"td_record_time":1}`:             true,
+		`{"td_record_time":1795176000000}`: true,
+		`{"td_record_time":"1795176000"}`:  true,
+		`{"td_record_time":null}`:          true,
+		`{"x":{"td_record_time":1}}`:       false,
+		`{"td_record_time":1`:              false,
+		`["td_record_time"]`:               false,
+		`{"a":"` + strings.Repeat("x", maxTimeLooked) + `","td_record_time":1}`: false,
+	} {
+		q := Request{Body: []byte(body)}
+		if got := q.TimeIgnored(now); got != want {
+			t.Errorf("%.60s: got %v", body, got)
+		}
+		if q.TimeIgnored(time.Time{}) {
+			t.Errorf("%.60s: judged by a wrong clock", body)
+		}
+	}
+	q := Request{Body: []byte(`{"td_record_time":1}`), Header: http.Header{"Content-Encoding": {"gzip"}}}
+	if q.TimeIgnored(now) {
+		t.Error("a compressed body is judged")
+	}
+}

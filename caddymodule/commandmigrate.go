@@ -1,0 +1,166 @@
+package caddymodule
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
+
+	"github.com/td-postback/gateway/migration"
+)
+
+func init() {
+	caddycmd.RegisterCommand(caddycmd.Command{
+		Name:  "td-migrate",
+		Usage: "callers",
+		Short: "Shows who sends what through the gateway, and what is left to change",
+		Long: `
+Asks a running gateway, over Caddy's admin API, for its report of callers: one row
+for each key, table, surface, agent and source. A key is shown by its fingerprint,
+and no value of a record is shown. The option report of td_postback switches it on.
+
+	$ caddy td-migrate callers
+	$ caddy td-migrate callers --left
+	$ caddy td-migrate callers --since 24h --format csv >callers.csv
+	$ caddy td-migrate callers --format json
+`,
+		CobraFunc: func(cmd *cobra.Command) {
+			cmd.SetFlagErrorFunc(nearestFlag) // the subcommands' too
+			cmd.Args, cmd.RunE = noSubcommand, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+			addAddress(cmd)
+			callers := &cobra.Command{Use: "callers", Short: "Lists the callers, those with most events first", Args: cobra.NoArgs}
+			callers.Flags().Bool("left", false, "Only those that have sent within 7 days what v2 would not take as it is")
+			callers.Flags().String("since", "", "Only those seen within this time, such as 24h or 7d (default all of 30 days)")
+			callers.Flags().String("format", formatTable, "One of "+strings.Join(formats, ", "))
+			callers.RunE = caddycmd.WrapCommandFuncForCobra(callersCommand)
+			cmd.AddCommand(callers)
+		},
+	})
+}
+
+// The formats of callers.
+const (
+	formatTable = "table"
+	formatJSON  = "json"
+	formatCSV   = "csv"
+)
+
+var formats = []string{formatTable, formatJSON, formatCSV}
+
+func callersCommand(fs caddycmd.Flags) (int, error) {
+	format, since := fs.String("format"), fs.String("since")
+	if !slices.Contains(formats, format) {
+		return caddy.ExitCodeFailedQuit, fmt.Errorf("--format %q: must be one of %s%s", format, strings.Join(formats, ", "), didYouMean(nearest(format, formats)))
+	}
+	within, err := caddy.ParseDuration(cmp.Or(since, "30d"))
+	if err != nil || within <= 0 {
+		return caddy.ExitCodeFailedQuit, fmt.Errorf("--since %q: must be a duration of more than 0, such as 24h or 7d", since)
+	}
+	var listing migration.Listing
+	if err := askAdmin(fs, http.MethodGet, "/td_postback/migration/callers", &listing); err != nil {
+		return caddy.ExitCodeFailedQuit, err
+	}
+	all := len(listing.Rows)
+	from := time.Time{}
+	if since != "" {
+		from = listing.Time.Add(-within)
+	}
+	listing.Keep(fs.Bool("left"), from)
+	switch format {
+	case formatCSV:
+		err = listing.WriteCSV(os.Stdout)
+	case formatJSON:
+		encoder := json.NewEncoder(os.Stdout)
+		encoder.SetIndent("", "  ")
+		encoder.SetEscapeHTML(false)
+		err = encoder.Encode(listing)
+	default:
+		err = printCallers(&listing, all)
+	}
+	if err != nil {
+		return caddy.ExitCodeFailedQuit, err
+	}
+	return caddy.ExitCodeSuccess, nil
+}
+
+// printCallers writes the callers for people; all is how many there are with those that
+// are not asked for.
+func printCallers(l *migration.Listing, all int) error {
+	fmt.Printf("%d of %d callers\n", len(l.Rows), all)
+	if len(l.Rows) > 0 {
+		table := newTable("KEY", "DATABASE", "TABLE", "SURFACE", "AGENT", "SOURCE", "EVENTS 24H", "7D", "LAST SEEN", "STATE", "FINDINGS")
+		for i := range l.Rows {
+			r := &l.Rows[i]
+			table.row(cmp.Or(r.Key, "-"), cmp.Or(r.Database, "-"), cmp.Or(r.Table, "-"), r.Surface, cmp.Or(r.Agent, "-"), cmp.Or(r.Source, "-"),
+				strconv.FormatUint(r.Events24h, 10), strconv.FormatUint(r.Events7d, 10), r.LastSeen.UTC().Format(time.RFC3339), string(r.State), findingNames(r))
+		}
+		if err := table.Flush(); err != nil {
+			return err
+		}
+	}
+	if o := &l.Others; o.Events > 0 {
+		fmt.Printf("\nOthers, which have no row: %d events, %d in 7 days. None of them can have more than %d; %d rows is the most.\n", o.Events, o.Events7d, o.Error, l.MaxRows)
+	}
+	printAdvice(l.Rows)
+	printInstead(l.Rows)
+	return nil
+}
+
+func findingNames(r *migration.Row) string {
+	names := make([]string, len(r.Findings))
+	for i := range r.Findings {
+		names[i] = r.Findings[i].Name
+	}
+	return cmp.Or(strings.Join(names, " "), "-")
+}
+
+// printAdvice writes once what each finding of these callers means.
+func printAdvice(rows []migration.Row) {
+	found := map[string]migration.RowFinding{}
+	for i := range rows {
+		for _, f := range rows[i].Findings {
+			found[f.Name] = f
+		}
+	}
+	if len(found) == 0 {
+		return
+	}
+	fmt.Print("\nWhat to change:\n\n")
+	for _, name := range slices.Sorted(maps.Keys(found)) {
+		fmt.Printf("%s (%s): %s\n", name, found[name].Kind, found[name].Advice)
+	}
+}
+
+// maxInstead is for how many tables callers are told what to send instead. The JSON has
+// it for all.
+const maxInstead = 5
+
+// printInstead writes what these callers should send, for each table that is left.
+func printInstead(rows []migration.Row) {
+	var told []migration.Instead
+	for i := range rows {
+		if instead := rows[i].Instead; instead != nil && !slices.Contains(told, *instead) {
+			told = append(told, *instead)
+		}
+	}
+	if len(told) == 0 {
+		return
+	}
+	fmt.Print("\nWhat to send instead, from a program or from a page:\n")
+	for _, instead := range told[:min(len(told), maxInstead)] {
+		fmt.Printf("\n%s\n%s\n", instead.Curl, instead.Tag)
+	}
+	if more := len(told) - maxInstead; more > 0 {
+		fmt.Printf("\nand for %d more tables: --format json has them all.\n", more)
+	}
+}

@@ -1,0 +1,123 @@
+package caddymodule
+
+import (
+	"bytes"
+	"cmp"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/td-postback/gateway/migration"
+	"github.com/td-postback/gateway/postback"
+)
+
+// This file counts calls in the report of callers, with what their owners should know
+// before they go to v2 without the gateway.
+
+// noted is what is noted of a call for the report.
+type noted struct {
+	findings migration.Findings
+	done     bool // note was called
+	method   string
+	query    string // as it came, with a key that may be in it
+}
+
+// tally counts a call in the report, if there is one, when it is known what became of
+// it. Then its body goes back: an example is made of it.
+func (h *Handler) tally(c *call) {
+	if h.report != nil && c.result != preflightResult { // no event
+		h.tellReport(c)
+	}
+	if c.ready && !h.Handoff {
+		h.bodies.release(c.body)
+	}
+}
+
+// tellReport counts a call in the report.
+func (h *Handler) tellReport(c *call) {
+	c.note()
+	key := h.app.fingerprints.quickly(c.Key())
+	client, _ := caddyhttp.GetVar(c.r.Context(), caddyhttp.ClientIPVarKey).(string)
+	told := migration.Call{
+		Time: time.Now(), Key: key.name, Database: c.Database, Table: c.Table, Surface: c.Kind.String(),
+		UserAgent: c.r.UserAgent(), Origin: c.r.Header.Get("Origin"), Referer: c.r.Referer(), Client: client,
+		Lane: migration.V2, Result: cmp.Or(c.result, cutResult), Findings: c.noted.findings | key.findings | c.resultFindings(), Events: c.events,
+	}
+	report := h.report.get()
+	if report.Count(&told) {
+		report.AddExample(&told, migration.Redact(c.noted.method, c.noted.query, c.exampleBody()))
+	}
+}
+
+// exampleBody is what of a call's record its query does not say.
+func (c *call) exampleBody() []byte {
+	if !c.ready || c.out.FromQuery && !c.IsJS() {
+		return nil
+	}
+	return c.out.Body
+}
+
+// recordTime is the name of the column that says a record's time.
+var recordTime = []byte("td_record_time")
+
+// replacement is what stands in a record for what was no UTF-8.
+var replacement = []byte("\ufffd")
+
+// note notes what is changed in a call. It is called when the call's record is whole, and
+// before the next handler gets what v2 is to get, or else when the call has been refused.
+func (c *call) note() {
+	if c.noted.done {
+		return
+	}
+	c.noted.done = true
+	c.noted.method, c.noted.query = c.r.Method, c.r.URL.RawQuery
+	f := &c.noted.findings
+	*f |= kindFindings[c.Kind]
+	note := func(finding migration.Finding, found bool) {
+		if found {
+			f.Add(finding)
+		}
+	}
+	fromQuery := c.out.FromQuery || c.InQuery() || c.Kind == postback.JSONP
+	note(migration.FromQuery, fromQuery)
+	note(migration.KeyInURL, c.Source == postback.KeyParam)
+	note(migration.AuthorizationDropped, c.Source != postback.KeyNone && c.Authorization == "" && len(c.r.Header["Authorization"]) > 0)
+	note(migration.PlainHTTP, c.out.Forwarded.Proto == "http")
+	note(migration.AnsweredWithRedirect, c.asked != nil && c.asked.location != "")
+	if !c.ready {
+		return
+	}
+	note(migration.BodyTypeMended, c.out.ContentType != "" && !fromQuery)
+	note(migration.PathMended, !c.IsJS() && !postback.IsCanonical(c.r.URL.Path, c.Destination))
+	note(migration.TimeIgnored, bytes.Contains(c.out.Body, recordTime) && c.out.TimeIgnored(time.Now()))
+	note(migration.EncodingMended, fromQuery && bytes.Contains(c.out.Body, replacement) && !postback.IsUTF8Query(c.Query))
+}
+
+// kindFindings are those that all calls of a kind have.
+var kindFindings = func() (of [len(postback.KindNames)]migration.Findings) {
+	for kind, finding := range map[postback.Kind]migration.Finding{
+		postback.Pixel: migration.AnsweredWithImage, postback.JSONP: migration.JSSDK, postback.JS: migration.JSSDK,
+		postback.K: migration.SeveralEvents, postback.Mobile: migration.MobileSDK,
+	} {
+		of[kind].Add(finding)
+	}
+	return of
+}()
+
+// resultFindings are those that what became of a call is one of, or shows.
+func (c *call) resultFindings() (found migration.Findings) {
+	switch c.result {
+	case forwardedResult:
+	case upstream4xxResult:
+		if !spoolTakes(c.trip.Status) { // which would speak of v2, or of the account
+			found.Add(migration.RefusedByV2)
+		}
+	case someRefusedResult:
+		found.Add(migration.RefusedByV2)
+	default:
+		if f, ok := migration.FindingOf(c.result); ok {
+			found.Add(f)
+		}
+	}
+	return found
+}
