@@ -224,29 +224,29 @@ var spoolFates = func() map[spool.Fate]prometheus.Counter {
 type spoolGauges struct{}
 
 var (
-	spoolDepth = newSpoolGauge("spool_records",
+	spoolDepth = newDesc("spool_records",
 		"Records to be delivered.", "spool", "queue")
-	spoolDead = newSpoolGauge("spool_dead_letters",
+	spoolDead = newDesc("spool_dead_letters",
 		"Dead letters.", "spool", "queue")
-	spoolOldest = newSpoolGauge("spool_oldest_age_seconds",
+	spoolOldest = newDesc("spool_oldest_age_seconds",
 		"Age of the oldest record to be delivered; 0 without one.", "spool", "queue")
-	spoolDown = newSpoolGauge("spool_upstream_down",
+	spoolDown = newDesc("spool_upstream_down",
 		"1 while v2 is taken to be down, and only tried now and then.", "spool", "queue")
-	spoolPaused = newSpoolGauge("spool_accounts_paused",
+	spoolPaused = newDesc("spool_accounts_paused",
 		"Accounts that v2 has answered 429 and whose records wait for that; the others go on.", "spool", "queue")
-	spoolAvailable = newSpoolGauge("spool_available",
+	spoolAvailable = newDesc("spool_available",
 		"0 while the disk or the cluster refuses records.", "spool")
-	spoolBytes = newSpoolGauge("spool_bytes",
+	spoolBytes = newDesc("spool_bytes",
 		"What the records to be delivered take.", "spool")
-	spoolLimit = newSpoolGauge("spool_limit_bytes",
+	spoolLimit = newDesc("spool_limit_bytes",
 		"What the records to be delivered may take.", "spool")
-	spoolDeadBytes = newSpoolGauge("spool_dead_bytes",
+	spoolDeadBytes = newDesc("spool_dead_bytes",
 		"What dead letters take.", "spool")
-	spoolDeadLimit = newSpoolGauge("spool_dead_limit_bytes",
+	spoolDeadLimit = newDesc("spool_dead_limit_bytes",
 		"What dead letters may take.", "spool")
 )
 
-func newSpoolGauge(name, help string, labels ...string) *prometheus.Desc {
+func newDesc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(prometheus.BuildFQName("caddy", "td_postback", name), help, labels, nil)
 }
 
