@@ -27,6 +27,8 @@ type call struct {
 	body  *bodyBuffer      // what out.Body is in
 	asked *queryAnswer     // what w is, if the query says how to answer
 
+	books   *surfaceBooks // where it is received: see books.go
+	record  string        // what became of its record, if its result says something else
 	result  string        // what became of it: see outcome.go
 	trip    upstream.Trip // to v2
 	arrival time.Time     // of the request; known only where a time is needed
@@ -49,6 +51,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		c.arrival = time.Now()
 	}
 	requestsInFlight.Inc()
+	c.receive()
 	defer c.finish()
 	tooMuch := h.holdHead(&c)
 	defer h.letGo(&c)
@@ -230,7 +233,7 @@ func (h *Handler) serveQuery(c *call) error {
 	c.w = c.asked
 	err := h.forward(c)
 	if c.asked.replaced && c.asked.refused != nil {
-		c.result = c.asked.refused.Code
+		c.record, c.result = c.result, c.asked.refused.Code
 	}
 	return err
 }

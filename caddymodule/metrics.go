@@ -95,7 +95,7 @@ func registerMetrics(registry *prometheus.Registry) error {
 	for _, collector := range []prometheus.Collector{
 		requestsTotal, resultsTotal, bodyBytes, upstreamDuration, requestsInFlight, bufferedBytes, retriesTotal, connectionsTotal,
 		buildInfo, spoolRecordsTotal, spoolFatesTotal, spoolDuplicates, spoolRepeatsSafe, spoolCommits,
-		batchRecords, batchBytes, batchPlainBytes, unknownTotal, spoolGauges{},
+		batchRecords, batchBytes, batchPlainBytes, unknownTotal, spoolGauges{}, bookkeeping{},
 	} {
 		if err := registry.Register(collector); err != nil && !errors.As(err, new(prometheus.AlreadyRegisteredError)) {
 			return err

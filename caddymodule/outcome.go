@@ -19,6 +19,7 @@ const (
 	upstream4xxResult = "upstream_4xx"
 	upstream5xxResult = "upstream_5xx"
 	cutResult         = "answer_cut" // v2's answer broke off when the caller had its head already
+	noOutcomeResult   = "no_outcome" // the call ended before anything became of it: a fault of the gateway's
 	preflightResult   = "preflight"
 	handedOffResult   = "handed_off" // the next handler forwards
 	spooledResult     = "spooled"    // the record is durable here, and delivered later
@@ -31,16 +32,20 @@ const (
 // ownResults has them all.
 var ownResults = []string{
 	forwardedResult, upstream3xxResult, upstream4xxResult, upstream5xxResult, cutResult, preflightResult, handedOffResult, spooledResult,
-	someRefusedResult,
+	someRefusedResult, noOutcomeResult,
 }
 
 // finish counts a call and adds what became of it to its line in the access
 // log. It runs also when the connection to the caller is aborted by a panic.
 func (c *call) finish() {
-	if c.result == "" {
+	switch {
+	case c.trip.Cut:
 		c.result = cutResult
+	case c.result == "":
+		c.result = noOutcomeResult
 	}
 	c.count()
+	c.settle()
 	requestsInFlight.Dec()
 	if server, ok := c.r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); !ok || server.Logs == nil {
 		return

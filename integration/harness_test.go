@@ -377,6 +377,39 @@ func awaitIdle(t *testing.T, addr string) map[string]float64 {
 	}
 }
 
+// checkBooks fails a test if what became of the requests is not known of each of them.
+// None may be in flight. It returns how many were received.
+func checkBooks(t *testing.T, metrics map[string]float64) (received int) {
+	t.Helper()
+	bySurface := map[string]float64{} // received, less all others
+	for name, value := range metrics {
+		labels, isBook := strings.CutPrefix(name, "books_total{book=")
+		book, surface, _ := strings.Cut(labels, ",")
+		switch {
+		case strings.HasPrefix(name, "books_difference{"):
+			t.Errorf("%s is %v", name, value)
+		case isBook && book == `"received"`:
+			bySurface[surface] += value
+			received += int(value)
+		case isBook:
+			bySurface[surface] -= value
+		}
+	}
+	if received == 0 {
+		t.Error("no request is in the books")
+	}
+	for surface, left := range bySurface {
+		if left != 0 {
+			t.Errorf("the books of %s do not balance: %v more are received than forwarded, spooled, refused and lost", surface, left)
+		}
+	}
+	return received
+}
+
+func booksTotal(surface, book string) string {
+	return fmt.Sprintf("books_total{book=%q,surface=%q}", book, surface)
+}
+
 func requestsTotal(surface, key, result string) string {
 	return fmt.Sprintf("requests_total{key=%q,result=%q,surface=%q}", key, result, surface)
 }

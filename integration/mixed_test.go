@@ -17,7 +17,7 @@ import (
 // TestMixed sends requests of every kind over HTTP/1.1 and HTTP/2, to a v2 that
 // fails at random, through reloads. In the end the record of every caller that
 // was told 200 is at v2, none is there twice, what was refused is not there at
-// all, and the metrics tell what the callers were told.
+// all, the metrics tell what the callers were told, and the books balance.
 func TestMixed(t *testing.T) {
 	total := 10_000
 	if value := os.Getenv("MIXED_REQUESTS"); value != "" {
@@ -67,6 +67,9 @@ func TestMixed(t *testing.T) {
 		}
 	}
 	got := awaitIdle(t, g.admin)
+	if received := checkBooks(t, got); received != total {
+		t.Errorf("the books have %d requests, the callers sent %d", received, total)
+	}
 	for result, n := range told.results {
 		sum := 0.0
 		for name, value := range got {

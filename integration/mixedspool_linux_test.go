@@ -17,6 +17,7 @@ import (
 // then, and slows one account down. In the end the record of every caller that
 // was told 200 is at v2, or was refused by it and is a dead letter, or had no room as one; what was
 // refused is not there. Each record that is there twice was counted, and each that was refused without room for it.
+// The books balance.
 func TestMixedSpool(t *testing.T) {
 	t.Parallel()
 	total := 5_000
@@ -64,6 +65,9 @@ func mixWithSpool(t *testing.T, mode string, total int) {
 	v2.calm.Store(true)
 	g.awaitEmpty(t)
 	told.checkKept(t, v2, total, g)
+	if received := checkBooks(t, awaitIdle(t, g.admin)); received != total {
+		t.Errorf("the books have %d requests, the callers sent %d", received, total)
+	}
 	t.Logf("%s: %d requests, %v", mode, total, told.results)
 }
 

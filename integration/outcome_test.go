@@ -47,18 +47,29 @@ func TestMetrics(t *testing.T) {
 			raw(t, addr, tc.request)
 			want[requestsTotal(tc.surface, tc.key, tc.result)]++
 			want[resultsTotal(tc.result)]++
+			if book, ok := resultBooks[tc.result]; ok {
+				surface := tc.surface
+				if tc.name == "empty beacon" { // its head says POST
+					surface = "post"
+				}
+				want[booksTotal(surface, "received")]++
+				want[booksTotal(surface, book)]++
+			}
 		}
 		conn := dial(t, addr) // raw would complain of an answer that is cut
 		_, _ = io.WriteString(conn, post(strings.Replace(target, "tbl", "cut", 1), asJSON, object))
 		_, _ = io.Copy(io.Discard, conn)
 		want[requestsTotal("post", "param", "answer_cut")]++
 		want[resultsTotal("answer_cut")]++
+		want[booksTotal("post", "received")]++
+		want[booksTotal("post", "forwarded")]++
 		want["body_bytes_count"] += 18 // not what is refused, answered here or handed off
 		want["body_bytes_sum"] += 12*float64(len(object)) + 3*float64(len(`{"a":"1"}`)) + 3*float64(len(`{}`))
 		want["upstream_duration_seconds_count"] += 16 // two have no answer
 		want["retries_total"]++
 
 		got := awaitIdle(t, admin)
+		checkBooks(t, got)
 		if got["upstream_connections_total"] < 1 || got["upstream_duration_seconds_sum"] <= 0 {
 			t.Errorf("got %v", got)
 		}
@@ -288,6 +299,14 @@ var outcomes = []struct {
 	{"v2 cannot be reached", post("/down"+target, asJSON, object), "post", "param", "upstream_unreachable"},
 	{"v2 is slow", post(strings.Replace(target, "tbl", "slow", 1), asJSON, object), "post", "param", "upstream_timeout"},
 	{"handoff", post("/handoff"+target, asJSON, object), "post", "param", "handed_off"},
+}
+
+// resultBooks are the books of the results above. A preflight has none.
+var resultBooks = map[string]string{
+	"forwarded": "forwarded", "redirect_not_allowed": "forwarded", "handed_off": "forwarded",
+	"missing_write_key": "refused", "invalid_write_key": "refused", "invalid_path": "refused", "not_found": "refused",
+	"method_not_allowed": "refused", "payload_too_large": "refused", "upstream_3xx": "refused", "upstream_4xx": "refused",
+	"upstream_5xx": "lost", "upstream_unreachable": "lost", "upstream_timeout": "lost",
 }
 
 // outcomeConfig is a configuration for outcomes, of several handlers.

@@ -34,7 +34,7 @@ func (x *exchange) pass(br *bufio.Reader, begin func(http.ResponseWriter, *http.
 	x.w.WriteHeader(x.answer.StatusCode())
 	// If the caller has gone, there is nobody left to tell.
 	if _, writeErr := x.w.Write(x.buf[:n]); writeErr == nil && !complete {
-		complete = x.stream(body)
+		complete = x.stream(body, t)
 	}
 	return x.reusable(br, complete), nil
 }
@@ -128,7 +128,7 @@ func readAvailable(br *bufio.Reader, body io.Reader, buf []byte, length int) (n 
 
 // stream passes on what is left of a body, piece by piece as it arrives, and
 // reports whether all of it went through.
-func (x *exchange) stream(body io.Reader) (complete bool) {
+func (x *exchange) stream(body io.Reader, t *Trip) (complete bool) {
 	control := http.NewResponseController(x.w)
 	for control.Flush() == nil {
 		x.extend()
@@ -144,6 +144,7 @@ func (x *exchange) stream(body io.Reader) (complete bool) {
 		if err != nil {
 			// The caller has the status already: only a broken connection
 			// tells it that the body is not whole.
+			t.Cut = true
 			panic(http.ErrAbortHandler)
 		}
 	}

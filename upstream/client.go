@@ -174,6 +174,7 @@ type Trip struct {
 	Status     int           // of v2's answer; 0 without one
 	Duration   time.Duration // from sending until the head of the answer was there
 	RetryAfter time.Duration // that v2 asked for, if its answer is not for the caller
+	Cut        bool          // its answer broke off when the caller had a part of it
 	Words      string        // in which v2 refused the record, as postback.Words makes them: for the operator
 }
 
