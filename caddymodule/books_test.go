@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/td-postback/gateway/postback"
 )
@@ -130,7 +129,7 @@ func TestBooks(t *testing.T) {
 			if w == nil {
 				w = &stubWriter{header: http.Header{}}
 			}
-			before, noOutcomes := books[tc.kind].figures(), timesCounted(t, noOutcomeResult)
+			before, noOutcomes := books[tc.kind].figures(), timesCounted(t, resultsTotal, noOutcomeResult)
 			func() {
 				defer func() { _ = recover() }()
 				_ = h.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
@@ -142,29 +141,11 @@ func TestBooks(t *testing.T) {
 			if got != tc.want {
 				t.Errorf("got %+v, want %+v", got, tc.want)
 			}
-			if counted := timesCounted(t, noOutcomeResult) - noOutcomes; counted != float64(tc.want.difference) {
+			if counted := timesCounted(t, resultsTotal, noOutcomeResult) - noOutcomes; counted != float64(tc.want.difference) {
 				t.Errorf("%s is counted %v times, want %d", noOutcomeResult, counted, tc.want.difference)
 			}
 		})
 	}
-}
-
-// timesCounted is how often a result was counted.
-func timesCounted(t *testing.T, result string) float64 {
-	t.Helper()
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(resultsTotal)
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, metric := range families[0].GetMetric() {
-		if metric.GetLabel()[0].GetValue() == result {
-			return metric.GetCounter().GetValue()
-		}
-	}
-	t.Fatalf("%s is not counted", result)
-	return 0
 }
 
 // TestBookOfRecord: where the answer is not about the record, what became of that

@@ -60,6 +60,11 @@ var (
 		Help: "Requests whose write key or database is not in keys, refused or with a warning.",
 	}, []string{"reason"})
 
+	keySignals = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "td_postback", Name: "key_signals_total",
+		Help: "What says that a write key is wrong: calls that go to v2 with one that looks cut, like a template's, or unusual; and answers by which v2 refuses one.",
+	}, []string{"signal"})
+
 	connectionsTotal = prometheus.NewCounter(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "td_postback", Name: "upstream_connections_total",
 		Help: "Connections opened to v2.",
@@ -89,13 +94,34 @@ var forwardedResults = func() prometheus.Counter {
 	return resultsTotal.WithLabelValues(forwardedResult)
 }()
 
+// keyForms has the counters of keySignals for each form of a key that is probably
+// wrong.
+var keyForms = func() (counters [len(postback.KeyFormNames)]prometheus.Counter) {
+	for form, name := range postback.KeyFormNames {
+		if form != int(postback.KeyUsual) {
+			counters[form] = keySignals.WithLabelValues(name)
+		}
+	}
+	return counters
+}()
+
+// refusedKeys is the counter of keySignals for the answers by which v2 refuses one.
+var refusedKeys = keySignals.WithLabelValues("refused")
+
+// countRefusedKey counts an answer of v2's, if it refuses the key.
+func countRefusedKey(status int) {
+	if (spool.Result{Status: status}).OfKey() {
+		refusedKeys.Inc()
+	}
+}
+
 // registerMetrics shows the collectors in a configuration's registry. A second
 // handler of the configuration finds them there.
 func registerMetrics(registry *prometheus.Registry) error {
 	for _, collector := range []prometheus.Collector{
 		requestsTotal, resultsTotal, bodyBytes, upstreamDuration, requestsInFlight, bufferedBytes, retriesTotal, connectionsTotal,
 		buildInfo, spoolRecordsTotal, spoolFatesTotal, spoolDuplicates, spoolRepeatsSafe, spoolCommits,
-		batchRecords, batchBytes, batchPlainBytes, unknownTotal, spoolGauges{}, bookkeeping{},
+		batchRecords, batchBytes, batchPlainBytes, unknownTotal, keySignals, spoolGauges{}, bookkeeping{},
 	} {
 		if err := registry.Register(collector); err != nil && !errors.As(err, new(prometheus.AlreadyRegisteredError)) {
 			return err

@@ -75,6 +75,14 @@ func TestFatesFromTheStart(t *testing.T) {
 	}
 }
 
+// TestKeySignalsFromTheStart is the same for what says that a key is wrong.
+func TestKeySignalsFromTheStart(t *testing.T) {
+	got := slices.Sorted(maps.Keys(labelValues(t, keySignals, "signal")))
+	if want := []string{"cut", "refused", "template", "unusual"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 // labelValues are the values of a label that a collector shows.
 func labelValues(t *testing.T, collector prometheus.Collector, label string) map[string]bool {
 	t.Helper()
@@ -95,6 +103,25 @@ func labelValues(t *testing.T, collector prometheus.Collector, label string) map
 		}
 	}
 	return values
+}
+
+// timesCounted is what the counter of a collector shows that has this value of its only
+// label.
+func timesCounted(t *testing.T, collector prometheus.Collector, value string) float64 {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collector)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, metric := range families[0].GetMetric() {
+		if metric.GetLabel()[0].GetValue() == value {
+			return metric.GetCounter().GetValue()
+		}
+	}
+	t.Fatalf("%s is not counted", value)
+	return 0
 }
 
 // sources parses the Go files of packages, without their tests.

@@ -419,6 +419,7 @@ func countRepeat(r *spool.Result) {
 func settled(queue string, fate spool.Fate, r spool.Result) {
 	spoolFates[fate].Inc()
 	logger, host := caddy.Log().Named(handlerID), queue[strings.LastIndexByte(queue, '/')+1:]
+	countRefusedKey(r.Status)
 	switch fate {
 	case spool.Refused, spool.TooOld:
 		warnOfDeadLetter(logger, fate, &r, host)

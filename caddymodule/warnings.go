@@ -32,7 +32,6 @@ var processStart = time.Now()
 func uptime() time.Duration { return time.Since(processStart) + warningPause }
 
 var (
-	unusualKeyWarning  = warning{message: "write key of unusual form"}
 	droppedAuthWarning = warning{message: "Authorization dropped beside a legacy key"}
 	redirectWarning    = warning{message: "redirect refused"}
 	memoryWarning      = warning{message: "record refused: max_buffered is used up"}
@@ -55,6 +54,22 @@ var (
 // must not hide a record that is.
 var refusalWarnings [100]warning
 
+// keyFormWarnings has a kind for each form of a key that is probably wrong.
+var keyFormWarnings = [len(postback.KeyFormNames)]warning{
+	postback.KeyCut:      {message: unusualKeyMessage},
+	postback.KeyTemplate: {message: unusualKeyMessage},
+	postback.KeyUnusual:  {message: unusualKeyMessage},
+}
+
+const unusualKeyMessage = "write key of unusual form"
+
+// keyFormAdvice is what to do about them: v2 answers 200, and loses the record.
+var keyFormAdvice = [len(postback.KeyFormNames)]string{
+	postback.KeyCut:      "a part of the key is missing: compare it with the one in Treasure Data, 1234/ and 40 hexadecimal digits",
+	postback.KeyTemplate: "the caller sends what stands where its key belongs: have its owner set the key",
+	postback.KeyUnusual:  "compare the caller's key with the one in Treasure Data, 1234/ and 40 hexadecimal digits",
+}
+
 // due reports whether the last warning is a minute ago, and notes this one.
 func (w *warning) due() bool {
 	now, last := int64(uptime()), w.last.Load()
@@ -72,10 +87,11 @@ func (w *warning) check(logger *zap.Logger) *zapcore.CheckedEntry {
 // warnOfKey tells of what v2 would not complain about: a key that is probably
 // wrong, and an Authorization that did not go along.
 func (h *Handler) warnOfKey(c *call) {
-	if !postback.UsualKey(c.Key()) {
-		if e := unusualKeyWarning.check(h.logger); e != nil {
-			e.Write(zap.Inline(ownerOf(c)),
-				zap.String("advice", "compare the caller's key with the one in Treasure Data, 1234/ and hexadecimal digits: v2 answers 200 to a wrong key and loses the record"))
+	if form := postback.KeyFormOf(c.Key()); form != postback.KeyUsual {
+		keyForms[form].Inc()
+		if e := keyFormWarnings[form].check(h.logger); e != nil {
+			e.Write(zap.Stringer("form", form), zap.Inline(ownerOf(c)), zap.Stringer("surface", c.Kind),
+				zap.String("advice", keyFormAdvice[form]+"; v2 answers 200 to a wrong key and loses the record"))
 		}
 	}
 	if len(c.r.Header["Authorization"]) > 0 && c.Authorization == "" {

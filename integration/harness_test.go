@@ -416,6 +416,8 @@ func requestsTotal(surface, key, result string) string {
 
 func resultsTotal(result string) string { return fmt.Sprintf("results_total{result=%q}", result) }
 
+func keySignals(signal string) string { return fmt.Sprintf("key_signals_total{signal=%q}", signal) }
+
 // peakMiB is the most physical memory that a process has had.
 func peakMiB(t *testing.T, pid int) int {
 	t.Helper()

@@ -47,6 +47,9 @@ func TestMetrics(t *testing.T) {
 			raw(t, addr, tc.request)
 			want[requestsTotal(tc.surface, tc.key, tc.result)]++
 			want[resultsTotal(tc.result)]++
+			if toV2[tc.result] {
+				want[keySignals("cut")]++ // the key of all of them
+			}
 			if book, ok := resultBooks[tc.result]; ok {
 				surface := tc.surface
 				if tc.name == "empty beacon" { // its head says POST
@@ -61,6 +64,7 @@ func TestMetrics(t *testing.T) {
 		_, _ = io.Copy(io.Discard, conn)
 		want[requestsTotal("post", "param", "answer_cut")]++
 		want[resultsTotal("answer_cut")]++
+		want[keySignals("cut")]++
 		want[booksTotal("post", "received")]++
 		want[booksTotal("post", "forwarded")]++
 		want["body_bytes_count"] += 18 // not what is refused, answered here or handed off
@@ -164,6 +168,7 @@ func TestWarnings(t *testing.T) {
 	for range 3 {
 		for _, request := range []string{
 			post(event+"?td_write_key=1234/"+secret, asJSON, object),
+			post(event+"?td_write_key={{"+secret+"}}", asJSON, object),
 			post(target, asJSON+"Authorization: Basic "+secret+"\r\n", object),
 			get(target+"&td_redirect=http://evil.example/"+secret, ""),
 			post(strings.Replace(target, "tbl", "s503", 1), asJSON, object),
@@ -193,10 +198,13 @@ func TestWarnings(t *testing.T) {
 		if entry.Level != "warn" || entry.Advice == "" {
 			t.Errorf("no warning with advice: %s", line)
 		}
+		if names := strings.Contains(line, `"fingerprint":"1234/#`) || strings.Contains(line, `"fingerprint":"#`); !names && (entry.Msg == "write key of unusual form" || strings.Contains(line, `"status":403`)) {
+			t.Errorf("no key is named: %s", line)
+		}
 		got[entry.Msg]++
 	}
 	want := map[string]int{
-		"write key of unusual form":                 1,
+		"write key of unusual form":                 3, // cut, a template's, and another
 		"Authorization dropped beside a legacy key": 1,
 		"redirect refused":                          1,
 		"Postback v2 did not take a record":         2, // for 503, and for 429 of one account
@@ -307,6 +315,12 @@ var resultBooks = map[string]string{
 	"missing_write_key": "refused", "invalid_write_key": "refused", "invalid_path": "refused", "not_found": "refused",
 	"method_not_allowed": "refused", "payload_too_large": "refused", "upstream_3xx": "refused", "upstream_4xx": "refused",
 	"upstream_5xx": "lost", "upstream_unreachable": "lost", "upstream_timeout": "lost",
+}
+
+// toV2 has the results above of calls whose key is good enough to go to v2.
+var toV2 = map[string]bool{
+	"forwarded": true, "redirect_not_allowed": true, "handed_off": true, "payload_too_large": true, "upstream_3xx": true,
+	"upstream_4xx": true, "upstream_5xx": true, "upstream_unreachable": true, "upstream_timeout": true,
 }
 
 // outcomeConfig is a configuration for outcomes, of several handlers.

@@ -239,13 +239,6 @@ func keyProblem(key string) string {
 	return ""
 }
 
-// UsualKey reports whether a key has the form of Treasure Data's: an account
-// number, a slash, and hexadecimal digits.
-func UsualKey(key string) bool {
-	account, secret, ok := strings.Cut(key, "/")
-	return ok && account != "" && secret != "" && hasOnly(account, isDigit) && hasOnly(secret, isHex)
-}
-
 // hasOnly reports whether all bytes of a text are of one kind.
 func hasOnly(text string, kind func(byte) bool) bool {
 	for i := 0; i < len(text); i++ {

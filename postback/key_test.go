@@ -200,19 +200,6 @@ func TestFindKey(t *testing.T) {
 	}
 }
 
-func TestUsualKey(t *testing.T) {
-	for key, want := range map[string]bool{
-		"1234/0123456789abcdef0123456789abcdef01234567": true,
-		"1/A": true,
-		"":    false, "/": false, "1234": false, "1234/": false, "/abcd": false,
-		"12x4/abcd": false, "1234/abcg": false, "1234/ab/cd": false, "1234%2Fabcd": false, " 1234/abcd": false,
-	} {
-		if got := UsualKey(key); got != want {
-			t.Errorf("%q: got %t", key, got)
-		}
-	}
-}
-
 // FuzzCutWriteKey holds the promise of the product: the key never survives in
 // the URL, every other byte does.
 func FuzzCutWriteKey(f *testing.F) {
