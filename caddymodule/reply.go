@@ -37,7 +37,7 @@ func (h *Handler) closeIfLeaving(w http.ResponseWriter, r *http.Request) {
 // refuse answers a call with a refusal: as JSON, also where a query has asked
 // for an image.
 func (h *Handler) refuse(c *call, f *postback.Refusal) {
-	c.result = f.Code
+	c.result, c.noted.refused = f.Code, f
 	if tellRefusal != nil {
 		told := *c // or every call would be on the heap
 		tellRefusal(&told, f)

@@ -17,7 +17,8 @@ import (
 // noted is what is noted of a call for the report.
 type noted struct {
 	findings migration.Findings
-	done     bool // note was called
+	refused  *postback.Refusal // the gateway's last
+	done     bool              // note was called
 	method   string
 	query    string // as it came, with a key that may be in it
 }
@@ -72,6 +73,13 @@ func (c *call) note() {
 	c.noted.done = true
 	c.noted.method, c.noted.query = c.r.Method, c.r.URL.RawQuery
 	f := &c.noted.findings
+	switch {
+	case c.noted.refused == postback.NoGlobalID:
+		f.Add(migration.JSSDK)
+		return
+	case c.noted.refused == postback.NotFound && c.Source == postback.KeyNone:
+		return // a scanner's, or a check of the gateway's health: it means no record
+	}
 	*f |= kindFindings[c.Kind]
 	note := func(finding migration.Finding, found bool) {
 		if found {
@@ -106,14 +114,16 @@ var kindFindings = func() (of [len(postback.KindNames)]migration.Findings) {
 
 // resultFindings are those that what became of a call is one of, or shows.
 func (c *call) resultFindings() (found migration.Findings) {
-	switch c.result {
-	case forwardedResult:
-	case upstream4xxResult:
+	switch {
+	case c.result == forwardedResult:
+	case c.result == upstream4xxResult:
 		if !spoolTakes(c.trip.Status) { // which would speak of v2, or of the account
 			found.Add(migration.RefusedByV2)
 		}
-	case someRefusedResult:
+	case c.result == someRefusedResult:
 		found.Add(migration.RefusedByV2)
+	case c.noted.refused == postback.BodyCut: // its code says that of the record
+		found.Add(migration.BodyCut)
 	default:
 		if f, ok := migration.FindingOf(c.result); ok {
 			found.Add(f)

@@ -2,15 +2,19 @@ package caddymodule
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -94,6 +98,8 @@ var talliedCalls = []struct {
 	{name: "another key", method: "POST", uri: events, body: `{"a":1}`, headers: []string{"X-Td-Write-Key", "1234:abc"}, surface: "post", result: "forwarded", want: plain + " unusual_key"},
 	{name: "a bad path", method: "POST", uri: "/postback/v3/event/db/a.b", body: `{"a":1}`, headers: []string{"X-Td-Write-Key", benchKey}, surface: "post", result: "invalid_path", want: "invalid_path"},
 	{name: "another path", method: "POST", uri: "/robots.txt", surface: "post", result: "not_found", want: "not_found"},
+	{name: "another path, by GET", method: "GET", uri: "/robots.txt?a=1", surface: "get", result: "not_found", want: "not_found"},
+	{name: "another path, with a key", method: "GET", uri: "/v3/event/db/t?td_write_key=" + benchKey, surface: "get", result: "not_found", want: "from_query key_in_url not_found"},
 	{name: "another method", method: "PUT", uri: events, body: `{"a":1}`, surface: "other", result: "method_not_allowed", want: "method_not_allowed"},
 	{name: "a large head", method: "POST", uri: events, body: `{"a":1}`, headers: []string{"X-Large", strings.Repeat("x", 70_000)}, surface: "post", result: "headers_too_large", want: "headers_too_large"},
 	{name: "a large body", method: "POST", uri: keyed, body: strings.Repeat("x", postback.MaxBody+1), surface: "post", result: "payload_too_large", want: "key_in_url payload_too_large " + plain},
@@ -107,7 +113,7 @@ func TestEachCallIsTallied(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			h := stubHandler()
 			h.redirectHosts = []string{"shop.example"}
-			row := tallied(t, h, tc.method, tc.uri, tc.body, tc.headers...)
+			row := tallied(t, h, taggedRequest(tc.method, tc.uri, tc.body, tc.headers...))
 			found := foundIn(row)
 			for _, name := range found {
 				seen[name] = true
@@ -133,16 +139,64 @@ func TestEachCallIsTallied(t *testing.T) {
 	}
 }
 
-// tallied sends a call, and returns its row.
-func tallied(t *testing.T, h *Handler, method, uri, body string, headers ...string) migration.Row {
-	t.Helper()
-	report := withReport(t, h)
+// TestWhoIsLeft: a caller is left by what it sends, and not by what becomes of it.
+func TestWhoIsLeft(t *testing.T) {
+	key := []string{"X-Td-Write-Key", benchKey}
+	cut := func(r *http.Request) {
+		r.Body, r.ContentLength = io.NopCloser(iotest.ErrReader(io.ErrUnexpectedEOF)), 99
+	}
+	slow := func(r *http.Request) {
+		r.Body, r.ContentLength = io.NopCloser(iotest.ErrReader(os.ErrDeadlineExceeded)), 99
+	}
+	for _, tc := range []struct {
+		name, method, uri, body string
+		headers                 []string
+		change                  func(*http.Request)
+		state                   migration.State
+		found                   string
+	}{
+		{"v2's form", "POST", events, `{"a":1}`, key, nil, migration.Ready, ""},
+		{"the key in the URL", "POST", keyed, `{"a":1}`, nil, nil, migration.Left, "key_in_url"},
+		{"a body that ends early", "POST", events, "", key, cut, migration.Ready, "body_cut"},
+		{"one of several events", "POST", "/js/v3/event", "", key, cut, migration.Left, "body_cut several_events"},
+		{"a body that does not come", "POST", events, "", key, slow, migration.Ready, "request_timeout"},
+		{"a record in the query", "GET", events + "?a=1", "", key, nil, migration.Left, "from_query"},
+		{"no key", "POST", events, `{"a":1}`, nil, nil, migration.Left, "missing_write_key"},
+		{"a scanner", "GET", "/robots.txt?a=1", "", nil, nil, migration.Stranger, "not_found"},
+		{"a check of the gateway's health", "POST", "/", "", nil, nil, migration.Stranger, "not_found"},
+		{"a key for another path", "POST", "/v3/event/db/t", `{"a":1}`, key, nil, migration.Left, "not_found"},
+		{"a pixel at another path", "GET", "/event/db/t?td_format=pixel&td_write_key=" + benchKey, "", nil, nil, migration.Left, "answered_with_image from_query key_in_url not_found"},
+		{"an SDK that asks for its global id", "GET", "/js/v3/global_id?callback=cb", "", nil, nil, migration.Left, "js_sdk not_found"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := taggedRequest(tc.method, tc.uri, tc.body, tc.headers...)
+			r.TLS = &tls.ConnectionState{HandshakeComplete: true}
+			if tc.change != nil {
+				tc.change(r)
+			}
+			row := tallied(t, stubHandler(), r)
+			if got := strings.Join(foundIn(row), " "); row.State != tc.state || got != tc.found {
+				t.Errorf("got %s with %s: %+v", row.State, got, row)
+			}
+		})
+	}
+}
+
+// taggedRequest is a call of a script's.
+func taggedRequest(method, uri, body string, headers ...string) *http.Request {
 	r := benchRequest(method, uri, len(body))
 	r.Body = &stubBody{data: []byte(body)}
 	r.Header.Set("User-Agent", "python-requests/2.31.0")
 	for pair := range slices.Chunk(headers, 2) {
 		r.Header.Set(pair[0], pair[1])
 	}
+	return r
+}
+
+// tallied sends a call, and returns its row.
+func tallied(t *testing.T, h *Handler, r *http.Request) migration.Row {
+	t.Helper()
+	report := withReport(t, h)
 	if err := h.ServeHTTP(httptest.NewRecorder(), r, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +231,7 @@ func TestRefusalsOfKeysAreTallied(t *testing.T) {
 		keyed: "key_in_url unknown_key", "/postback/v3/event/no/t?td_write_key=77/0123456789abcdef0123456789abcdef01234567": "key_in_url unknown_database",
 	} {
 		h, _ := watchedHandler(t, &Keys{Accounts: []string{"77"}, Databases: []string{"db"}})
-		row := tallied(t, h, http.MethodPost, uri, `{"a":1}`)
+		row := tallied(t, h, taggedRequest(http.MethodPost, uri, `{"a":1}`))
 		if got := strings.Join(foundIn(row), " "); got != want || !strings.Contains(row.Key, "/#") {
 			t.Errorf("%s: got %s of %s", uri, got, row.Key)
 		}
@@ -207,7 +261,7 @@ func TestHandedOffIsTallied(t *testing.T) {
 
 // TestSeveralEventsAreTallied: a call with several events counts as so many.
 func TestSeveralEventsAreTallied(t *testing.T) {
-	row := tallied(t, stubHandler(), http.MethodPost, "/android/v3/event", `{"db.a":[{"n":1},{"n":2}],"db.b":[{"n":3}]}`, "X-Td-Write-Key", benchKey)
+	row := tallied(t, stubHandler(), taggedRequest(http.MethodPost, "/android/v3/event", `{"db.a":[{"n":1},{"n":2}],"db.b":[{"n":3}]}`, "X-Td-Write-Key", benchKey))
 	if row.Events != 3 || row.Database != "db" || row.Table != "" {
 		t.Errorf("got %+v", row)
 	}

@@ -47,6 +47,7 @@ const (
 
 	TimeIgnored
 	LegacyRefused
+	BodyCut
 	UnusualKey
 	CutKey
 	TemplateKey
@@ -107,6 +108,7 @@ var findingTexts = [findings]struct {
 
 	TimeIgnored:   {"time_ignored", Noted, "Send td_record_time in UNIX seconds, at most 7 days old and 3 days ahead: v2 ignores any other."},
 	LegacyRefused: {"legacy_refused", Noted, "Mend or stop this caller: the legacy host refuses it today."},
+	BodyCut:       {"body_cut", Noted, "See why its connections end early: the body did not arrive whole."},
 	UnusualKey:    {"unusual_key", Noted, "Compare the write key with the one in Treasure Data, 1234/ and hexadecimal digits: v2 answers 200 to a wrong one."},
 	CutKey:        {"cut_key", Noted, "Compare the write key with the one in Treasure Data: a part of it seems to be missing."},
 	TemplateKey:   {"template_key", Noted, "Put the write key in the place of the template's word: it was sent as it stands there."},
@@ -158,10 +160,10 @@ func (s Findings) All() iter.Seq[Finding] {
 }
 
 // legacyFindings has the findings of which one is enough to make a call's form one
-// that v2 does not take as it is.
+// that v2 does not take as it is. That a body came too slowly says nothing of its form.
 var legacyFindings = func() (set Findings) {
 	for f := range findings {
-		if f.Kind() != Noted {
+		if f.Kind() != Noted && f != RequestTimeout {
 			set.Add(f)
 		}
 	}

@@ -75,9 +75,10 @@ type State string
 
 // The states of callers.
 const (
-	Left  State = "left"                       // within 7 days it has sent what v2 would not take as it is
-	Ready State = "ready to leave the gateway" // within 7 days it has sent nothing but v2's form
-	Gone  State = "gone"                       // for 7 days it has sent nothing
+	Left     State = "left"                       // within 7 days it has sent what v2 would not take as it is
+	Ready    State = "ready to leave the gateway" // within 7 days it has sent nothing but v2's form
+	Stranger State = "stranger"                   // within 7 days it has sent no key, and nothing to a path of the gateway's: a scanner, or a check of its health
+	Gone     State = "gone"                       // for 7 days it has sent nothing
 )
 
 const leftFor = 7 * 24 * time.Hour
@@ -120,7 +121,7 @@ func (r *row) list(now time.Time) Row {
 	parts := strings.SplitN(r.key, string(rune(keySeparator)), keyParts)
 	out := Row{
 		Key: parts[0], Database: parts[1], Table: parts[2], Surface: parts[3], Agent: parts[4], Source: parts[5],
-		State: d.state(now), FirstSeen: timeOf(d.first), LastSeen: timeOf(d.last),
+		State: d.state(parts[0], now), FirstSeen: timeOf(d.first), LastSeen: timeOf(d.last),
 		Events24h: d.hours.lastDay(hourOf(now)), Events7d: d.hours.lastWeek(hourOf(now)), Events: d.events, Error: d.missed,
 		Lanes: map[string]uint64{}, Results: map[string]uint64{}, Findings: []RowFinding{}, Examples: []RowExample{},
 	}
@@ -147,15 +148,18 @@ func (r *row) list(now time.Time) Row {
 	return out
 }
 
-func (d *rowData) state(now time.Time) State {
+// state is the state of a caller with this key.
+func (d *rowData) state(key string, now time.Time) State {
 	week := now.Add(-leftFor).Unix()
 	switch {
 	case d.formSeen >= week:
 		return Left
-	case d.last >= week:
-		return Ready
-	default:
+	case d.last < week:
 		return Gone
+	case key == "":
+		return Stranger
+	default:
+		return Ready
 	}
 }
 

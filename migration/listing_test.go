@@ -76,7 +76,7 @@ func TestListingAsCSV(t *testing.T) {
 		count(r, pixelCall(), func(c *Call) { c.Result, c.Time = result, start.Add(time.Duration(i)*time.Hour) })
 	}
 	r.AddExample(pixelCall(), `GET ?a=string "quoted", and so on`)
-	count(r, postCall(), func(c *Call) { c.UserAgent, c.Key = "-2+3", "" })
+	count(r, postCall(), func(c *Call) { c.UserAgent, c.Key = "-2+3", "1234/#0" })
 	var out strings.Builder
 	if err := r.List(start.Add(2 * time.Hour)).WriteCSV(&out); err != nil {
 		t.Fatal(err)
@@ -85,7 +85,7 @@ func TestListingAsCSV(t *testing.T) {
 		`1234/#9f3a1c20b7,shop,orders,pixel,Chrome,shop.example,left,2026-11-20T10:30:00Z,2026-11-20T12:30:00Z,3,3,3,0,` +
 		`v2 3,"forwarded 2, spooled 1",from_query key_in_url answered_with_image,"` +
 		FromQuery.Advice() + " " + KeyInURL.Advice() + " " + AnsweredWithImage.Advice() + `","GET ?a=string ""quoted"", and so on"` + "\n" +
-		`,shop,orders,post,'-2+3,203.0.113.0/24,ready to leave the gateway,2026-11-20T10:30:00Z,2026-11-20T10:30:00Z,1,1,1,1,v2 1,forwarded 1,,,` + "\n" +
+		`1234/#0,shop,orders,post,'-2+3,203.0.113.0/24,ready to leave the gateway,2026-11-20T10:30:00Z,2026-11-20T10:30:00Z,1,1,1,1,v2 1,forwarded 1,,,` + "\n" +
 		`others,,,,,,,2026-11-20T10:30:00Z,2026-11-20T10:30:00Z,1,1,1,1,,,,,` + "\n"
 	if out.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", out.String(), want)

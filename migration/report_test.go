@@ -154,6 +154,30 @@ func TestStates(t *testing.T) {
 	}
 }
 
+// Who has no key, and goes nowhere, is no caller that has something to change.
+func TestStrangers(t *testing.T) {
+	for _, tc := range []struct {
+		key      string
+		findings Findings
+		want     State
+	}{
+		{"", setOf(NotFound), Stranger},
+		{"", 0, Stranger}, // it was refused before its key was looked for
+		{"1234/#9f3a1c20b7", setOf(NotFound), Left},
+		{"", setOf(NotFound, JSSDK), Left},
+		{"", setOf(InvalidPath), Left},
+	} {
+		r := inMemory(0)
+		count(r, postCall(), func(c *Call) { c.Key, c.Findings = tc.key, tc.findings })
+		if got := r.List(start.Add(time.Hour)).Rows[0].State; got != tc.want {
+			t.Errorf("%q with %v: %s", tc.key, tc.findings, got)
+		}
+		if got := r.List(start.Add(8 * 24 * time.Hour)).Rows[0].State; got != Gone {
+			t.Errorf("%q with %v, 8 days later: %s", tc.key, tc.findings, got)
+		}
+	}
+}
+
 func TestExamples(t *testing.T) {
 	r := inMemory(0)
 	forms := []Findings{0, setOf(KeyInURL), setOf(FromQuery), setOf(FromQuery, KeyInURL)}

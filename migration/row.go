@@ -100,10 +100,16 @@ func (d *rowData) add(c *Call) {
 	for f := range c.Findings.All() {
 		d.findings = addTo(d.findings, f.String(), events, int(findings))
 	}
-	if c.Findings.LegacyForm() {
+	if c.legacyForm() {
 		d.formSeen = now
 	}
 	d.changed = true
+}
+
+// legacyForm reports whether a call makes its caller one that is left. One without a
+// key for a path that nobody serves is a scanner's, or a check of the gateway's health.
+func (c *Call) legacyForm() bool {
+	return c.Findings.LegacyForm() && (c.Key != "" || c.Findings != 1<<NotFound)
 }
 
 // wantsExample reports whether a call would be the row's first example with its
