@@ -165,6 +165,8 @@ func (h *Handler) refuseHead(c *call, f *postback.Refusal) {
 		now.BodyLost = true
 		f = &now
 	}
+	_ = c.ReadKey(c.r.URL.RawQuery, c.r.Header) // whose call it is, for the log and the report
+	c.Query = ""                                // which may be a copy that is not counted
 	h.refuse(c, f)
 	if c.r.ProtoMajor > 1 {
 		forgetFields(c.r.Header)

@@ -1,6 +1,8 @@
 package caddymodule
 
 import (
+	"cmp"
+
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -38,12 +40,7 @@ var ownResults = []string{
 // finish counts a call and adds what became of it to its line in the access
 // log. It runs also when the connection to the caller is aborted by a panic.
 func (c *call) finish() {
-	switch {
-	case c.trip.Cut:
-		c.result = cutResult
-	case c.result == "":
-		c.result = noOutcomeResult
-	}
+	c.result = c.endResult()
 	c.count()
 	c.settle()
 	requestsInFlight.Dec()
@@ -55,6 +52,14 @@ func (c *call) finish() {
 			to: c.Destination, kind: c.Kind, key: c.Source, account: c.Account(), events: c.events, result: c.result, trip: c.trip,
 		}))
 	}
+}
+
+// endResult is the result of a call that has ended, also by a panic.
+func (c *call) endResult() string {
+	if c.trip.Cut {
+		return cutResult
+	}
+	return cmp.Or(c.result, noOutcomeResult)
 }
 
 // outcome is what became of a call, for the access log: with an account number

@@ -2,7 +2,6 @@ package caddymodule
 
 import (
 	"bytes"
-	"cmp"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -42,7 +41,7 @@ func (h *Handler) tellReport(c *call) {
 	told := migration.Call{
 		Time: time.Now(), Key: key.name, Database: c.Database, Table: c.Table, Surface: c.Kind.String(),
 		UserAgent: c.r.UserAgent(), Origin: c.r.Header.Get("Origin"), Referer: c.r.Referer(), Client: client,
-		Lane: migration.V2, Result: cmp.Or(c.result, cutResult), Findings: c.noted.findings | key.findings | c.resultFindings(), Events: c.events,
+		Lane: migration.V2, Result: c.endResult(), Findings: c.noted.findings | key.findings | c.resultFindings(), Events: c.events,
 	}
 	report := h.report.get()
 	if report.Count(&told) {

@@ -238,6 +238,72 @@ func TestRefusalsOfKeysAreTallied(t *testing.T) {
 	}
 }
 
+// TestCallsThatAreNotRead: a call is refused before its key is needed, since the gateway is
+// at its limit, or since its head is too large. It is in its caller's row all the same.
+func TestCallsThatAreNotRead(t *testing.T) {
+	for name, tc := range map[string]struct {
+		uri     string
+		headers []string
+		found   string
+	}{
+		"in the URL":    {keyed + "&x=1", nil, "key_in_url"},
+		"in a header":   {events, []string{"X-Td-Write-Key", benchKey}, ""},
+		"of an SDK":     {asJS, nil, "js_sdk key_in_url"},
+		"Authorization": {events, []string{"Authorization", "TD1 " + benchKey}, ""},
+	} {
+		for result, change := range map[string]func(h *Handler, r *http.Request){
+			"overloaded":        func(h *Handler, _ *http.Request) { h.bodies.maxTotal = 1 },
+			"headers_too_large": func(_ *Handler, r *http.Request) { r.Header.Set("X-Large", strings.Repeat("x", 70_000)) },
+		} {
+			t.Run(result+", the key "+name, func(t *testing.T) {
+				h, r := stubHandler(), taggedRequest(http.MethodPost, tc.uri, "", tc.headers...)
+				change(h, r)
+				row := tallied(t, h, r)
+				got := slices.DeleteFunc(foundIn(row), func(name string) bool { return name == result })
+				if !strings.HasPrefix(row.Key, "1234/#") || strings.Join(got, " ") != tc.found || row.Results[result] != 1 {
+					t.Errorf("got %+v", row)
+				}
+			})
+		}
+	}
+}
+
+// abortingWriter is a caller that cannot be written to.
+type abortingWriter struct{ stubWriter }
+
+func (*abortingWriter) WriteHeader(int) { panic(http.ErrAbortHandler) }
+
+// TestTalliedResult: the report says of a call that is aborted what the metrics say.
+func TestTalliedResult(t *testing.T) {
+	for want, tc := range map[string]struct {
+		cut    bool
+		result string
+	}{
+		cutResult:       {cut: true, result: forwardedResult},
+		noOutcomeResult: {},
+		forwardedResult: {result: forwardedResult},
+	} {
+		h := stubHandler()
+		report := withReport(t, h)
+		c := call{w: new(stubWriter), r: benchRequest(http.MethodPost, benchPath, 0), to: h.single, result: tc.result, books: new(surfaceBooks)}
+		c.trip.Cut, c.Kind, c.Source = tc.cut, postback.Post, postback.KeyHeader
+		h.tally(&c)
+		c.finish()
+		if row := report.get().List(time.Now()).Rows[0]; row.Results[want] != 1 || c.result != want {
+			t.Errorf("want %s, got %s and %v", want, c.result, row.Results)
+		}
+	}
+	h := stubHandler()
+	report := withReport(t, h)
+	func() {
+		defer func() { _ = recover() }()
+		_ = h.ServeHTTP(&abortingWriter{stubWriter{header: http.Header{}}}, taggedRequest(http.MethodPost, keyed, `{"a":1}`), nil)
+	}()
+	if row := report.get().List(time.Now()).Rows[0]; row.Results[noOutcomeResult] != 1 {
+		t.Errorf("an abort: %v", row.Results)
+	}
+}
+
 // TestHandedOffIsTallied: what the call was is noted before the next handler gets what v2
 // is to get.
 func TestHandedOffIsTallied(t *testing.T) {
