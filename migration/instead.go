@@ -4,9 +4,14 @@ import "strings"
 
 // Curl is the request that a caller should send to v2 by itself, as a command: to a
 // region's host, a database and a table. The key comes from a variable, so that it is
-// in no shell's history. A name that no table can have is left open: {table}.
+// in no shell's history. A name that no table can have is left open: {table}. Without
+// -g, curl would take that for a list, and send to a table of this name.
 func Curl(host, database, table string) string {
-	return "curl -X POST 'https://" + host + eventPath(database, table) + "'" +
+	to, command := host+eventPath(database, table), "curl"
+	if strings.Contains(to, "{") {
+		command = "curl -g"
+	}
+	return command + " -X POST 'https://" + to + "'" +
 		` -H "X-TD-Write-Key: $TD_WRITE_KEY" -H 'Content-Type: application/json' -d '{"column":"value"}'`
 }
 

@@ -1,53 +1,80 @@
 package migration
 
 import (
-	"encoding/json"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/td-postback/gateway/sandbox"
 )
 
 const v2Host = "us01.records.in.treasuredata.com"
 
-// The command is run as it stands, but for the host: what arrives is what v2 takes.
+// runCurl runs the command as it stands, but for the host, against a server in v2's place.
+func runCurl(t *testing.T, curl string, v2 http.Handler) (output string, err error) {
+	t.Helper()
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip("no curl: apt-get install curl")
+	}
+	server := httptest.NewServer(v2)
+	defer server.Close()
+	cmd := exec.Command("sh", "-c", strings.Replace(curl, "https://"+v2Host, server.URL, 1)+" -sS --noproxy '*'")
+	cmd.Env = append(cmd.Environ(), "TD_WRITE_KEY=1234/0123456789abcdef0123456789abcdef01234567")
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// What arrives from the command is a record, by v2's own rules.
 func TestCurl(t *testing.T) {
 	curl := Curl(v2Host, "shop", "orders")
 	if want := "curl -X POST 'https://us01.records.in.treasuredata.com/postback/v3/event/shop/orders' "; !strings.HasPrefix(curl, want) {
 		t.Fatalf("%s", curl)
 	}
-	if _, err := exec.LookPath("curl"); err != nil {
-		t.Skip("no curl: apt-get install curl")
-	}
-	type request struct{ method, path, key, contentType, body string }
-	got := make(chan request, 1)
-	v2 := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body)
-		got <- request{r.Method, r.URL.Path, r.Header.Get("X-TD-Write-Key"), r.Header.Get("Content-Type"), string(body)}
-	}))
-	defer v2.Close()
-	cmd := exec.Command("sh", "-c", strings.Replace(curl, "https://"+v2Host, v2.URL, 1)+" -sS --noproxy '*'")
-	cmd.Env = append(cmd.Environ(), "TD_WRITE_KEY=1234/abc")
-	if out, err := cmd.CombinedOutput(); err != nil {
+	got := make(chan sandbox.Record, 1)
+	if out, err := runCurl(t, curl, &sandbox.Sandbox{Received: func(r sandbox.Record) { got <- r }}); err != nil || out != "{}" {
 		t.Fatalf("%v: %s", err, out)
 	}
 	r := <-got
-	if want := (request{"POST", "/postback/v3/event/shop/orders", "1234/abc", "application/json", r.body}); r != want || !json.Valid([]byte(r.body)) {
+	if r.Database != "shop" || r.Table != "orders" || r.Key != "1234/0123456789abcdef0123456789abcdef01234567" || r.Query != "" || r.Header.Get("Content-Type") != "application/json" {
 		t.Errorf("v2 gets %+v", r)
 	}
 }
 
+// A command with a part that is left open gets no record anywhere, if it is run so:
+// curl takes {table} for a list of one table.
+func TestOpenCurl(t *testing.T) {
+	for _, curl := range []string{Curl(v2Host, "shop", ""), Curl(v2Host, "", "orders"), Curl(v2Host, "a b", "'")} {
+		got := false
+		out, err := runCurl(t, curl, &sandbox.Sandbox{Received: func(sandbox.Record) { got = true }})
+		if err != nil || got || !strings.Contains(out, "error") {
+			t.Errorf("%s: a record is %v: %v %s", curl, got, err, out)
+		}
+	}
+}
+
+// What arrives from the tag is a record, too, with a key in the place of the word.
 func TestTag(t *testing.T) {
 	tag := Tag(v2Host, "shop", "orders")
-	for _, want := range []string{
-		`<script>fetch("https://us01.records.in.treasuredata.com/postback/v3/event/shop/orders", {`, `"X-TD-Write-Key": "YOUR_WRITE_KEY"`,
-		`"Content-Type": "application/json"`, `method: "POST"`, `</script>`,
-	} {
-		if !strings.Contains(tag, want) {
-			t.Errorf("%s has no %s", tag, want)
-		}
+	script, isTag := strings.CutPrefix(tag, "<script>")
+	script, ends := strings.CutSuffix(script, "</script>")
+	if !isTag || !ends || !strings.Contains(script, `fetch("https://us01.records.in.treasuredata.com/postback/v3/event/shop/orders", {`) || strings.Contains(script, "<") {
+		t.Fatalf("%s", tag)
+	}
+	if _, err := exec.LookPath("node"); err != nil {
+		t.Skip("no node: apt-get install nodejs")
+	}
+	got := make(chan sandbox.Record, 1)
+	v2 := httptest.NewServer(&sandbox.Sandbox{Received: func(r sandbox.Record) { got <- r }})
+	defer v2.Close()
+	script = strings.NewReplacer("https://"+v2Host, v2.URL, "YOUR_WRITE_KEY", "1234/abc").Replace(script)
+	out, err := exec.Command("node", "-e", script+".then(answer => console.log(answer.status))").CombinedOutput() //nolint:gosec // G204: the test's own
+	if err != nil || string(out) != "200\n" {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if r := <-got; r.Database != "shop" || r.Table != "orders" || r.Key != "1234/abc" || r.Query != "" || r.Header.Get("Content-Type") != "application/json" {
+		t.Errorf("v2 gets %+v", r)
 	}
 }
 
@@ -60,7 +87,7 @@ func TestInsteadHasOnlyNames(t *testing.T) {
 			}
 		}
 	}
-	if text := Curl(v2Host, "1234", "0123456789abcdef0123"); !strings.HasPrefix(text, "curl -X POST 'https://"+v2Host+"/postback/v3/event/1234/{table}'") {
+	if text := Curl(v2Host, "1234", "0123456789abcdef0123"); !strings.HasPrefix(text, "curl -g -X POST 'https://"+v2Host+"/postback/v3/event/1234/{table}'") {
 		t.Errorf("a key in the path: %s", text)
 	}
 }
