@@ -117,9 +117,9 @@ func printCallers(l *migration.Listing, all int) error {
 }
 
 func findingNames(r *migration.Row) string {
-	names := make([]string, len(r.Findings))
-	for i := range r.Findings {
-		names[i] = r.Findings[i].Name
+	var names []string
+	for _, f := range r.Current() {
+		names = append(names, f.Name)
 	}
 	return cmp.Or(strings.Join(names, " "), "-")
 }
@@ -128,7 +128,7 @@ func findingNames(r *migration.Row) string {
 func printAdvice(rows []migration.Row) {
 	found := map[string]migration.RowFinding{}
 	for i := range rows {
-		for _, f := range rows[i].Findings {
+		for _, f := range rows[i].Current() {
 			found[f.Name] = f
 		}
 	}

@@ -31,7 +31,7 @@ func appendRow(b []byte, key string, d *rowData) []byte {
 		b = binary.AppendUvarint(b, events)
 	}
 	b = appendTallies(b, d.results)
-	b = appendTallies(b, d.findings)
+	b = appendFound(b, d.findings)
 	b = binary.AppendUvarint(b, uint64(len(d.examples)))
 	for _, e := range d.examples {
 		b = appendText(b, e.Request)
@@ -91,6 +91,16 @@ func appendTallies(b []byte, tallies []tally) []byte {
 	return b
 }
 
+func appendFound(b []byte, all []found) []byte {
+	b = binary.AppendUvarint(b, uint64(len(all)))
+	for _, f := range all {
+		b = appendText(b, f.of.String())
+		b = binary.AppendUvarint(b, f.events)
+		b = binary.AppendVarint(b, f.last)
+	}
+	return b
+}
+
 func appendText(b []byte, text string) []byte {
 	b = binary.AppendUvarint(b, uint64(len(text)))
 	return append(b, text...)
@@ -115,7 +125,7 @@ func decodeRow(key string, value []byte) (d rowData, err error) {
 		d.lanes[lane] = r.uvarint(math.MaxUint64)
 	}
 	d.results = r.tallies()
-	d.findings = r.tallies()
+	d.findings = r.found()
 	for range r.uvarint(maxExamples) {
 		e := example{Request: r.text(maxExample)}
 		for name := range strings.FieldsSeq(r.text(maxTallies * maxResult)) {
@@ -231,4 +241,16 @@ func (r *valueReader) tallies() (tallies []tally) {
 		tallies = append(tallies, tally{name, r.uvarint(math.MaxUint64)})
 	}
 	return tallies
+}
+
+// found reads findings. One that only a later version knows is left out.
+func (r *valueReader) found() (all []found) {
+	for range r.uvarint(maxTallies) {
+		of, known := FindingOf(r.text(maxResult))
+		f := found{r.uvarint(math.MaxUint64), r.varint(), of}
+		if known {
+			all = append(all, f)
+		}
+	}
+	return all
 }

@@ -47,10 +47,11 @@ type Row struct {
 
 // RowFinding is a finding about a caller.
 type RowFinding struct {
-	Name   string `json:"name"`
-	Kind   string `json:"kind"`
-	Events uint64 `json:"events"` // that it was true of
-	Advice string `json:"advice"`
+	Name     string    `json:"name"`
+	Kind     string    `json:"kind"`
+	Events   uint64    `json:"events"` // that it was true of
+	LastSeen time.Time `json:"last_seen"`
+	Advice   string    `json:"advice"`
 }
 
 // RowExample is an example of what a caller sends.
@@ -106,9 +107,22 @@ func (r *Row) name() string {
 	return strings.Join([]string{r.Key, r.Database, r.Table, r.Surface, r.Agent, r.Source}, "\x00")
 }
 
-// Keep drops the rows of all callers but those seen since a time, and, with left,
-// those that are ready or gone.
+// Current has the findings that were true within the last 7 days in which it was there:
+// what its owner has to change now.
+func (r *Row) Current() []RowFinding {
+	var current []RowFinding
+	for _, f := range r.Findings {
+		if !f.LastSeen.Before(r.LastSeen.Add(-leftFor)) {
+			current = append(current, f)
+		}
+	}
+	return current
+}
+
+// Keep drops the rows of all callers but those seen since a time, in whole seconds, as
+// rows have theirs, and, with left, of those that are not left.
 func (l *Listing) Keep(left bool, since time.Time) {
+	since = since.Truncate(time.Second)
 	l.Rows = slices.DeleteFunc(l.Rows, func(r Row) bool {
 		return r.LastSeen.Before(since) || left && r.State != Left
 	})
@@ -133,10 +147,8 @@ func (r *row) list(now time.Time) Row {
 	for _, result := range d.results {
 		out.Results[result.name] = result.events
 	}
-	for _, one := range d.findings {
-		if f, ok := FindingOf(one.name); ok {
-			out.Findings = append(out.Findings, RowFinding{one.name, f.Kind().String(), one.events, f.Advice()})
-		}
+	for _, f := range d.findings {
+		out.Findings = append(out.Findings, RowFinding{f.of.String(), f.of.Kind().String(), f.events, timeOf(f.last), f.of.Advice()})
 	}
 	for _, e := range d.examples {
 		names := []string{}
@@ -200,8 +212,8 @@ func (l *Listing) WriteCSV(w io.Writer) error {
 
 // cells are those of csvHead.
 func (r *Row) cells() []string {
-	names, advice, examples := make([]string, 0, len(r.Findings)), make([]string, 0, len(r.Findings)), make([]string, 0, len(r.Examples))
-	for _, f := range r.Findings {
+	var names, advice, examples []string
+	for _, f := range r.Current() {
 		names, advice = append(names, f.Name), append(advice, f.Advice)
 	}
 	for _, e := range r.Examples {

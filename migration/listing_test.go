@@ -40,6 +40,14 @@ func TestListingIsSortedAndKept(t *testing.T) {
 	if got := tables(l); got != "t2" {
 		t.Errorf("left, of the last hours: %s", got)
 	}
+	l.Keep(false, start.Add(2*time.Hour+999*time.Millisecond)) // a row has its times in whole seconds
+	if got := tables(l); got != "t2" {
+		t.Errorf("of the same second: %s", got)
+	}
+	l.Keep(false, start.Add(2*time.Hour+time.Second))
+	if got := tables(l); got != "" {
+		t.Errorf("of a second later: %s", got)
+	}
 }
 
 func TestListingAsJSON(t *testing.T) {
@@ -64,7 +72,7 @@ func TestListingAsJSON(t *testing.T) {
 	if !strings.HasSuffix(string(text), others) {
 		t.Errorf("%s", text)
 	}
-	if !strings.Contains(string(text), `{"name":"key_in_url","kind":"changed","events":1,"advice":"Send the write key in the header`) {
+	if !strings.Contains(string(text), `{"name":"key_in_url","kind":"changed","events":1,"last_seen":"2026-11-20T11:30:00Z","advice":"Send the write key in the header`) {
 		t.Errorf("%s", text)
 	}
 }

@@ -108,10 +108,10 @@ func TestRow(t *testing.T) {
 		Lanes:   map[string]uint64{"v2": 11, "legacy": 1},
 		Results: map[string]uint64{"forwarded": 11, "upstream_4xx": 1},
 		Findings: []RowFinding{
-			{"from_query", "changed", 12, FromQuery.Advice()},
-			{"key_in_url", "changed", 12, KeyInURL.Advice()},
-			{"answered_with_image", "changed", 12, AnsweredWithImage.Advice()},
-			{"value_filled", "changed", 10, ValueFilled.Advice()},
+			{"from_query", "changed", 12, start.Add(72 * time.Hour), FromQuery.Advice()},
+			{"key_in_url", "changed", 12, start.Add(72 * time.Hour), KeyInURL.Advice()},
+			{"answered_with_image", "changed", 12, start.Add(72 * time.Hour), AnsweredWithImage.Advice()},
+			{"value_filled", "changed", 10, start.Add(72 * time.Hour), ValueFilled.Advice()},
 		},
 		Examples: []RowExample{{"GET ?td_write_key=…&id=string", []string{"from_query", "key_in_url", "answered_with_image"}}},
 	})
@@ -151,6 +151,42 @@ func TestStates(t *testing.T) {
 	}
 	if got := state(14 * 24 * time.Hour); got != Gone {
 		t.Errorf("8 days after the last call: %s", got)
+	}
+}
+
+// What a caller does not do any more, its owner need not be told.
+func TestCurrentFindings(t *testing.T) {
+	r := inMemory(0)
+	at := func(days int, findings Findings) {
+		count(r, postCall(), func(c *Call) { c.Time, c.Findings = start.Add(time.Duration(days)*24*time.Hour), findings })
+	}
+	current := func(now int) string {
+		row := r.List(start.Add(time.Duration(now) * 24 * time.Hour)).Rows[0]
+		names := string(row.State)
+		for _, f := range row.Current() {
+			names += " " + f.Name
+		}
+		return names
+	}
+	at(0, setOf(KeyInURL, PlainHTTP))
+	at(3, setOf(PlainHTTP, CutKey))
+	if got := current(3); got != "left key_in_url plain_http cut_key" {
+		t.Errorf("at first: %s", got)
+	}
+	at(8, setOf(PlainHTTP))
+	if got := current(8); got != "left plain_http cut_key" {
+		t.Errorf("8 days after the last key in the URL: %s", got)
+	}
+	at(16, 0)
+	if got := current(16); got != "ready to leave the gateway" {
+		t.Errorf("8 days after the last finding: %s", got)
+	}
+	if got := r.List(start).Rows[0].Findings; len(got) != 3 || got[0].Events != 1 || !got[0].LastSeen.Equal(start) {
+		t.Errorf("got %+v", got)
+	}
+	at(17, setOf(PlainHTTP))
+	if got := current(40); got != "gone plain_http" {
+		t.Errorf("of one that has gone, what it did last: %s", got)
 	}
 }
 

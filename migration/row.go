@@ -42,7 +42,7 @@ type rowData struct {
 	formSeen int64 // the last call in a form that v2 would not take, in UNIX seconds
 	lanes    [len(laneNames)]uint64
 	results  []tally
-	findings []tally
+	findings []found
 	examples []example
 
 	changed bool // since it was saved
@@ -60,6 +60,13 @@ type totals struct {
 type tally struct {
 	name   string
 	events uint64
+}
+
+// found counts the events of one finding.
+type found struct {
+	events uint64
+	last   int64 // when it was true last, in UNIX seconds
+	of     Finding
 }
 
 // example is one call of a row, redacted.
@@ -83,6 +90,18 @@ func addTo(tallies []tally, name string, events uint64, limit int) []tally {
 	return append(tallies, tally{name, events})
 }
 
+// addFound counts events of which a finding was true.
+func (d *rowData) addFound(more found) {
+	for i := range d.findings {
+		if f := &d.findings[i]; f.of == more.of {
+			f.events += more.events
+			f.last = max(f.last, more.last)
+			return
+		}
+	}
+	d.findings = append(d.findings, more)
+}
+
 // weight is what the row's place depends on: how many events it may have had.
 func (d *rowData) weight() uint64 { return d.missed + d.events }
 
@@ -98,7 +117,7 @@ func (d *rowData) add(c *Call) {
 	d.lanes[c.Lane] += events
 	d.results = addTo(d.results, clean(c.Result, maxResult), events, maxResults)
 	for f := range c.Findings.All() {
-		d.findings = addTo(d.findings, f.String(), events, int(findings))
+		d.addFound(found{events, now, f})
 	}
 	if c.legacyForm() {
 		d.formSeen = now
@@ -137,8 +156,8 @@ func (d *rowData) merge(saved *rowData) {
 	for _, t := range saved.results {
 		d.results = addTo(d.results, t.name, t.events, maxResults)
 	}
-	for _, t := range saved.findings {
-		d.findings = addTo(d.findings, t.name, t.events, maxTallies)
+	for _, f := range saved.findings {
+		d.addFound(f)
 	}
 	for _, e := range saved.examples {
 		if d.wantsExample(e.Findings) {
