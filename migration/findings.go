@@ -83,7 +83,7 @@ var findingTexts = [findings]struct {
 	MarkRemoved:          {"mark_removed", Changed, "Send the JSON without a byte-order mark before it."},
 	PathMended:           {"path_mended", Changed, "Write the path as /postback/v3/event/{database}/{table}, with single slashes and none at its end."},
 	EncodingMended:       {"encoding_mended", Changed, "Encode text as UTF-8: what is no UTF-8 arrives as U+FFFD."},
-	AnsweredWithImage:    {"answered_with_image", Changed, "Send with fetch or sendBeacon in place of an image: v2 answers with JSON."},
+	AnsweredWithImage:    {"answered_with_image", Changed, "Send with fetch in place of an image: v2 answers with JSON, and sendBeacon cannot send the header with the key."},
 	AnsweredWithRedirect: {"answered_with_redirect", Changed, "Send the record, and go to the other page by yourself: v2 does not redirect."},
 	ValueFilled:          {"value_filled", Changed, "Send the value itself as a column: v2 does not fill td_ip, td_ua or td_global_id."},
 	JSSDK:                {"js_sdk", Changed, "Use td-js-sdk 4, which speaks v2's batch API: v2 has no /js/v3/event."},
