@@ -167,9 +167,9 @@ func adminAddress(given string) (string, error) {
 		problems = append(problems, err.Error())
 	}
 	if given != "" {
-		return "", fmt.Errorf("--address %q: no gateway answers there: must be where its admin endpoint is, as the option admin in its Caddyfile says: %s", given, problems[0])
+		return "", fmt.Errorf("--address %q: no gateway answers there: must be where its admin endpoint is, as the option admin in its Caddyfile says (off: it has none): %s", given, problems[0])
 	}
-	return "", fmt.Errorf("no gateway answers where it usually does: say with --address where its admin endpoint is, as the option admin in its Caddyfile says. Tried: %s",
+	return "", fmt.Errorf("no gateway answers where it usually does: it does not run, or its admin endpoint is elsewhere or off, as the option admin in its Caddyfile says. Say with --address where. Tried: %s",
 		strings.Join(problems, "; "))
 }
 
