@@ -33,8 +33,9 @@ var commandsPrint = []struct{ command, prints, leavesOut string }{
 	{`grep -E '"upstream_status":40[13]'`, "1 1234/…\tshop\tanswer_403\t403\n", "nokey"},
 	{`'.td_postback | select(.) | [.account, .database, .table, .surface, .key, .result] | @tsv'`, "1 777/…\tshop\torders\tpost\theader\tforwarded\n", "null"},
 	{`startswith("777/")`, "127.0.0.1\tStranger/2.1\tshop\torders\tforwarded\n", "Tagger"},
+	{`jq -r '.fingerprint // empty'`, " 777/#", "null"},
 	{`select(.database == "shop" and .table == "orders")`, "/postback/v3/event/shop/orders", "answer_403"},
-	{`select(.results.forwarded or .results.spooled)`, "\tshop\torders\tpost\tTagger\t127.0.0.0/24\n", "nokey"},
+	{`select(.results | has("forwarded")`, "\tshop\torders\tpost\tTagger\t127.0.0.0/24\n", "nokey"},
 }
 
 // TestDocumentedCommands runs them over the log and the report of a gateway to which a
@@ -47,7 +48,7 @@ func TestDocumentedCommands(t *testing.T) {
 	t.Cleanup(v2.Close)
 	addr, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
-	g := serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\nhttp://:%s {\n log {\n format filter {\n request td_key\n}\n}\n td_postback us01 {\n upstream %s\n report\n keys {\n accounts 1234\n unknown warn\n}\n}\n}\n",
+	g := serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\nhttp://:%s {\n log {\n format filter {\n request td_key\n}\n}\n @call td_call\n log_append @call <fingerprint {td.key}\n td_postback us01 {\n upstream %s\n report\n keys {\n accounts 1234\n unknown warn\n}\n}\n}\n",
 		withAdmin(admin), port, v2.URL))
 	raw(t, addr, post("/postback/v3/event/shop/orders", asJSON+"User-Agent: Stranger/2.1\r\nX-TD-Write-Key: 777/feedfacefeedfacefeedfacefeedfacefeedface\r\n", object))
 	raw(t, addr, post("/postback/v3/event/shop/orders?td_write_key=YOUR_KEY", asJSON+"User-Agent: Tagger/1.0\r\n", object))
@@ -80,7 +81,7 @@ func TestDocumentedCommands(t *testing.T) {
 func commandsInDocuments(t *testing.T) map[string]string {
 	t.Helper()
 	commands := map[string]string{}
-	for _, name := range []string{"runbook", "keys", "callers"} {
+	for _, name := range []string{"runbook", "keys", "callers", "recipes"} {
 		for _, command := range documentedCommands.FindAllString(readFile(t, "docs/"+name+".md"), -1) {
 			commands[strings.ReplaceAll(command, `\|`, "|")] = name // in a table
 		}
