@@ -3,6 +3,8 @@ package migration
 import (
 	"sync"
 	"time"
+
+	"github.com/td-postback/gateway/postback"
 )
 
 // DefaultRows is how many rows a report has that is not told how many.
@@ -137,7 +139,7 @@ func (r *Report) countNew(key string, c *Call) (wantsExample bool) {
 	defer r.mu.Unlock()
 	known, ok := r.rows[key]
 	if !ok {
-		known = r.makeRow(key, hourOf(c.Time))
+		known = r.makeRow(key, c.Time)
 	}
 	return known.count(c)
 }
@@ -145,7 +147,7 @@ func (r *Report) countNew(key string, c *Call) (wantsExample bool) {
 // makeRow gives a caller a row: a new one, or the one of the rarest caller. The caller
 // begins with as many events as it may have had among the others, so that those which
 // come all the time stay, however many come once.
-func (r *Report) makeRow(key string, hour int64) *row {
+func (r *Report) makeRow(key string, now time.Time) *row {
 	var made *row
 	if len(r.rows) < r.cfg.Rows {
 		made = &row{}
@@ -154,7 +156,7 @@ func (r *Report) makeRow(key string, hour int64) *row {
 	} else {
 		made = r.order.rarest()
 		r.others.missed = max(r.others.missed, made.data.weight())
-		r.giveWay(made, hour)
+		r.giveWay(made, now)
 		made.begin(key, r.others.missed)
 	}
 	r.rows[key] = made
@@ -162,27 +164,44 @@ func (r *Report) makeRow(key string, hour int64) *row {
 }
 
 // giveWay takes a caller's row away, and adds its counts to the others'.
-func (r *Report) giveWay(old *row, hour int64) {
+func (r *Report) giveWay(old *row, now time.Time) {
 	delete(r.rows, old.key)
 	if old.data.saved {
 		r.gone[old.key] = true
+	}
+	hour := max(r.others.hours.newest, old.data.hours.newest)
+	if postback.PlausibleTime(now) {
+		hour = hourOf(now)
 	}
 	r.others.hours.advance(hour)
 	r.others.add(&others{totals: old.data.totals, rows: 1})
 }
 
-// forget takes away the rows of callers that have gone.
+// forget takes away the rows of callers that have gone. Those that are to come, by a clock
+// that was ahead, have come now. It does nothing as long as the clock cannot be right.
 func (r *Report) forget(now time.Time) {
+	if !postback.PlausibleTime(now) {
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.order.keep(func(old *row) bool {
-		if old.data.last >= now.Add(-forgetAfter).Unix() {
-			return true
+		switch {
+		case old.data.last > now.Add(maxAhead).Unix():
+			old.mu.Lock() // somebody may be listing it
+			defer old.mu.Unlock()
+			old.data.notAfter(now.Unix())
+		case old.data.last < now.Add(-forgetAfter).Unix():
+			r.giveWay(old, now)
+			return false
 		}
-		r.giveWay(old, hourOf(now))
-		return false
+		return true
 	})
 }
+
+// maxAhead is how far a caller's last call may be ahead of the clock: calls and clocks
+// overtake each other a little.
+const maxAhead = time.Minute
 
 // AddExample gives the caller of a call an example of what it sends. The text must be
 // redacted: see Redact.

@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -491,6 +492,58 @@ func TestForgottenCallers(t *testing.T) {
 	}
 	if !stays {
 		t.Error("a caller is forgotten that was there 11 days ago")
+	}
+}
+
+// A machine without a clock of its own begins at 1970. What is known of a caller stays.
+func TestCallsBeforeTheClockIsSet(t *testing.T) {
+	r := inMemory(2)
+	r.Count(pixelCall())
+	count(r, postCall(), func(c *Call) { c.Findings = setOf(CutKey) })
+	unset := time.Unix(100, 0)
+	count(r, pixelCall(), func(c *Call) { c.Time = unset })
+	r.forget(unset)
+	if l := r.List(unset); l.Rows[0].Events+l.Rows[1].Events != 3 {
+		t.Errorf("got %+v", l.Rows)
+	}
+	now := start.Add(time.Hour)
+	r.forget(now)
+	l := r.List(now)
+	if len(l.Rows) != 2 {
+		t.Fatalf("%d rows", len(l.Rows))
+	}
+	for _, row := range l.Rows {
+		if !row.FirstSeen.Equal(start) || !row.LastSeen.Equal(start) || row.Events24h != 1 || row.State != Left && row.Surface == "pixel" {
+			t.Errorf("got %+v", row)
+		}
+	}
+	count(r, postCall(), func(c *Call) { c.Time, c.Table = unset, "other" }) // one of them gives way
+	count(r, postCall(), func(c *Call) { c.Time, c.Table = now, "other" })
+	l = r.List(now)
+	if row := l.Rows[slices.IndexFunc(l.Rows, func(r Row) bool { return r.Table == "other" })]; !row.FirstSeen.Equal(now) || row.Events != 2 || row.Events7d != 1 {
+		t.Errorf("of a caller that was new then: %+v", row)
+	}
+	if l.Others.Events24h != 1 {
+		t.Errorf("others: %+v", l.Others)
+	}
+}
+
+// A clock that was ahead goes right again. Who called while it was ahead is gone after a
+// week all the same, and forgotten after 30 days.
+func TestCallsOfAClockThatWasAhead(t *testing.T) {
+	r := inMemory(0)
+	count(r, pixelCall(), func(c *Call) { c.Time = start.Add(3 * 365 * 24 * time.Hour) })
+	r.forget(start)
+	row := r.List(start).Rows[0]
+	if row.State != Left || !row.FirstSeen.Equal(start) || !row.LastSeen.Equal(start) || !row.Findings[0].LastSeen.Equal(start) {
+		t.Errorf("when it is right: %+v", row)
+	}
+	if got := r.List(start.Add(8 * 24 * time.Hour)).Rows[0].State; got != Gone {
+		t.Errorf("8 days later: %s", got)
+	}
+	r.forget(start.Add(31 * 24 * time.Hour))
+	if l := r.List(start); len(l.Rows) > 0 {
+		t.Errorf("31 days later: %+v", l.Rows)
 	}
 }
 

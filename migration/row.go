@@ -4,6 +4,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/td-postback/gateway/postback"
 )
 
 // Lane is one of the two ways that a call may go.
@@ -107,13 +109,17 @@ func (d *rowData) weight() uint64 { return d.missed + d.events }
 
 // add counts a call.
 func (d *rowData) add(c *Call) {
-	now, events := c.Time.Unix(), uint64(max(1, c.Events))
+	events := uint64(max(1, c.Events))
+	now := d.last // as long as the clock cannot be right
+	if postback.PlausibleTime(c.Time) {
+		now = c.Time.Unix()
+		d.hours.add(hourOf(c.Time), events)
+	}
 	if d.first == 0 {
 		d.first = now
 	}
 	d.last = now
 	d.events += events
-	d.hours.add(hourOf(c.Time), events)
 	d.lanes[c.Lane] += events
 	d.results = addTo(d.results, clean(c.Result, maxResult), events, maxResults)
 	for f := range c.Findings.All() {
@@ -167,9 +173,18 @@ func (d *rowData) merge(saved *rowData) {
 	d.changed, d.saved = true, true
 }
 
+// notAfter brings to the present what was counted while the clock was ahead.
+func (d *rowData) notAfter(now int64) {
+	d.first, d.last, d.formSeen = min(d.first, now), min(d.last, now), min(d.formSeen, now)
+	for i := range d.findings {
+		d.findings[i].last = min(d.findings[i].last, now)
+	}
+	d.changed = true
+}
+
 // merge adds the counts of another row, or of several.
 func (t *totals) merge(other *totals) {
-	if t.events == 0 || other.first < t.first {
+	if t.first == 0 || other.first != 0 && other.first < t.first {
 		t.first = other.first
 	}
 	t.last = max(t.last, other.last)

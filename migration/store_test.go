@@ -113,6 +113,42 @@ func TestReportSurvivesARestart(t *testing.T) {
 	}
 }
 
+// A gateway that was off goes by the time that it is.
+func TestReportAfterDays(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "report.db")
+	r := open(t, path, 0)
+	r.Count(pixelCall())
+	save(t, r)
+	shut(t, r)
+	for _, tc := range []struct {
+		days     int
+		state    State
+		day, all uint64
+	}{{1, Left, 1, 1}, {2, Left, 0, 1}, {7, Left, 0, 1}, {8, Gone, 0, 0}, {30, Gone, 0, 0}} {
+		now := start.Add(time.Duration(tc.days) * 24 * time.Hour)
+		r = open(t, path, 0)
+		if err := r.Save(now); err != nil {
+			t.Fatal(err)
+		}
+		l := r.List(now)
+		if len(l.Rows) != 1 || l.Rows[0].State != tc.state || l.Rows[0].Events24h != tc.day || l.Rows[0].Events7d != tc.all || l.Rows[0].Events != 1 {
+			t.Errorf("%d days later: %+v", tc.days, l.Rows)
+		}
+		shut(t, r)
+	}
+	now := start.Add(30*24*time.Hour + time.Second)
+	for range 2 {
+		r = open(t, path, 0)
+		if err := r.Save(now); err != nil {
+			t.Fatal(err)
+		}
+		if l := r.List(now); len(l.Rows) > 0 || l.Others.Events != 1 {
+			t.Errorf("31 days later: %+v", l)
+		}
+		shut(t, r)
+	}
+}
+
 // What has not changed is not written again, and what gave way goes.
 func TestOnlyChangesAreSaved(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "report.db")
