@@ -118,7 +118,7 @@ func printCallers(l *migration.Listing, all int) error {
 
 func findingNames(r *migration.Row) string {
 	var names []string
-	for _, f := range r.Current() {
+	for _, f := range r.Findings {
 		names = append(names, f.Name)
 	}
 	return cmp.Or(strings.Join(names, " "), "-")
@@ -128,7 +128,7 @@ func findingNames(r *migration.Row) string {
 func printAdvice(rows []migration.Row) {
 	found := map[string]migration.RowFinding{}
 	for i := range rows {
-		for _, f := range rows[i].Current() {
+		for _, f := range rows[i].Findings {
 			found[f.Name] = f
 		}
 	}

@@ -157,7 +157,19 @@ func TestCallers(t *testing.T) {
 	if row := rowOf(t, &l, "scripts"); row.Events != 2 || !strings.HasPrefix(row.Key, "1234/#") {
 		t.Errorf("after a kill: %+v", row)
 	}
+
+	// What is counted is on disk when the gateway has stopped.
+	before := rowOf(t, &l, "posts").Events
+	raw(t, again.addr, calledAs[1].request)
 	again.stop()
+	kept, err := migration.Open(migration.Config{Path: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if row := rowOf(t, kept.List(time.Now()), "posts"); row.Events != before+1 {
+		t.Errorf("after a stop: %d calls, want %d", row.Events, before+1)
+	}
+	_ = kept.Close()
 	onDisk, err := os.ReadFile(file) //nolint:gosec // G304: the test's own
 	if err != nil {
 		t.Fatal(err)

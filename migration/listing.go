@@ -37,9 +37,9 @@ type Row struct {
 	Events    uint64    `json:"events"` // since it has the row
 	Error     uint64    `json:"error"`  // so many more at most, while it was one of the others
 
-	Lanes    map[string]uint64 `json:"lanes"`   // events by lane
-	Results  map[string]uint64 `json:"results"` // events by what became of them
-	Findings []RowFinding      `json:"findings"`
+	Lanes    map[string]uint64 `json:"lanes"`    // events by lane
+	Results  map[string]uint64 `json:"results"`  // events by what became of them
+	Findings []RowFinding      `json:"findings"` // of the last 7 days in which it was there
 	Examples []RowExample      `json:"examples"`
 
 	Instead *Instead `json:"instead,omitempty"` // what to send, if it is left: see AddInstead
@@ -107,18 +107,6 @@ func (r *Row) name() string {
 	return strings.Join([]string{r.Key, r.Database, r.Table, r.Surface, r.Agent, r.Source}, "\x00")
 }
 
-// Current has the findings that were true within the last 7 days in which it was there:
-// what its owner has to change now.
-func (r *Row) Current() []RowFinding {
-	var current []RowFinding
-	for _, f := range r.Findings {
-		if !f.LastSeen.Before(r.LastSeen.Add(-leftFor)) {
-			current = append(current, f)
-		}
-	}
-	return current
-}
-
 // Keep drops the rows of all callers but those seen since a time, in whole seconds, as
 // rows have theirs, and, with left, of those that are not left.
 func (l *Listing) Keep(left bool, since time.Time) {
@@ -148,6 +136,9 @@ func (r *row) list(now time.Time) Row {
 		out.Results[result.name] = result.events
 	}
 	for _, f := range d.findings {
+		if f.last < d.last-int64(leftFor/time.Second) {
+			continue // it does that no more: there is nothing to change
+		}
 		out.Findings = append(out.Findings, RowFinding{f.of.String(), f.of.Kind().String(), f.events, timeOf(f.last), f.of.Advice()})
 	}
 	for _, e := range d.examples {
@@ -213,7 +204,7 @@ func (l *Listing) WriteCSV(w io.Writer) error {
 // cells are those of csvHead.
 func (r *Row) cells() []string {
 	var names, advice, examples []string
-	for _, f := range r.Current() {
+	for _, f := range r.Findings {
 		names, advice = append(names, f.Name), append(advice, f.Advice)
 	}
 	for _, e := range r.Examples {
