@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/td-postback/gateway/migration"
 	"github.com/td-postback/gateway/postback"
+	"github.com/td-postback/gateway/upstream"
 )
 
 // withReport gives a handler a report in memory.
@@ -223,6 +225,39 @@ func foundIn(row migration.Row) (names []string) {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// oneAnswer answers each request with a status.
+type oneAnswer struct {
+	stubConn
+	status int
+}
+
+func (c oneAnswer) Read(p []byte) (int, error) {
+	return copy(p, fmt.Sprintf("HTTP/1.1 %d x\r\nContent-Length: 2\r\n\r\n{}", c.status)), nil
+}
+
+// TestAnswersAreTallied: what v2 says of the record or its key is a finding, and not what
+// it says of itself or of the account.
+func TestAnswersAreTallied(t *testing.T) {
+	for status, want := range map[int]string{
+		200: "", 301: "", 400: "refused_by_v2", 401: "refused_by_v2", 403: "refused_by_v2", 408: "", 413: "refused_by_v2", 422: "refused_by_v2", 429: "", 500: "", 503: "",
+	} {
+		h := stubHandler()
+		client, err := upstream.New(upstream.Config{
+			URL: &url.URL{Scheme: "http", Host: "v2"}, Dial: func(string) (net.Conn, error) { return oneAnswer{status: status}, nil }, Timeout: time.Minute, MaxConns: 1,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.single.Client = client
+		r := taggedRequest(http.MethodPost, events, `{"a":1}`, "X-Td-Write-Key", benchKey)
+		r.TLS = &tls.ConnectionState{HandshakeComplete: true}
+		row := tallied(t, h, r)
+		if got := strings.Join(foundIn(row), " "); got != want || row.Results[upstreamResult(status)] != 1 || (row.State == migration.Left) != (want != "") {
+			t.Errorf("%d: got %q, %s, %v", status, got, row.State, row.Results)
+		}
+	}
 }
 
 // TestRefusalsOfKeysAreTallied: what the operator does not know, with the key's name.

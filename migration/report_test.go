@@ -135,6 +135,9 @@ func TestStates(t *testing.T) {
 	if got := state(time.Hour); got != Ready {
 		t.Errorf("v2's form: %s", got)
 	}
+	if last, then := state(7*24*time.Hour), state(7*24*time.Hour+time.Second); last != Ready || then != Gone {
+		t.Errorf("7 days after the last call: %s, and a second later: %s", last, then)
+	}
 	count(r, postCall(), func(c *Call) { c.Findings = setOf(TimeIgnored, UnusualKey) })
 	if got := state(time.Hour); got != Ready {
 		t.Errorf("what is only noted: %s", got)

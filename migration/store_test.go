@@ -149,6 +149,26 @@ func TestReportAfterDays(t *testing.T) {
 	}
 }
 
+// A caller in v2's form, of which the file says that it was left, is left.
+func TestLeftInTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "report.db")
+	first := open(t, path, 0)
+	count(first, postCall(), func(c *Call) { c.Findings = setOf(KeyInURL) })
+	save(t, first)
+	second, err := Open(Config{Path: path})
+	if !errors.Is(err, errInUse) {
+		t.Fatalf("the file is open twice: %v", err)
+	}
+	t.Cleanup(func() { _ = second.Close() })
+	count(second, postCall(), func(c *Call) { c.Time = start.Add(time.Minute) })
+	shut(t, first)
+	save(t, second)
+	row := second.List(start.Add(time.Hour)).Rows[0]
+	if row.State != Left || row.Events != 2 || len(row.Findings) != 1 || !row.Findings[0].LastSeen.Equal(start) || !row.LastSeen.Equal(start.Add(time.Minute)) {
+		t.Errorf("got %+v", row)
+	}
+}
+
 // What has not changed is not written again, and what gave way goes.
 func TestOnlyChangesAreSaved(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "report.db")
