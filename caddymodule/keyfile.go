@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -25,6 +26,13 @@ const (
 	// counts when two looks in a row see the same: then nobody is still writing it.
 	keyFilePause = 500 * time.Millisecond
 
+	// restlessLooks is how many looks in a row must each see something else, until a
+	// file counts that does not stay.
+	restlessLooks = 3
+
+	// maxRestlessKeys is how many keys may add up while a file does not stay.
+	maxRestlessKeys = 1 << 20
+
 	// maxKeyFile is the largest file, in bytes: about a million keys.
 	maxKeyFile = 64 << 20
 )
@@ -40,16 +48,22 @@ type keyFile struct {
 	stop chan struct{}
 
 	seed    maphash.Seed
-	current glimpse // that list is of
+	settled *postback.KeyList // of the file when it last stayed as it was
+	current glimpse           // that settled is of
 	last    glimpse
 	trouble glimpse // that cannot be used, and why
 	because string
 	told    time.Time // when it was told
+
+	restless int               // so many looks in a row have each seen something else
+	same     int               // so many of them have read the same keys as the one before
+	latest   *postback.KeyList // what the last one has read, or nil
 }
 
 // glimpse is what a look at a file has seen.
 type glimpse struct {
 	sum     uint64 // of its bytes
+	size    int64
 	problem string // why they cannot be read
 }
 
@@ -86,13 +100,12 @@ func (f *keyFile) Destruct() error {
 // newKeyFile reads a file for the first time.
 func newKeyFile(path string) (*keyFile, error) {
 	f := &keyFile{path: path, stop: make(chan struct{}), seed: maphash.MakeSeed()}
-	list, sum, err := f.read()
+	list, seen, err := f.read(false)
 	if err != nil {
 		return nil, err
 	}
 	f.list.Store(list)
-	f.current = glimpse{sum: sum}
-	f.last = f.current
+	f.settled, f.current, f.last = list, seen, seen
 	return f, nil
 }
 
@@ -116,10 +129,13 @@ func (f *keyFile) look() {
 	f.last = now
 	switch {
 	case now != before: // it may be half written, or gone for a moment
-		return
+		f.takeRestless(now.size > before.size)
 	case now == f.current:
+		f.restless = 0
+		f.list.Store(f.settled) // it may not have stayed meanwhile
 		f.trouble, f.because = glimpse{}, ""
 	case now != f.trouble:
+		f.restless = 0
 		f.take(now)
 	}
 	if f.because != "" && time.Since(f.told) >= warningPause {
@@ -134,8 +150,8 @@ func (f *keyFile) look() {
 func (f *keyFile) take(seen glimpse) {
 	problem := seen.problem
 	if problem == "" {
-		list, sum, err := f.read()
-		if sum != seen.sum {
+		list, read, err := f.read(false)
+		if read != seen {
 			return // it has changed since, or is gone: the next looks see to it
 		}
 		if err == nil {
@@ -147,10 +163,40 @@ func (f *keyFile) take(seen glimpse) {
 	f.trouble, f.because, f.told = seen, problem, time.Time{} // it is told at once
 }
 
+// restlessFile is told of a file that does not stay as it is.
+const restlessFile = "it changes all the time: its keys count, and so do those of before, until it stays as it is for a second"
+
+// takeRestless takes over what a file has that does not stay for two looks: its keys
+// count, and so do those of before, as it may be half written. If the keys stay, and only
+// the rest does not, such as the time in it, they are all.
+func (f *keyFile) takeRestless(grows bool) {
+	before := f.latest
+	list, _, err := f.read(true)
+	f.latest = list
+	f.restless++
+	f.same++
+	if err != nil || grows || before == nil || !list.Equal(before) {
+		f.same = 0
+	}
+	switch {
+	case err != nil:
+	case f.same == restlessLooks-1:
+		f.list.Store(list)
+		f.settled, f.current, f.trouble, f.because = list, glimpse{}, glimpse{}, ""
+	case f.restless >= restlessLooks && f.same < restlessLooks-1:
+		both := f.list.Load().With(list)
+		if both.Len() > maxRestlessKeys {
+			both = f.settled.With(list)
+		}
+		f.list.Store(both)
+		f.trouble, f.because = glimpse{}, restlessFile
+	}
+}
+
 // use lets a list count.
 func (f *keyFile) use(list *postback.KeyList, seen glimpse) {
 	f.list.Store(list)
-	f.current, f.trouble, f.because = seen, glimpse{}, ""
+	f.settled, f.current, f.trouble, f.because = list, seen, glimpse{}, ""
 	caddy.Log().Named(handlerID).Info("the file of write keys has changed", zap.String("file", f.path), zap.Int("keys", list.Len()))
 }
 
@@ -170,19 +216,24 @@ func (f *keyFile) glimpse() glimpse {
 	if err != nil {
 		return glimpse{problem: withoutPath(err).Error()}
 	}
-	return glimpse{sum: hash.Sum64()}
+	return glimpse{sum: hash.Sum64(), size: size}
 }
 
-// read reads the keys of the file, all or none. The sum is of its bytes, also after an
-// error that is about them.
-func (f *keyFile) read() (list *postback.KeyList, sum uint64, err error) {
+// read reads the keys of the file, all or none; with whole, those of whole lines. What
+// it has seen is right also after an error that is about the text.
+func (f *keyFile) read(whole bool) (list *postback.KeyList, seen glimpse, err error) {
 	text, err := readKeyFile(f.path)
 	if err != nil {
-		return nil, 0, err
+		return nil, glimpse{}, err
 	}
 	defer clear(text) // it has keys
-	list, err = postback.ReadKeyList(text)
-	return list, maphash.Bytes(f.seed, text), err
+	seen = glimpse{sum: maphash.Bytes(f.seed, text), size: int64(len(text))}
+	lines := text
+	if whole {
+		lines = text[:bytes.LastIndexByte(text, '\n')+1]
+	}
+	list, err = postback.ReadKeyList(lines)
+	return list, seen, err
 }
 
 var errLargeKeyFile = fmt.Errorf("it has more than %d bytes", maxKeyFile)

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -116,6 +117,61 @@ func TestKeyFileIsWrittenSlowly(t *testing.T) {
 	})
 }
 
+// TestKeyFileThatNeverStays: what is in a file that changes all the time counts too,
+// within 2 s, and what is half written takes no key away.
+func TestKeyFileThatNeverStays(t *testing.T) {
+	rename := func(t *testing.T, path, text string) {
+		t.Helper()
+		writeKeys(t, path+".new", text)
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	halfWritten := func(t *testing.T, path, text string) {
+		t.Helper()
+		writeKeys(t, path, text[:strings.LastIndex(text, "1/bb")])
+		time.Sleep(keyFilePause / 4)
+		writeKeys(t, path, text)
+	}
+	for name, tc := range map[string]struct {
+		write func(t *testing.T, path, text string)
+		text  string // with the number of the change for *
+		old   string // whether the old key counts on, though the file does not stay
+	}{
+		"in place, with the time":      {writeKeys, "# *\n1/bb\n", "no"},
+		"by rename, with the time":     {rename, "1/bb label-*\n", "no"},
+		"in place, with other keys":    {writeKeys, "1/cc*\n1/bb\n", "yes"},
+		"by rename, with other keys":   {rename, "1/bb\n1/cc*\n", "yes"},
+		"half written, with the time":  {halfWritten, "# *\n1/cc\n1/bb\n", "maybe"},
+		"half written, with more keys": {halfWritten, "1/cc*\n1/aa\n1/bb\n", "yes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := followed(t, "1/aa\n")
+				began, knows := time.Now(), func(key string) bool { return f.list.Load().Has(key) }
+				for n := 0; time.Since(began) < time.Minute; n++ {
+					tc.write(t, f.path, strings.ReplaceAll(tc.text, "*", strconv.Itoa(n)))
+					time.Sleep(keyFilePause*3/5 + time.Duration(n))
+					synctest.Wait()
+					if late := time.Since(began) > 2*time.Second; late && !knows("1/bb") || tc.old == "yes" && !knows("1/aa") || late && tc.old == "no" && knows("1/aa") {
+						t.Fatalf("after %s the old key is known: %v, the new one: %v", time.Since(began), knows("1/aa"), knows("1/bb"))
+					}
+				}
+				writeKeys(t, f.path, "1/bb\n")
+				f.expect(t, false, true)
+
+				// It changes all the time, and then it is what it was.
+				for n := range 10 {
+					writeKeys(t, f.path, "1/aa\n1/cc"+strconv.Itoa(n)+"\n")
+					time.Sleep(keyFilePause)
+				}
+				writeKeys(t, f.path, "1/bb\n")
+				f.expect(t, false, true)
+			})
+		})
+	}
+}
+
 // TestKeyFileTroubleIsTold: each trouble is told once a minute, and another at once.
 func TestKeyFileTroubleIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -150,6 +206,14 @@ func TestKeyFileTroubleIsTold(t *testing.T) {
 		look("x\n", 30*time.Second, "line 1: ", 11*time.Second)
 		look("1/aa\n", time.Second, "", 0)
 		look(strings.Repeat(" ", maxKeyFile+1), time.Second, "it has more than", time.Second)
+		look("x\n", 2*time.Second, "line 1: ", time.Second)
+		for n := range 10 { // it does not stay
+			writeKeys(t, path, "1/aa\n1/b"+strconv.Itoa(n)+"\n")
+			f.look()
+		}
+		if !strings.HasPrefix(f.because, "it changes all the time") {
+			t.Errorf("got %q", f.because)
+		}
 		look("x\n", 2*time.Second, "line 1: ", time.Second)
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 )
 
@@ -129,6 +130,19 @@ func (l *KeyList) Has(key string) bool {
 	var room [64]byte
 	_, has := l.hashes[sha256.Sum256(append(room[:0], key...))]
 	return has
+}
+
+// Equal reports whether two lists have the same keys.
+func (l *KeyList) Equal(other *KeyList) bool {
+	return maps.Equal(l.hashes, other.hashes)
+}
+
+// With is a list that has the keys of both.
+func (l *KeyList) With(other *KeyList) *KeyList {
+	both := &KeyList{hashes: make(map[[sha256.Size]byte]struct{}, max(l.Len(), other.Len()))}
+	maps.Copy(both.hashes, l.hashes)
+	maps.Copy(both.hashes, other.hashes)
+	return both
 }
 
 // usualKeyLine is the length of a line with a key of Treasure Data's, in bytes: at least

@@ -305,3 +305,24 @@ func TestKeyListOfLineBreaks(t *testing.T) {
 		t.Errorf("%d bytes for a file of %d", got, len(text))
 	}
 }
+
+// TestKeyListsTogether: lists are equal with the same keys, however they are written, and
+// two together have the keys of both.
+func TestKeyListsTogether(t *testing.T) {
+	read := func(text string) *KeyList {
+		t.Helper()
+		list, err := ReadKeyList([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	one, two := read("1/aa\n1/bb\n"), read("# 2\n1/bb label\n1/cc")
+	if one.Equal(two) || !one.Equal(read("1/bb\n\n1/aa x\n")) || one.Equal(read("1/aa")) {
+		t.Error("other keys are equal, or the same are not")
+	}
+	both := one.With(two)
+	if both.Len() != 3 || !both.Has("1/aa") || !both.Has("1/bb") || !both.Has("1/cc") || one.Has("1/cc") || two.Has("1/aa") {
+		t.Errorf("%d keys together", both.Len())
+	}
+}
