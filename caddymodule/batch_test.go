@@ -24,6 +24,7 @@ import (
 	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/sandbox"
 	"github.com/td-postback/gateway/spool"
+	"github.com/td-postback/gateway/spool/cluster/natstest"
 )
 
 const batchKey = "1234/0123456789abcdef"
@@ -217,12 +218,11 @@ func TestSendBatch(t *testing.T) {
 // TestSendBatchUnsent: a batch of which nothing went to v2 is not counted, and may be
 // sent again without a second thought.
 func TestSendBatchUnsent(t *testing.T) {
-	gone := httptest.NewServer(nil)
-	gone.Close()
+	gone := "http://" + natstest.FreeAddr(t)
 	none := 0
-	h := &Handler{Upstream: gone.URL, Retries: &none, Spool: &Spool{Batch: 500}}
+	h := &Handler{Upstream: gone, Retries: &none, Spool: &Spool{Batch: 500}}
 	h.applyDefaults()
-	sender, err := h.newSender(gone.URL)
+	sender, err := h.newSender(gone)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,6 +29,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/metrics"
 
 	"github.com/td-postback/gateway/postback"
+	"github.com/td-postback/gateway/spool/cluster/natstest"
 )
 
 // filterFormat is the format of a log without write keys.
@@ -769,14 +770,10 @@ func TestDoctorAsksNATS(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer there.Close()
-	gone, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	gone.Close()
-	e := examineText(t, strings.Replace(healthy, "td_postback us01", "td_postback us01 {\nspool nats nats://"+there.Addr().String()+" tls://user:5ec2e700@"+gone.Addr().String()+"\n}", 1))
+	gone := natstest.FreeAddr(t)
+	e := examineText(t, strings.Replace(healthy, "td_postback us01", "td_postback us01 {\nspool nats nats://"+there.Addr().String()+" tls://user:5ec2e700@"+gone+"\n}", 1))
 	all := probeClusters(e)
-	only(t, all, losesRecords, gone.Addr().String(), "takes no connection")
+	only(t, all, losesRecords, gone, "takes no connection")
 	if strings.Contains(all[0].what, "5ec2e700") {
 		t.Errorf("a password: %+v", all)
 	}

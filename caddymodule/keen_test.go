@@ -28,6 +28,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/td-postback/gateway/postback"
+	"github.com/td-postback/gateway/spool/cluster/natstest"
 	"github.com/td-postback/gateway/upstream"
 )
 
@@ -454,12 +455,7 @@ func TestAndroidNeverLoops(t *testing.T) {
 		})
 	}
 	t.Run("down", func(t *testing.T) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = l.Close()
-		neverLoops(t, keenHandler(t, "http://"+l.Addr().String(), time.Second))
+		neverLoops(t, keenHandler(t, "http://"+natstest.FreeAddr(t), time.Second))
 	})
 	t.Run("max_buffered used up", func(t *testing.T) {
 		v2 := newKeenV2(t)

@@ -105,7 +105,7 @@ func TestHandoverStandsAside(t *testing.T) {
 // have no Connection header.
 func TestHandoverOverHTTP3(t *testing.T) {
 	u := startRecorder(t, nil)
-	addr, admin := freePort(t), freeAddr(t)
+	addr, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	pair := newCertificate(t, "localhost")
 	config := func(n int) string {

@@ -32,6 +32,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/td-postback/gateway/spool/cluster/natstest"
 )
 
 // This file builds, starts, asks and stops the gateway.
@@ -217,15 +219,11 @@ func write(t testing.TB, name, content string) string {
 	return path
 }
 
-// freeAddr is a loopback address that nobody listens on.
+// freeAddr is a loopback address that nobody listens on, and that nobody gets by
+// chance before the test uses it.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return natstest.FreeAddr(t)
 }
 
 // kill ends a process as a power cut would.
@@ -431,21 +429,6 @@ func peakMiB(t *testing.T, pid int) int {
 		t.Fatal(err)
 	}
 	return kib >> 10
-}
-
-// freePort is a loopback address that is free over TCP and UDP: HTTP/3 has the
-// port of its site.
-func freePort(t testing.TB) string {
-	t.Helper()
-	for range 100 {
-		addr := freeAddr(t)
-		if conn, err := net.ListenPacket("udp", addr); err == nil {
-			conn.Close()
-			return addr
-		}
-	}
-	t.Fatal("no port is free over TCP and UDP")
-	return ""
 }
 
 // certificate is a self-signed certificate on disk.

@@ -43,7 +43,7 @@ type protocol struct {
 func TestProtocols(t *testing.T) {
 	u := startRecorder(t, nil)
 	pair := newCertificate(t, "localhost")
-	plain, secure := freeAddr(t), freePort(t)
+	plain, secure := freeAddr(t), freeAddr(t)
 	serveCaddyfile(t, plain, protocolsCaddyfile(plain, secure, pair, u.url()))
 
 	form := [2]string{"Content-Type", "application/x-www-form-urlencoded"}
@@ -437,7 +437,7 @@ func TestManyStreams(t *testing.T) {
 	const total = 5000
 	u := startRecorder(t, nil)
 	pair := newCertificate(t, "localhost")
-	plain, secure := freeAddr(t), freePort(t)
+	plain, secure := freeAddr(t), freeAddr(t)
 	serveCaddyfile(t, plain, protocolsCaddyfile(plain, secure, pair, u.url()))
 	p := protocol{version: "2.0", proto: "https", host: "localhost:" + secure[strings.LastIndexByte(secure, ':')+1:]}
 	output, err := exec.Command(h2load,

@@ -117,7 +117,7 @@ func runRecipe(t *testing.T, td *treasureData, heading string, env ...string) (g
 	t.Helper()
 	config := write(t, "Caddyfile", recipeBlock(t, heading, "caddyfile"))
 	g = &gateway{addr: freeAddr(t)}
-	secure = freePort(t)
+	secure = freeAddr(t)
 	_, httpPort, _ := net.SplitHostPort(g.addr)
 	_, httpsPort, _ := net.SplitHostPort(secure)
 	env = append(env, "HTTP_PORT="+httpPort, "HTTPS_PORT="+httpsPort, "CADDY_ADMIN="+freeAddr(t))

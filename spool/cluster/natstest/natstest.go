@@ -5,11 +5,13 @@ package natstest
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -51,40 +53,67 @@ type Node struct {
 // they store. more is added to each of the configurations.
 func Nodes(t testing.TB, binary, dir string, n int, more string) []*Node {
 	t.Helper()
-	addrs := freeAddrs(t, 2*n)
-	routes := make([]string, n)
-	for i, addr := range addrs[n:] {
-		routes[i] = "nats://" + addr
+	routes, listens := make([]string, n), make([]string, n)
+	for i := range n {
+		listens[i] = FreeAddr(t)
+		routes[i] = "nats://" + listens[i]
 	}
 	all := make([]*Node, n)
 	for i := range n {
-		name := fmt.Sprintf("n%d", i+1)
+		name, addr := fmt.Sprintf("n%d", i+1), FreeAddr(t)
 		config := fmt.Sprintf("listen: %s\nserver_name: %s\njetstream {\n store_dir: %q\n sync_interval: always\n max_file_store: 16GB\n}\n%s\n",
-			addrs[i], name, filepath.Join(dir, name), more)
+			addr, name, filepath.Join(dir, name), more)
 		if n > 1 {
-			config += fmt.Sprintf("cluster {\n name: test\n listen: %s\n routes: [%s]\n}\n", addrs[n+i], strings.Join(routes, ", "))
+			config += fmt.Sprintf("cluster {\n name: test\n listen: %s\n routes: [%s]\n}\n", listens[i], strings.Join(routes, ", "))
 		}
 		path := filepath.Join(dir, name+".conf")
 		if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		all[i] = &Node{Addr: addrs[i], binary: binary, config: path}
+		all[i] = &Node{Addr: addr, binary: binary, config: path}
 	}
 	return all
 }
 
-// freeAddrs are loopback addresses that nobody listens on.
-func freeAddrs(t testing.TB, n int) (addrs []string) {
+// Ports that FreeAddr gives. Systems take those for outgoing connections, and for who
+// listens on port 0, from 32768 upwards.
+const (
+	firstPort = 10000
+	ports     = 32768 - firstPort
+)
+
+// given counts what FreeAddr has tried. It starts at random: tests of other packages
+// run at the same time.
+var given atomic.Uint32
+
+func init() { given.Store(rand.Uint32N(ports)) } //nolint:gosec // G404: no secret
+
+// FreeAddr is a loopback address that nobody uses, over TCP or UDP, for a server that
+// will start later. Until then nobody else gets it: a process gives each but once, and
+// the system gives none of them by chance, to another test's connection for example.
+func FreeAddr(t testing.TB) string {
 	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // on loopback
-		if err != nil {
-			t.Fatal(err)
+	for range ports {
+		addr := fmt.Sprintf("127.0.0.1:%d", firstPort+given.Add(1)%ports)
+		if isFree(addr) {
+			return addr
 		}
-		defer l.Close() //nolint:errcheck // until all are known
-		addrs = append(addrs, l.Addr().String())
 	}
-	return addrs
+	t.Fatal("no port is free")
+	return ""
+}
+
+func isFree(addr string) bool {
+	l, err := net.Listen("tcp", addr) //nolint:noctx // on loopback
+	if err != nil {
+		return false
+	}
+	defer l.Close()                            //nolint:errcheck // nobody has connected
+	conn, err := net.ListenPacket("udp", addr) //nolint:noctx // on loopback
+	if err != nil {
+		return false
+	}
+	return conn.Close() == nil
 }
 
 // URL is where clients connect to.
