@@ -208,6 +208,7 @@ func findHandler(config any) any {
 // TestJSON loads a configuration in JSON: every option has the same name
 // there, and wrong values fail alike.
 func TestJSON(t *testing.T) {
+	t.Parallel()
 	load := func(handler string) (string, int) {
 		config := `{"apps":{"http":{"servers":{"s":{"listen":["127.0.0.1:0"],"routes":[{"handle":[` + handler + `]}]}}}}}`
 		return run(t, "validate", "--config", write(t, "caddy.json", config))

@@ -78,6 +78,7 @@ async function answer(response) { return response.status + " " + await response.
 // TestBrowser has Chromium load a page on another origin that sends records in
 // every way. Each must arrive once and whole, and the page must see it work.
 func TestBrowser(t *testing.T) {
+	t.Parallel()
 	chromium := tool(t, "chromium", "chromium", "chromium-browser", "google-chrome")
 
 	records := make(chan sandbox.Record, 100)

@@ -17,6 +17,7 @@ import (
 // TestCap sends bodies of one byte below the cap, at it and above it, in every
 // framing. At most the cap arrives, whole; one more is a certain 413.
 func TestCap(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	pair := newCertificate(t, "localhost")
 	addr, secure := freeAddr(t), freeAddr(t)
@@ -112,6 +113,7 @@ func TestCap(t *testing.T) {
 // TestCapByCurl has curl send too much over HTTP/2: unlike Go's client it
 // gives an answer up when its stream is reset.
 func TestCapByCurl(t *testing.T) {
+	t.Parallel()
 	curl := tool(t, "curl", "curl")
 	u := startRecorder(t, nil)
 	pair := newCertificate(t, "localhost")
@@ -151,6 +153,7 @@ func TestCapByCurl(t *testing.T) {
 // TestExpectContinue refuses before the caller is told to go on, and tells it
 // to go on otherwise.
 func TestExpectContinue(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	for name, tc := range map[string]struct {
@@ -193,6 +196,7 @@ func TestExpectContinue(t *testing.T) {
 
 // TestMaxBody lowers the cap.
 func TestMaxBody(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n max_body 1KB\n}")
 	if answer := raw(t, g.addr, post(target, asJSON, objectOf(1000))); answer.StatusCode != 200 {
@@ -209,6 +213,7 @@ func TestMaxBody(t *testing.T) {
 // memory for. Each one is either taken or told to come back, and afterwards
 // the memory is free again.
 func TestMaxBuffered(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n max_buffered 4MiB\n}")
 	const callers, size = 20, 1_048_000 // a buffer of 1 MiB each

@@ -17,6 +17,7 @@ import (
 )
 
 func TestListModules(t *testing.T) {
+	t.Parallel()
 	output, code := run(t, "list-modules")
 	if code != 0 {
 		t.Fatalf("exit %d: %s", code, output)
@@ -35,6 +36,7 @@ func TestListModules(t *testing.T) {
 }
 
 func TestCommandHelp(t *testing.T) {
+	t.Parallel()
 	output, code := run(t, "td-postback", "--help")
 	if code != 0 {
 		t.Fatalf("exit %d: %s", code, output)
@@ -51,6 +53,7 @@ func TestCommandHelp(t *testing.T) {
 
 // TestSandboxCommand is README's first command.
 func TestSandboxCommand(t *testing.T) {
+	t.Parallel()
 	g := command(t, "--sandbox", "--access-log")
 	resp, err := http.Post(g.url("/postback/v3/event/mydb/mytable?td_write_key=1234/abcdef"),
 		"application/x-www-form-urlencoded", strings.NewReader(`{"user":"alice"}`))
@@ -155,6 +158,7 @@ func TestSandboxTakesBatches(t *testing.T) {
 }
 
 func TestCommandForwards(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := command(t, "--upstream", u.url(), "--max-body", "1KB")
 	if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 200 {
@@ -171,6 +175,7 @@ func TestCommandForwards(t *testing.T) {
 }
 
 func TestCommandErrors(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		args []string
 		says []string
@@ -215,6 +220,7 @@ func TestCommandErrors(t *testing.T) {
 
 // TestFlagErrors misspells flags of the other commands.
 func TestFlagErrors(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct{ args, says string }{
 		{"td-spool --addresss x status", "did you mean --address?"},
 		{"td-spool status --queu x", "did you mean --queue?"},
@@ -233,6 +239,7 @@ func TestFlagErrors(t *testing.T) {
 // error is the gateway's own, at the start, in a check and at a reload, and begins
 // with the option. Caddy's line has three hundred characters before it.
 func TestErrorsComeFirst(t *testing.T) {
+	t.Parallel()
 	addr, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	config := func(block string) string {
@@ -276,6 +283,7 @@ func TestErrorsComeFirst(t *testing.T) {
 // TestCommandTwice starts a second gateway where one runs: Caddy alone would let
 // both have the port, and each would get some of the callers.
 func TestCommandTwice(t *testing.T) {
+	t.Parallel()
 	g := command(t, "--sandbox")
 	_, port, _ := net.SplitHostPort(g.addr)
 	dir := t.TempDir()
@@ -310,6 +318,7 @@ func TestCommandTwice(t *testing.T) {
 // TestCommandSpool is a first try of the spool: v2 fails, and td-spool finds the
 // gateway and what it has kept by itself.
 func TestCommandSpool(t *testing.T) {
+	t.Parallel()
 	admin := freeAddr(t)
 	env := []string{"CADDY_ADMIN=" + admin, "TMPDIR=" + t.TempDir()}
 	addr := freeAddr(t)
@@ -346,6 +355,7 @@ func TestCommandSpool(t *testing.T) {
 // TestExample runs Caddyfile.example as it is, on other ports and against a
 // stand-in.
 func TestExample(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	example, err := os.ReadFile("../Caddyfile.example")
 	if err != nil {
@@ -421,6 +431,7 @@ func TestExample(t *testing.T) {
 // TestValidateAndReload checks that Caddy's own commands work with the module,
 // and that a reload takes effect.
 func TestValidateAndReload(t *testing.T) {
+	t.Parallel()
 	first, second := startRecorder(t, nil), startRecorder(t, nil)
 	addr, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
@@ -456,6 +467,7 @@ func TestValidateAndReload(t *testing.T) {
 // TestNoKeyInLogs runs with every log on, through every kind of outcome, and
 // looks for the key in all that the process wrote.
 func TestNoKeyInLogs(t *testing.T) {
+	t.Parallel()
 	secret := strings.Repeat("5ec2e7c0ffee", 2) // long enough to have a key's shape
 	u := startRecorder(t, nil)
 	down := freeAddr(t)

@@ -12,6 +12,7 @@ import (
 // through the gateway and by v2's contract to v2 itself. v2 must not see the
 // difference, and the caller must get the same answer.
 func TestDifferential(t *testing.T) {
+	t.Parallel()
 	v2 := startWitness(t)
 	g := serve(t, "", "td_postback {\n upstream "+v2.URL+"\n redirect_hosts shop.example\n}")
 	for part, cases := range map[string][]odd{"path": oddPaths, "query": oddQueries, "header": oddHeaders, "body": oddBodies, "framing": oddFraming, "record": oddRecords} {

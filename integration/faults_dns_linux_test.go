@@ -18,6 +18,7 @@ import (
 // TestDNS has v2's name change its address, lead to a dead one, or lead
 // nowhere.
 func TestDNS(t *testing.T) {
+	t.Parallel()
 	path := withResolver(t)
 	// start runs a gateway in front of v2.test on that port.
 	start := func(t *testing.T, names *nameServer, port string) *gateway {

@@ -75,6 +75,7 @@ func setQueue(t testing.TB, l net.Listener, length int) {
 
 // TestHugeAnswer passes 100 MiB on, every byte of them, without holding them.
 func TestHugeAnswer(t *testing.T) {
+	t.Parallel()
 	const size, most = 100 << 20, 50 // bytes, and MiB of memory beyond what the gateway has before
 	part := []byte(strings.Repeat("0123456789abcdef", 4<<10))
 	want := sha256.New()
@@ -135,6 +136,7 @@ func TestHugeAnswer(t *testing.T) {
 // the record never gets out whole. The caller hears the refusal all the same,
 // and a spool neither keeps the record nor takes v2 to be down.
 func TestEarlyAnswerAndSilence(t *testing.T) {
+	t.Parallel()
 	for _, secure := range []bool{false, true} {
 		name, scheme := "plain", "http"
 		authority := newCertificate(t, "localhost")

@@ -34,6 +34,7 @@ const (
 // TestFaultyConnection has v2 fail before it can have read a record: the
 // caller may send it again without a second thought.
 func TestFaultyConnection(t *testing.T) {
+	t.Parallel()
 	right := newCertificate(t, "localhost")
 	otherName, otherAuthority := newCertificate(t, "elsewhere.example"), newCertificate(t, "localhost")
 	trusted := right
@@ -67,6 +68,7 @@ func TestFaultyConnection(t *testing.T) {
 // connection and on one that was kept alive. It reads a record again only where
 // it closed a kept-alive connection before a byte of answer.
 func TestFaultyAnswer(t *testing.T) {
+	t.Parallel()
 	const (
 		head    = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 		chunked = head + "Transfer-Encoding: chunked\r\n\r\n"
@@ -191,6 +193,7 @@ func TestConnectionsInUse(t *testing.T) {
 // TestStalledBody has callers stop within their body, or vanish there. v2 sees
 // nothing of it.
 func TestStalledBody(t *testing.T) {
+	t.Parallel()
 	const readBody = time.Second
 	u := startRecorder(t, nil)
 	g := serve(t, fmt.Sprintf("servers {\n timeouts {\n read_body %s\n}\n}\n", readBody), "td_postback {\n upstream "+u.url()+"\n}")
@@ -232,6 +235,7 @@ func TestStalledBody(t *testing.T) {
 // that the gateway can tell whether v2 has read the event. None arrives twice.
 // If a caller is told 200, v2 has its event.
 func TestFaultsAtRandom(t *testing.T) {
+	t.Parallel()
 	const events, callers = 400, 16
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -367,6 +371,7 @@ func namesTests(t *testing.T, line string, source map[string]string) int {
 
 // TestSpoolDocuments keeps the documents of the spool true in the same way.
 func TestSpoolDocuments(t *testing.T) {
+	t.Parallel()
 	source := testSources(t)
 	for _, document := range []string{"../docs/spool.md", "../docs/spool-nats.md"} {
 		text, err := os.ReadFile(document) //nolint:gosec // G304: this repository's own
@@ -383,6 +388,7 @@ func TestSpoolDocuments(t *testing.T) {
 // test that it names exists, and so does the case behind the slash. Each fault
 // in this file has a row.
 func TestFaultsDocument(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("../docs/faults.md")
 	if err != nil {
 		t.Fatal(err)

@@ -22,6 +22,7 @@ import (
 // all the way to v2 and back. Without a key, every stream is refused, most of
 // them before their body is read: the other way in which a stream ends.
 func TestH2spec(t *testing.T) {
+	t.Parallel()
 	h2spec := goTool(t, "h2spec", "github.com/summerwind/h2spec/cmd/h2spec")
 	stock := filepath.Join(t.TempDir(), "stock")
 	if output, err := exec.Command("go", "build", "-o", stock, "../bench/stock").CombinedOutput(); err != nil {

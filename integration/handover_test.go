@@ -60,6 +60,7 @@ func TestHandoverWaits(t *testing.T) {
 // TestHandoverClosesUpstream reloads while v2 works on a record: when it
 // answers, its connection is not kept for a configuration that has ended.
 func TestHandoverClosesUpstream(t *testing.T) {
+	t.Parallel()
 	working, answer, closed := make(chan bool), make(chan bool), make(chan error)
 	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool {
 		working <- true
@@ -89,6 +90,7 @@ func TestHandoverClosesUpstream(t *testing.T) {
 // TestHandoverStandsAside stops a gateway that has Caddy's shutdown_delay:
 // callers are served until it is over.
 func TestHandoverStandsAside(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	addr := freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
@@ -104,6 +106,7 @@ func TestHandoverStandsAside(t *testing.T) {
 // TestHandoverOverHTTP3 reloads while callers send over HTTP/3, whose answers
 // have no Connection header.
 func TestHandoverOverHTTP3(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	addr, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)

@@ -289,6 +289,7 @@ func TestSlowHeads(t *testing.T) {
 // TestKeptHeads keeps records with long URLs: their heads count in max_buffered
 // as their bodies do, so one that does not fit is refused.
 func TestKeptHeads(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "spool")
 	addr, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)

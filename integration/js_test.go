@@ -42,6 +42,7 @@ func jsonp(record, more string) string {
 // TestJS sends each form in which JavaScript SDKs send records, and looks at what v2
 // gets and at the answer.
 func TestJS(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "servers {\n max_header_size 2MiB\n}\n", "td_postback {\n upstream "+u.url()+"\n}")
 	const placeholders = `"td_browser":"td_browser","td_browser_version":"td_browser_version","td_os":"td_os","td_os_version":"td_os_version"`
@@ -135,6 +136,7 @@ func TestJS(t *testing.T) {
 // TestJSRefused: what is refused is a real 4xx, in JSON, calls no callback, and does
 // not go to v2.
 func TestJSRefused(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "servers {\n max_header_size 4MiB\n}\n", "td_postback {\n upstream "+u.url()+"\n}")
 	for name, tc := range map[string]struct {
@@ -188,6 +190,7 @@ func TestJSRefused(t *testing.T) {
 
 // TestJSAnswers: only a record that v2 has taken is told as created.
 func TestJSAnswers(t *testing.T) {
+	t.Parallel()
 	said := answerOK
 	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool { _, err := io.WriteString(conn, said); return err == nil })
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
@@ -254,6 +257,7 @@ func TestJSAnswers(t *testing.T) {
 // TestJSFromPages: a page of any origin can send with credentials, as SDK 3 does, and
 // read refusals too.
 func TestJSFromPages(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	answer := raw(t, g.addr, "OPTIONS "+jsEvent+" HTTP/1.1\r\nHost: x\r\nOrigin: https://shop.example\r\n"+
@@ -283,6 +287,7 @@ func TestJSFromPages(t *testing.T) {
 
 // TestJSSurfaces: a call of a surface that is switched off is like any other path.
 func TestJSSurfaces(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	for _, tc := range []struct {
 		options   string
@@ -405,6 +410,7 @@ func TestJSBatch(t *testing.T) {
 // TestJSOutcome: metrics and the access log know the kinds, and no log, metric or
 // answer has a key.
 func TestJSOutcome(t *testing.T) {
+	t.Parallel()
 	addr, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	u := startRecorder(t, nil)

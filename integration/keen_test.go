@@ -67,6 +67,7 @@ func gzippedText(text string) string {
 // TestKeen sends what each kind of client sends, and looks at the answer, byte by
 // byte, and at the batch that v2 gets.
 func TestKeen(t *testing.T) {
+	t.Parallel()
 	v2 := startBatchV2(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+v2.URL+"\n}")
 	for name, request := range map[string]func(body string) string{

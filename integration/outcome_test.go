@@ -16,6 +16,7 @@ import (
 // TestMetrics counts every kind of request, through reloads and reloads that
 // fail.
 func TestMetrics(t *testing.T) {
+	t.Parallel()
 	addr, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	config := outcomeConfig(t, admin, port, "")
@@ -103,6 +104,7 @@ func TestMetrics(t *testing.T) {
 // TestOutcomeInAccessLog reads the line of every kind of request in the access
 // log.
 func TestOutcomeInAccessLog(t *testing.T) {
+	t.Parallel()
 	addr := freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	g := serveCaddyfile(t, addr, outcomeConfig(t, "off", port, ""))
@@ -161,6 +163,7 @@ func TestOutcomeInAccessLog(t *testing.T) {
 // TestWarnings sends what the operator should know of, several times: each kind
 // is written once, with advice.
 func TestWarnings(t *testing.T) {
+	t.Parallel()
 	addr := freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	g := serveCaddyfile(t, addr, outcomeConfig(t, "off", port, ""))
@@ -219,6 +222,7 @@ func TestWarnings(t *testing.T) {
 // TestWordsOfV2 has v2 say why it does not take a record, and quote the key. The
 // operator reads it in the access log, in a warning, and at the dead letter.
 func TestWordsOfV2(t *testing.T) {
+	t.Parallel()
 	v2 := startFickle(t)
 	dir := filepath.Join(t.TempDir(), "spool")
 	g := serveSpoolSite(t, dir, "log {\n format filter {\n request>uri td_key\n}\n}\n"+spoolBlock(v2.url(), dir, "", ""))

@@ -16,6 +16,7 @@ import (
 // TestPost sends bytes and compares the bytes that v2 gets: the request line,
 // every field, the body.
 func TestPost(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback us01 {\n upstream "+u.url()+"\n}")
 	const line = "POST /postback/v3/event/db/tbl HTTP/1.1"
@@ -132,6 +133,7 @@ func TestPost(t *testing.T) {
 
 // TestRefused checks every refusal, and that v2 sees nothing of it.
 func TestRefused(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n region auto\n upstream "+u.url()+"\n}")
 	withHost := func(request, host string) string {
@@ -206,6 +208,7 @@ func TestRefused(t *testing.T) {
 // TestMalformed sends what is no valid HTTP request. net/http answers some of
 // it by itself; v2 must see none of it.
 func TestMalformed(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	head := "POST " + target + " HTTP/1.1\r\nHost: in.treasuredata.com\r\n" + asJSON
@@ -236,6 +239,7 @@ func TestMalformed(t *testing.T) {
 
 // TestCutBody closes the sending side before the body is whole.
 func TestCutBody(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	for name, request := range map[string]string{
@@ -263,6 +267,7 @@ func TestCutBody(t *testing.T) {
 // TestHalfClosed takes the whole request and then the end of the stream, as
 // simple clients send them: the record must arrive and be answered.
 func TestHalfClosed(t *testing.T) {
+	t.Parallel()
 	for name, more := range watching {
 		t.Run(name, func(t *testing.T) {
 			u := startRecorder(t, nil)
@@ -294,6 +299,7 @@ var watching = map[string]string{
 // TestCallerGone closes the connection right after sending: legacy callers
 // fire and forget, and their records count.
 func TestCallerGone(t *testing.T) {
+	t.Parallel()
 	for name, more := range watching {
 		t.Run(name, func(t *testing.T) {
 			u := startRecorder(t, nil)
@@ -315,6 +321,7 @@ func TestCallerGone(t *testing.T) {
 // TestKeepAlive sends several requests, refused ones among them, over one
 // connection.
 func TestKeepAlive(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	conn := dial(t, g.addr)
@@ -339,6 +346,7 @@ func TestKeepAlive(t *testing.T) {
 
 // TestPreflight allows what a preflight asks for, with credentials.
 func TestPreflight(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	const page = "Origin: https://shop.example\r\n"
@@ -392,6 +400,7 @@ func corsOf(header http.Header) map[string][]string {
 
 // TestTrustedProxy lets a load balancer say where the request came from.
 func TestTrustedProxy(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "servers {\n trusted_proxies static 127.0.0.0/8\n}\n", "td_postback {\n upstream "+u.url()+"\n}")
 	raw(t, g.addr, post(target, asJSON+
@@ -411,6 +420,7 @@ func TestTrustedProxy(t *testing.T) {
 // TestPassThru leaves what is no postback to the next handler, and nothing
 // else.
 func TestPassThru(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "route {\n td_postback {\n  upstream "+u.url()+"\n  pass_thru\n }\n respond next 299\n}")
 	for path, want := range map[string]int{"/": 299, "/js/v3/event": 403, "/ios/v3/event/": 403, "/android/v3/event/db": 400, "/android/v3/events": 299, "/js/v3/global_id": 299, "/js/v3/event/db/tbl": 403, "/js/v3/event/db": 400, "/postback": 299, "/postback/x": 400, event: 403} {
@@ -428,6 +438,7 @@ func TestPassThru(t *testing.T) {
 // TestNothingBehind has pass_thru and handoff with nothing behind them, or with
 // something that does not answer all: never is a caller told 200 for nothing.
 func TestNothingBehind(t *testing.T) {
+	t.Parallel()
 	const elsewhere, get = "/js/v3/global_id", "GET " + target + "&td_format=pixel HTTP/1.1\r\nHost: x\r\n\r\n"
 	upstream := "td_postback us01 {\n "
 	for name, test := range map[string]struct {
@@ -459,6 +470,7 @@ func TestNothingBehind(t *testing.T) {
 
 // TestUpgradeBehind changes the protocol of a connection behind pass_thru.
 func TestUpgradeBehind(t *testing.T) {
+	t.Parallel()
 	behind := listen(t, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { //nolint:gosec // loopback
 		conn, _, err := http.NewResponseController(w).Hijack()
 		if err != nil {
@@ -487,6 +499,7 @@ func TestUpgradeBehind(t *testing.T) {
 // TestNotShadowed puts the directive beside handlers that answer what is theirs,
 // without any order: they do, and a record still reaches v2.
 func TestNotShadowed(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	block := "\ntd_postback {\n upstream " + u.url() + "\n}"
 	asBot := asJSON + "User-Agent: bot\r\n"
@@ -534,6 +547,7 @@ func TestNotShadowed(t *testing.T) {
 // TestShadowed has a handler that answers everything: the load says that no
 // event will reach v2.
 func TestShadowed(t *testing.T) {
+	t.Parallel()
 	for name, site := range map[string]string{
 		"respond":         "respond 200\ntd_postback us01",
 		"handle":          "handle {\n respond 200\n}\ntd_postback us01",
@@ -551,6 +565,7 @@ func TestShadowed(t *testing.T) {
 
 // TestHandoff leaves forwarding to reverse_proxy, which sends the same record.
 func TestHandoff(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n handoff\n}\nreverse_proxy "+u.Addr().String())
 	chunked := "POST " + event + "/?a=%7e&td_write_key=1234%2Fabcd&b=;c HTTP/1.1\r\nHost: in.treasuredata.com\r\n" +
@@ -592,6 +607,7 @@ func TestHandoff(t *testing.T) {
 
 // TestCORS lets pages read answers, with credentials, whatever v2 says of pages.
 func TestCORS(t *testing.T) {
+	t.Parallel()
 	more := ""
 	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool {
 		_, err := io.WriteString(conn, strings.Replace(answerOK, "\r\n", "\r\n"+more, 1))

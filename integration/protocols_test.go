@@ -41,6 +41,7 @@ type protocol struct {
 // TestProtocols has one contract for every version of HTTP: the same answer
 // and the same record at v2.
 func TestProtocols(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	pair := newCertificate(t, "localhost")
 	plain, secure := freeAddr(t), freeAddr(t)
@@ -380,6 +381,7 @@ func askInHTTP10(t *testing.T, addr string, c call) reply {
 
 // TestHTTP10Answers has v2 answer in ways that HTTP/1.0 does not know.
 func TestHTTP10Answers(t *testing.T) {
+	t.Parallel()
 	long := strings.Repeat("0123456789abcdef", 4<<10) // longer than what is read before the head goes on
 	for name, tc := range map[string]struct {
 		answer string
@@ -410,6 +412,7 @@ func TestHTTP10Answers(t *testing.T) {
 // TestHTTP10KeepAlive sends two records on one connection, where the caller
 // asks to keep it.
 func TestHTTP10KeepAlive(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	conn := dial(t, g.addr)
@@ -433,6 +436,7 @@ func TestHTTP10KeepAlive(t *testing.T) {
 // TestManyStreams sends thousands of records over few HTTP/2 connections, each
 // with many streams at once.
 func TestManyStreams(t *testing.T) {
+	t.Parallel()
 	h2load := tool(t, "nghttp2-client", "h2load")
 	const total = 5000
 	u := startRecorder(t, nil)

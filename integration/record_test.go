@@ -14,6 +14,7 @@ import (
 // TestRecord sends what is no POST with a body and looks at the record that v2
 // gets, and at the answer.
 func TestRecord(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	const ping = "Content-Type: text/ping\r\nPing-From: https://x.example/\r\n"
@@ -90,6 +91,7 @@ func TestRecord(t *testing.T) {
 // TestRecordCompressed: a compressed body may be an object, so it is not dropped
 // for the query.
 func TestRecordCompressed(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	const compressed = "\x1f\x8b\x08\x00rest"
@@ -107,6 +109,7 @@ func TestRecordCompressed(t *testing.T) {
 
 // TestRecordRefused refuses pixels like other requests, as JSON.
 func TestRecordRefused(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "servers {\n max_header_size 2MiB\n}\n", "td_postback {\n upstream "+u.url()+"\n}")
 	for name, tc := range map[string]struct {
@@ -145,6 +148,7 @@ func TestRecordRefused(t *testing.T) {
 // TestRecordAnswers looks at the answer when v2 does not say 200, or says more
 // than the caller asked for.
 func TestRecordAnswers(t *testing.T) {
+	t.Parallel()
 	said := answerOK
 	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool { _, err := io.WriteString(conn, said); return err == nil })
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n redirect_hosts shop.example\n}")
@@ -217,6 +221,7 @@ var recordForms = []struct {
 // TestRecordBodyWithheld announces a body and does not send it. A body that
 // means nothing is not waited for: the caller must be answered.
 func TestRecordBodyWithheld(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	for name, request := range map[string]string{
@@ -280,6 +285,7 @@ func TestRecordBodyWithheld(t *testing.T) {
 
 // TestGlobalIDOption reads another cookie.
 func TestGlobalIDOption(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n global_id gid\n}")
 	raw(t, g.addr, get(target+"&td_global_id=td_global_id", "Cookie: _td_global=wrong; gid=right\r\n"))
@@ -291,6 +297,7 @@ func TestGlobalIDOption(t *testing.T) {
 // TestRecordFromTrustedProxy takes the client's address from where Caddy
 // takes it.
 func TestRecordFromTrustedProxy(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "servers {\n trusted_proxies static 127.0.0.0/8\n}\n", "td_postback {\n upstream "+u.url()+"\n}")
 	for address, want := range map[string]string{"192.0.2.7": "192.0.2.7", "2001:db8::7": "2001:db8::7"} {
@@ -304,6 +311,7 @@ func TestRecordFromTrustedProxy(t *testing.T) {
 // TestRecordHandoff leaves sending to reverse_proxy and still answers with the
 // pixel or the redirect.
 func TestRecordHandoff(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n handoff\n redirect_hosts shop.example\n}\nreverse_proxy "+u.Addr().String())
 	answer := raw(t, g.addr, get(target+"&a=1&td_format=pixel", "If-None-Match: x\r\n"))

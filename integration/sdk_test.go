@@ -430,6 +430,7 @@ func (s *sdk) checkRecord(t *testing.T, r sandbox.Record, want map[string]any) {
 // have: these are their requests, as Chromium sent them. An older one, over http,
 // needs a readable 2xx, one of 0.1 with JSON in it.
 func TestSDKForms(t *testing.T) {
+	t.Parallel()
 	records := make(chan sandbox.Record, 10)
 	v2 := &sandbox.Sandbox{Received: func(r sandbox.Record) { records <- r }}
 	g := serve(t, "", "td_postback {\n upstream http://"+listen(t, &http.Server{Handler: v2})+"\n}") //nolint:gosec // loopback

@@ -190,6 +190,7 @@ func TestSpoolOverHTTP2(t *testing.T) {
 // TestSpoolPassesAnswers compares v2's answers through a gateway with a spool
 // with those through one without, and checks that none of these records is kept.
 func TestSpoolPassesAnswers(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, func(conn net.Conn, _ int, s seen) bool {
 		_, status, _ := strings.Cut(s.line, "/db/s")
 		return send(conn, true,

@@ -126,6 +126,7 @@ func openHTTP2(t *testing.T, pair certificate, addr string) io.Closer {
 // TestGracePeriod checks that both examples bound a stop, at longer than
 // response_timeout, and that the unit waits for it, and for the spool.
 func TestGracePeriod(t *testing.T) {
+	t.Parallel()
 	unit, err := os.ReadFile("../deploy/td-postback.service")
 	if err != nil {
 		t.Fatal(err)
@@ -155,6 +156,7 @@ func TestGracePeriod(t *testing.T) {
 // TestDeployExample runs deploy/Caddyfile on two sockets from outside, as the
 // unit does: it takes records, and answers probes by whatever host.
 func TestDeployExample(t *testing.T) {
+	t.Parallel()
 	plain, plainSocket := outsideSocket(t)
 	secure, secureSocket := outsideSocket(t)
 	_, metrics, _ := net.SplitHostPort(freeAddr(t))

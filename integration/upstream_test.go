@@ -117,6 +117,7 @@ func TestAnswer(t *testing.T) {
 
 // TestAnswerSpelling keeps the spelling of v2's header names.
 func TestAnswerSpelling(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool {
 		return send(conn, true, "HTTP/1.1 200 OK\r\nETag: x\r\nx-lower: 1\r\nX-XSS-Protection: 0\r\nContent-Length: 2\r\n\r\n{}")
 	})
@@ -139,6 +140,7 @@ func TestAnswerSpelling(t *testing.T) {
 // TestTruncatedLongAnswer breaks off once the caller has the status: its
 // connection must break too, or it would take the piece for the whole.
 func TestTruncatedLongAnswer(t *testing.T) {
+	t.Parallel()
 	for name, head := range map[string]string{
 		"known length": "Content-Length: 1000000\r\n\r\n" + strings.Repeat("x", 500_000),
 		"chunked":      "Transfer-Encoding: chunked\r\n\r\nf4240\r\n" + strings.Repeat("x", 500_000),
@@ -166,6 +168,7 @@ func TestTruncatedLongAnswer(t *testing.T) {
 
 // TestStreamedAnswer passes the pieces of a slow answer on as they come.
 func TestStreamedAnswer(t *testing.T) {
+	t.Parallel()
 	more := make(chan struct{})
 	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool {
 		if !send(conn, true, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n") {
@@ -288,6 +291,7 @@ func TestRetry(t *testing.T) {
 // closes, the end of the stream, bytes that belong to nothing. The next
 // request must not take it for its answer, even without retries.
 func TestUnasked(t *testing.T) {
+	t.Parallel()
 	for name, unasked := range map[string]string{
 		"408":    "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
 		"answer": strings.Replace(answerOK, "{}", "[]", 1),
@@ -328,6 +332,7 @@ func TestUnasked(t *testing.T) {
 // TestUnaskedWithinTLS has v2 send a second answer in the same packet as the
 // first: it is out of the socket before anybody can look there.
 func TestUnaskedWithinTLS(t *testing.T) {
+	t.Parallel()
 	pair := newCertificate(t, "localhost")
 	cert, err := tls.LoadX509KeyPair(pair.cert, pair.key)
 	if err != nil {
@@ -361,6 +366,7 @@ func TestUnaskedWithinTLS(t *testing.T) {
 // TestIdleBeyondTimeout uses a connection again after more than
 // response_timeout: that is for an answer, not for a pause between callers.
 func TestIdleBeyondTimeout(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, nil)
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n response_timeout 200ms\n}")
 	for range 3 {
@@ -377,6 +383,7 @@ func TestIdleBeyondTimeout(t *testing.T) {
 // TestFreshFailureIsNotRetried breaks a connection that was just made: v2 may
 // have taken the record.
 func TestFreshFailureIsNotRetried(t *testing.T) {
+	t.Parallel()
 	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool { reset(conn); return false })
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
 	if answer := raw(t, g.addr, post(target, asJSON, object)); answer.StatusCode != 502 || answer.code() != "upstream_unreachable" {
@@ -389,6 +396,7 @@ func TestFreshFailureIsNotRetried(t *testing.T) {
 // TestUnreachable answers 502 when nobody listens, and works once somebody
 // does.
 func TestUnreachable(t *testing.T) {
+	t.Parallel()
 	addr := freeAddr(t)
 	g := serve(t, "", "td_postback {\n upstream http://"+addr+"\n}")
 	answer := raw(t, g.addr, post(target, asJSON, object))
@@ -409,6 +417,7 @@ func TestUnreachable(t *testing.T) {
 // TestResponseTimeout answers 504 when v2 is silent, and does not send the
 // record again.
 func TestResponseTimeout(t *testing.T) {
+	t.Parallel()
 	silent := make(chan struct{})
 	u := startRecorder(t, func(net.Conn, int, seen) bool { <-silent; return false })
 	t.Cleanup(func() { close(silent) })
@@ -423,6 +432,7 @@ func TestResponseTimeout(t *testing.T) {
 // TestDialTimeout answers 502 within the dial timeout when nothing comes back:
 // here, a TLS handshake that never goes on.
 func TestDialTimeout(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -437,6 +447,7 @@ func TestDialTimeout(t *testing.T) {
 // TestEarlyAnswer passes on an answer that v2 gives before it has read the
 // body, closing the connection.
 func TestEarlyAnswer(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -520,6 +531,7 @@ func TestUpstreamClosesConnections(t *testing.T) {
 
 // TestMaxConns queues what exceeds the connections, and loses none of it.
 func TestMaxConns(t *testing.T) {
+	t.Parallel()
 	var now, most atomic.Int64
 	u := startRecorder(t, func(conn net.Conn, _ int, _ seen) bool {
 		n := now.Add(1)
@@ -556,6 +568,7 @@ func TestMaxConns(t *testing.T) {
 // TestTLS verifies v2's certificate, and takes another authority only where
 // told to.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	right, other, wrongName := newCertificate(t, "localhost"), newCertificate(t, "localhost"), newCertificate(t, "elsewhere.example")
 	listen := func(pair certificate, resumed *atomic.Bool) *recorder {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -614,6 +627,7 @@ func TestTLS(t *testing.T) {
 
 // TestProxy reaches v2 through the proxy of the environment, and nobody else.
 func TestProxy(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -702,6 +716,7 @@ func TestProxy(t *testing.T) {
 
 // TestRegionAuto follows the legacy host to its region's v2 host.
 func TestRegionAuto(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
