@@ -4,9 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -245,10 +243,5 @@ func withResolver(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	built := filepath.Join(t.TempDir(), "caddy")
-	args := slices.Concat([]string{"build", "-overlay", write(t, "overlay.json", string(overlay)), "-o", built}, buildFlags, []string{main})
-	if output, err := exec.Command("go", args...).CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, output)
-	}
-	return built
+	return goBuild(t, "resolving", main, append([]string{"-overlay", write(t, "overlay.json", string(overlay))}, buildFlags...)...)
 }

@@ -24,10 +24,7 @@ import (
 func TestH2spec(t *testing.T) {
 	t.Parallel()
 	h2spec := goTool(t, "h2spec", "github.com/summerwind/h2spec/cmd/h2spec")
-	stock := filepath.Join(t.TempDir(), "stock")
-	if output, err := exec.Command("go", "build", "-o", stock, "../bench/stock").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, output)
-	}
+	stock := goBuild(t, "stock", "../bench/stock")
 
 	// h2spec leaves a case of flow control out if an answer is as short as v2's.
 	const answer = `{"padding":"to have something to control"}`

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"math/big"
 	"net"
 	"net/http"
@@ -130,14 +131,20 @@ func startBinary(t testing.TB, path string, env []string, args ...string) *proce
 	return startWith(t, path, env, func(*exec.Cmd) {}, args...)
 }
 
+// homeIn is the environment of a binary with a home of its own. With the race detector,
+// a process sleeps for a second before it ends, in case a race is being reported; a
+// twentieth is enough for a line to be written.
+func homeIn(dir string) []string {
+	return []string{"HOME=" + dir, "XDG_DATA_HOME=" + dir, "XDG_CONFIG_HOME=" + dir, "GORACE=atexit_sleep_ms=50"}
+}
+
 // startWith is startBinary; prepare may change the command before it starts.
 func startWith(t testing.TB, path string, env []string, prepare func(*exec.Cmd), args ...string) *process {
 	t.Helper()
-	home := t.TempDir()
 	p := &process{cmd: exec.Command(path, args...), exited: make(chan struct{})}
 	p.changed = sync.NewCond(&p.mu)
 	p.cmd.Stdout, p.cmd.Stderr = p, p
-	p.cmd.Env = append([]string{"HOME=" + home, "XDG_DATA_HOME=" + home, "XDG_CONFIG_HOME=" + home, "PATH=" + os.Getenv("PATH")}, env...)
+	p.cmd.Env = append(append(homeIn(t.TempDir()), "PATH="+os.Getenv("PATH")), env...)
 	prepare(p.cmd)
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -163,11 +170,10 @@ func startWith(t testing.TB, path string, env []string, prepare func(*exec.Cmd),
 // and exit code.
 func run(t testing.TB, args ...string) (output string, code int) {
 	t.Helper()
-	home := t.TempDir()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, args...)
-	cmd.Env = []string{"HOME=" + home, "XDG_DATA_HOME=" + home, "XDG_CONFIG_HOME=" + home}
+	cmd.Env = homeIn(t.TempDir())
 	b, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -253,17 +259,39 @@ func tool(t testing.TB, pkg string, names ...string) string {
 // test is skipped, which CI does not let pass.
 func goTool(t testing.TB, name, pkg string) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), name)
-	cmd := exec.Command("go", "build", "-C", "../.ci/tools", "-mod=readonly", "-o", path, pkg)
-	cmd.Env = append(os.Environ(), "GOPROXY=off")
-	output, err := cmd.CombinedOutput()
-	if strings.Contains(string(output), "GOPROXY=off") {
+	path, output, err := build(name, pkg, "-C", "../.ci/tools", "-mod=readonly")
+	if strings.Contains(output, "GOPROXY=off") {
 		t.Skipf("%s is not in Go's module cache (go -C .ci/tools mod download)", name)
 	}
 	if err != nil {
 		t.Fatalf("%v\n%s", err, output)
 	}
 	return path
+}
+
+// goBuild builds a program of this module.
+func goBuild(t testing.TB, name, pkg string, flags ...string) string {
+	t.Helper()
+	path, output, err := build(name, pkg, flags...)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	return path
+}
+
+// builds are the programs that tests have built, by their names: each is built once.
+var builds sync.Map // string -> func() (output string, err error)
+
+func build(name, pkg string, flags ...string) (path, output string, err error) {
+	path = filepath.Join(filepath.Dir(binary), name)
+	once, _ := builds.LoadOrStore(name, sync.OnceValues(func() (string, error) {
+		cmd := exec.Command("go", slices.Concat([]string{"build"}, flags, []string{"-o", path, pkg})...)
+		cmd.Env = append(os.Environ(), "GOPROXY=off")
+		output, err := cmd.CombinedOutput()
+		return string(output), err
+	}))
+	output, err = once.(func() (string, error))()
+	return path, output, err
 }
 
 // command runs td-postback on a free port and waits until it serves.
@@ -623,13 +651,18 @@ func (g *spooling) health(t testing.TB) (health string, status int) {
 	return answer.Status, status
 }
 
-// awaitState waits until is says yes.
+// awaitState waits until is says yes. It has no limit of time, as long as the spool gets
+// emptier.
 func (g *spooling) awaitState(t testing.TB, is func(s *spoolState) bool) spoolState {
 	t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	end, least := time.Now().Add(patience), math.MaxInt
+	for ; ; time.Sleep(10 * time.Millisecond) {
 		s := g.state(t)
 		if is(&s) {
 			return s
+		}
+		if left := s.records(); left < least {
+			end, least = time.Now().Add(patience), left
 		}
 		if time.Now().After(end) {
 			t.Fatalf("the spool stays as it is: %+v", s)

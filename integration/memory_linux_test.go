@@ -2,21 +2,18 @@ package integration
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/td-postback/gateway/sandbox"
 )
 
 // TestSlowUploads has 2,000 callers send bodies of the largest size, all in
@@ -29,35 +26,26 @@ func TestSlowUploads(t *testing.T) {
 		maxBuffered = 256 // MiB, the default
 		pieces      = 16
 	)
-	var arrived sync.Map
-	v2 := httptest.NewServer(&sandbox.Sandbox{Received: func(r sandbox.Record) {
-		if len(r.Body) == v2Cap {
-			id, _, _ := strings.Cut(strings.TrimPrefix(string(r.Body[:32]), `{"id":"`), `"`)
-			arrived.Store(id, true)
-		}
-	}})
-	defer v2.Close()
-
+	v2 := startUploadsV2(t)
 	addr := freeAddr(t)
 	g := startBinary(t, plainBinary(t), nil, "td-postback", "--listen", addr, "--upstream", v2.URL)
 	g.await(t, "server running", 1)
 
-	pad := strings.Repeat("x", v2Cap)
 	step := newBarrier(callers)
 	var taken, refused atomic.Int32
 	var all sync.WaitGroup
 	for n := range callers {
 		all.Go(func() {
 			id := strconv.Itoa(n)
-			first := `{"id":"` + id + `","pad":"`
-			body := io.MultiReader(strings.NewReader(first), strings.NewReader(pad[:v2Cap-len(first)-2]), strings.NewReader(`"}`))
+			first, rest := uploadOf(id)
+			body := io.MultiReader(strings.NewReader(first), strings.NewReader(rest))
 			status, retryAfter, err := uploadInStep(addr, body, pieces, step)
 			switch {
 			case err != nil:
 				t.Errorf("caller %s: %v", id, err)
 			case status == http.StatusOK:
 				taken.Add(1)
-				if _, ok := arrived.Load(id); !ok {
+				if _, ok := v2.arrived.Load(id); !ok {
 					t.Errorf("caller %s was told 200, but v2 has no record", id)
 				}
 			case status == http.StatusServiceUnavailable && retryAfter == "1":
@@ -78,6 +66,42 @@ func TestSlowUploads(t *testing.T) {
 	}
 }
 
+// uploadPad is what all uploads are made of.
+var uploadPad = strings.Repeat("x", v2Cap)
+
+// uploadOf is a body of the largest size, in two pieces.
+func uploadOf(id string) (first, rest string) {
+	first = `{"id":"` + id + `","pad":"`
+	return first, uploadPad[:v2Cap-len(first)-2] + `"}`
+}
+
+// uploadsV2 is a v2 that takes uploads. The sandbox would read them as JSON, which
+// takes longer than the gateway waits when a busy machine gets 200 MiB at once.
+type uploadsV2 struct {
+	*httptest.Server
+	arrived sync.Map // by their IDs
+}
+
+func startUploadsV2(t *testing.T) *uploadsV2 {
+	v2 := &uploadsV2{}
+	v2.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body := make([]byte, v2Cap)
+		if _, err := io.ReadFull(r.Body, body); err != nil {
+			return // the caller is told
+		}
+		id := idOf(string(body[:32]))
+		first, rest := uploadOf(id)
+		if !bytes.Equal(body, append([]byte(first), rest...)) || r.ContentLength != v2Cap {
+			t.Errorf("v2 has another body of %d bytes: %.50q", r.ContentLength, body)
+		}
+		v2.arrived.Store(id, true)
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, "{}")
+	}))
+	t.Cleanup(v2.Close)
+	return v2
+}
+
 // plainBinary is a binary without the race detector, which has memory of its
 // own.
 func plainBinary(t *testing.T) string {
@@ -85,11 +109,7 @@ func plainBinary(t *testing.T) string {
 	if !underRace() {
 		return binary
 	}
-	path := filepath.Join(t.TempDir(), "caddy")
-	if output, err := exec.Command("go", "build", "-o", path, "../cmd/caddy").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, output)
-	}
-	return path
+	return goBuild(t, "plain", "../cmd/caddy")
 }
 
 // uploadInStep sends a body of the largest size in pieces, and waits before
