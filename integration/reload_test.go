@@ -11,12 +11,14 @@ import (
 // TestReloadAndRestartUnderLoad reloads the configuration 20 times while
 // callers send, and then replaces the whole process. It has its listening
 // socket from outside, so that no connection meets a closed one: no request
-// fails, over a new connection each or over kept ones.
+// fails, over a new connection each or over kept ones. On kept ones, callers have 200 ms
+// to learn that their connection ends; a caller that the machine holds up for longer
+// than half of that comes back on a new one.
 func TestReloadAndRestartUnderLoad(t *testing.T) {
 	t.Parallel()
 	for name, like := range map[string]caller{
 		"a connection per request": {target: target, headers: "Connection: close\r\n"},
-		"kept connections":         {target: target, pause: 20 * time.Millisecond}, // as a network would
+		"kept connections":         {target: target, pause: 20 * time.Millisecond, keep: 100 * time.Millisecond}, // as a network would
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

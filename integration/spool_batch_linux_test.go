@@ -37,7 +37,7 @@ func (k *batchKills) check(t *testing.T, each int) {
 	k.start()
 	k.callers.await(t, each)
 	k.callers.stop()
-	k.v2.calm.Store(true)
+	k.v2.settle(t)
 	k.v2.await(t, k.callers.acked...)
 	k.awaitEmpty(t)
 	doubles := k.v2.once(t, k.callers.acked)

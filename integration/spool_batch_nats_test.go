@@ -33,7 +33,7 @@ func TestBatchOnNATS(t *testing.T) {
 	second.await(t, each)
 	first.stop()
 	second.stop()
-	v2.calm.Store(true)
+	v2.settle(t)
 	acked := slices.Concat(first.acked, second.acked)
 	v2.await(t, acked...)
 	other.awaitEmpty(t)

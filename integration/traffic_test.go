@@ -188,9 +188,11 @@ func (c *counts) of(record string) int {
 type caller struct {
 	addr, target, headers string
 	pause                 time.Duration // after each record
+	keep                  time.Duration // how long it keeps an idle connection; 0 for ever
 
 	conn net.Conn
 	br   *bufio.Reader
+	used time.Time // when the last answer had come
 }
 
 // send sends a record and reads the answer.
@@ -204,6 +206,9 @@ func (c *caller) send(body string) (reply, error) {
 }
 
 func (c *caller) exchange(body string) (reply, error) {
+	if c.keep > 0 && time.Since(c.used) > c.keep {
+		c.close()
+	}
 	if c.conn == nil {
 		conn, err := net.Dial("tcp", c.addr)
 		if err != nil {
@@ -220,6 +225,7 @@ func (c *caller) exchange(body string) (reply, error) {
 		return reply{}, err
 	}
 	answer, err := io.ReadAll(resp.Body)
+	c.used = time.Now()
 	return reply{resp, string(answer)}, err
 }
 

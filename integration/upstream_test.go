@@ -477,50 +477,43 @@ func TestEarlyAnswer(t *testing.T) {
 
 // TestUpstreamClosesConnections has v2 close every connection after a few
 // requests, without a word, while 3,200 POSTs are under way at once: no caller
-// may see it.
+// may see it. That is so when v2 closes within a second of its last answer: later, it
+// may have been at work on the next request. Where the machine is too busy to close in
+// time, fewer are under way.
 func TestUpstreamClosesConnections(t *testing.T) {
-	const total = 3200
+	const total, inTime = 3200, 500 * time.Millisecond
+	late := watchLateness(t)
 	var mu sync.Mutex
 	counts := make(map[string]int)
 	u := startRecorder(t, func(conn net.Conn, nth int, s seen) bool {
 		mu.Lock()
 		counts[s.body]++
 		mu.Unlock()
-		return send(conn, nth%5 != 0, answerOK)
+		if nth%5 != 0 {
+			return send(conn, true, answerOK)
+		}
+		began := time.Now()
+		defer late.since(began)
+		_ = send(conn, false, answerOK)
+		return conn.Close() != nil
 	})
 	g := serve(t, "", "td_postback {\n upstream "+u.url()+"\n}")
-	for round := range 2 {
-		var failed atomic.Int64
-		var callers sync.WaitGroup
-		begin := make(chan struct{})
-		client := &http.Client{Timeout: 2 * patience, Transport: &http.Transport{MaxIdleConnsPerHost: total}}
-		for n := range total {
-			callers.Go(func() {
-				<-begin
-				resp, err := client.Post(g.url(target), "application/json", strings.NewReader(fmt.Sprintf(`{"round":%d,"n":%d}`, round, n)))
-				if err != nil {
-					t.Log(err)
-					failed.Add(1)
-					return
-				}
-				if body, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != 200 || string(body) != "{}" {
-					t.Logf("%d %q %v", resp.StatusCode, body, err)
-					failed.Add(1)
-				}
-				resp.Body.Close()
-			})
-		}
-		close(begin)
-		callers.Wait()
-		client.CloseIdleConnections()
-		if n := failed.Load(); n > 0 {
-			t.Fatalf("%d of %d requests failed", n, total)
+	answered := 0
+	for round, atOnce := 0, total; answered < 2*total; round++ {
+		failures := postAtOnce(g, round, atOnce)
+		answered += atOnce - len(failures)
+		worst := late.worst()
+		if len(failures) > 0 && worst > inTime && atOnce > 100 {
+			t.Logf("%d of %d at once failed, and the machine was late by %v", len(failures), atOnce, worst)
+			atOnce /= 2
+		} else if len(failures) > 0 {
+			t.Fatalf("%d of %d requests failed: %v", len(failures), atOnce, failures[0])
 		}
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if len(counts) != 2*total {
-		t.Errorf("v2 has %d records of %d", len(counts), 2*total)
+	if len(counts) != answered {
+		t.Errorf("v2 has %d records of %d", len(counts), answered)
 	}
 	for body, n := range counts {
 		if n != 1 {
@@ -528,6 +521,67 @@ func TestUpstreamClosesConnections(t *testing.T) {
 		}
 	}
 }
+
+// postAtOnce sends so many records at once, each with a body of its own. It returns what
+// went wrong.
+func postAtOnce(g *gateway, round, n int) (failures []error) {
+	var mu sync.Mutex
+	var callers sync.WaitGroup
+	begin := make(chan struct{})
+	client := &http.Client{Timeout: 2 * patience, Transport: &http.Transport{MaxIdleConnsPerHost: n}}
+	defer client.CloseIdleConnections()
+	for i := range n {
+		callers.Go(func() {
+			<-begin
+			if err := postOne(client, g.url(target), fmt.Sprintf(`{"round":%d,"n":%d}`, round, i)); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failures = append(failures, err)
+			}
+		})
+	}
+	close(begin)
+	callers.Wait()
+	return failures
+}
+
+func postOne(client *http.Client, url, record string) error {
+	resp, err := client.Post(url, "application/json", strings.NewReader(record))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != 200 || string(body) != "{}" {
+		return fmt.Errorf("%d %q %w", resp.StatusCode, body, err)
+	}
+	return nil
+}
+
+// lateness is how late this process was at worst.
+type lateness struct{ longest atomic.Int64 }
+
+// watchLateness looks at the clock every few milliseconds, until the end of the test.
+func watchLateness(t *testing.T) *lateness {
+	const pause = 10 * time.Millisecond
+	l := &lateness{}
+	go func() {
+		for t.Context().Err() == nil {
+			expected := time.Now().Add(pause)
+			time.Sleep(pause)
+			l.since(expected)
+		}
+	}()
+	return l
+}
+
+func (l *lateness) since(began time.Time) {
+	took := int64(time.Since(began))
+	for longest := l.longest.Load(); took > longest && !l.longest.CompareAndSwap(longest, took); longest = l.longest.Load() {
+	}
+}
+
+// worst is the longest since it was asked before.
+func (l *lateness) worst() time.Duration { return time.Duration(l.longest.Swap(0)) }
 
 // TestMaxConns queues what exceeds the connections, and loses none of it.
 func TestMaxConns(t *testing.T) {

@@ -26,6 +26,7 @@ type batchV2 struct {
 	*httptest.Server
 	inner sandbox.Sandbox
 	calm  atomic.Bool // it says nothing any more
+	lost  atomic.Bool // of startTrouble: an answer was lost
 
 	// says is v2's own word on a request, before it is taken. It may be nil.
 	says func(a *batchArrival) batchAnswer
@@ -208,23 +209,29 @@ func (v2 *batchV2) takeSome(answer *httptest.ResponseRecorder, r *http.Request, 
 	answer.Code, answer.Body = http.StatusPartialContent, bytes.NewBufferString(`{"receipts":[`+strings.Join(receipts, ",")+`]}`)
 }
 
-// await waits until v2 has taken these records.
+// await waits until v2 has taken these records. It has no limit of time, as long as it
+// goes on.
 func (v2 *batchV2) await(t *testing.T, ids ...string) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
-	timer := time.AfterFunc(patience, func() { v2.mu.Lock(); v2.changed.Broadcast(); v2.mu.Unlock() })
+	late := false
+	timer := time.AfterFunc(patience, func() { v2.mu.Lock(); late = true; v2.changed.Broadcast(); v2.mu.Unlock() })
 	defer timer.Stop()
 	v2.mu.Lock()
 	defer v2.mu.Unlock()
-	for {
-		missing := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return v2.taken[id] > 0 })
-		if len(missing) == 0 {
-			return
+	for left, came := ids, 0; ; v2.changed.Wait() {
+		for len(left) > 0 && v2.taken[left[0]] > 0 {
+			left = left[1:]
 		}
-		if time.Now().After(deadline) {
+		switch {
+		case len(left) == 0:
+			return
+		case len(v2.taken) > came:
+			came, late = len(v2.taken), false
+			timer.Reset(patience)
+		case late:
+			missing := slices.DeleteFunc(slices.Clone(left), func(id string) bool { return v2.taken[id] > 0 })
 			t.Fatalf("%d of %d records are missing at v2, %q", len(missing), len(ids), missing[:min(10, len(missing))])
 		}
-		v2.changed.Wait()
 	}
 }
 
@@ -261,12 +268,12 @@ func (v2 *batchV2) once(t *testing.T, ids []string) (doubles int) {
 // dice is chance in percent.
 func dice(percent int) bool { return rand.IntN(100) < percent } //nolint:gosec // a test's dice
 
-// startTrouble starts a v2 that loses answers, fails some records of a batch, and is
-// down, each at random, until it is calm.
-func startTrouble(t *testing.T) *batchV2 {
-	return startBatchV2(t, func(a *batchArrival) batchAnswer {
+// startTrouble starts a v2 that loses answers, the first one among them, fails some
+// records of a batch, and is down, each at random, until it is calm.
+func startTrouble(t *testing.T) (v2 *batchV2) {
+	v2 = startBatchV2(t, func(a *batchArrival) batchAnswer {
 		switch {
-		case dice(10):
+		case a.batch && v2.lost.CompareAndSwap(false, true) || dice(10):
 			return batchAnswer{lost: true}
 		case dice(5):
 			return batchAnswer{status: http.StatusServiceUnavailable}
@@ -275,6 +282,18 @@ func startTrouble(t *testing.T) *batchV2 {
 		}
 		return batchAnswer{}
 	})
+	return v2
+}
+
+// settle ends the trouble, once an answer was lost.
+func (v2 *batchV2) settle(t *testing.T) {
+	t.Helper()
+	for end := time.Now().Add(patience); !v2.lost.Load(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no batch has come")
+		}
+	}
+	v2.calm.Store(true)
 }
 
 // someOf picks a fifth of the records of a batch.

@@ -288,27 +288,34 @@ func (v2 *fickle) url() string { return "http://" + v2.Addr().String() }
 // await waits until v2 has taken these records.
 func (v2 *fickle) await(t testing.TB, ids ...string) {
 	t.Helper()
+	left := ids
 	v2.awaitUntil(t, func() bool {
-		return !slices.ContainsFunc(ids, func(id string) bool { return v2.times[id] == 0 })
+		for len(left) > 0 && v2.times[left[0]] > 0 {
+			left = left[1:]
+		}
+		return len(left) == 0
 	}, func() string {
-		missing := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return v2.times[id] > 0 })
+		missing := slices.DeleteFunc(slices.Clone(left), func(id string) bool { return v2.times[id] > 0 })
 		return fmt.Sprintf("%d of %d records are missing at v2, %q", len(missing), len(ids), missing[:min(10, len(missing))])
 	})
 }
 
-// awaitUntil waits until done, which is called with v2.mu held.
+// awaitUntil waits until done, which is called with v2.mu held. It has no limit of
+// time, as long as v2 takes records.
 func (v2 *fickle) awaitUntil(t testing.TB, done func() bool, problem func() string) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
-	timer := time.AfterFunc(patience, func() { v2.mu.Lock(); v2.changed.Broadcast(); v2.mu.Unlock() })
+	late, taken := false, 0
+	timer := time.AfterFunc(patience, func() { v2.mu.Lock(); late = true; v2.changed.Broadcast(); v2.mu.Unlock() })
 	defer timer.Stop()
 	v2.mu.Lock()
 	defer v2.mu.Unlock()
-	for !done() {
-		if time.Now().After(deadline) {
+	for ; !done(); v2.changed.Wait() {
+		if len(v2.taken) > taken {
+			taken, late = len(v2.taken), false
+			timer.Reset(patience)
+		} else if late {
 			t.Fatal(problem())
 		}
-		v2.changed.Wait()
 	}
 }
 
