@@ -90,7 +90,7 @@ func (s *senders) send(addr string, ids []string) {
 	}
 }
 
-// await waits until so many more events are taken.
+// await waits until so many more events are taken, as long as it goes on.
 func (s *senders) await(t *testing.T, more int) {
 	t.Helper()
 	count := func() int {
@@ -98,9 +98,12 @@ func (s *senders) await(t *testing.T, more int) {
 		defer s.mu.Unlock()
 		return len(s.taken)
 	}
-	for want, end := count()+more, time.Now().Add(patience); count() < want; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%d of %d events are taken", count(), want)
+	before := count()
+	for end, want := time.Now().Add(patience), before+more; before < want; time.Sleep(5 * time.Millisecond) {
+		if now := count(); now > before {
+			before, end = now, time.Now().Add(patience)
+		} else if time.Now().After(end) {
+			t.Fatalf("%d of %d events are taken", now, want)
 		}
 	}
 }
