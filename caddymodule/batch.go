@@ -93,14 +93,14 @@ func (s upstreamSender) warnOfBatch(to postback.BatchGroup, result *spool.BatchR
 	case result.NotTaken():
 		warnOfKept(logger, &result.Result, s.host, whose)
 	case result.Status >= http.StatusMultipleChoices:
-		result.Account = cmp.Or(account, "none")
+		result.Account, result.Fingerprint = cmp.Or(account, "none"), fingerprintOf(to.Key)
 		if !ofRecordsOrKey(result.Status) {
 			warnOfNoBatches(logger, &result.Result, s.host)
 		}
 	default:
 		for _, r := range result.Receipts {
 			if !r.Taken {
-				result.Account = cmp.Or(account, "none")
+				result.Account, result.Fingerprint = cmp.Or(account, "none"), fingerprintOf(to.Key)
 				warnOfPart(logger, result.Status, r.Words, s.host, whose)
 				break
 			}

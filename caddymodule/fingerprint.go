@@ -128,7 +128,7 @@ var naming atomic.Pointer[fingerprints]
 var untilStart = &fingerprints{secret: processSecret}
 
 // fingerprintOf is the name of a key.
-func fingerprintOf(key string) string { return cmp.Or(naming.Load(), untilStart).of(key) }
+func fingerprintOf(key string) string { return cmp.Or(naming.Load(), untilStart).quickly(key).name }
 
 // of is the name of a key: `1234/#9f3a1c20b7`, its account number and a part of its
 // HMAC. Without an account number, it begins with `#`.

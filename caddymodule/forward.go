@@ -41,7 +41,7 @@ func (h *Handler) forward(c *call) error {
 // noteAnswer notes that v2's answer has gone to the caller.
 func (h *Handler) noteAnswer(c *call) {
 	c.result = upstreamResult(c.trip.Status)
-	countRefusedKey(c.trip.Status)
+	countRefusedKey(c.trip.Status, c.Key())
 	h.warnOfAnswer(c)
 }
 

@@ -404,7 +404,7 @@ func (k *keenCall) doubt(e *postback.KeenEvent, unsure bool) (noted bool) {
 
 // note notes how sending something went.
 func (k *keenCall) note(sent time.Time, r *spool.Result, t *upstream.Trip) {
-	countRefusedKey(r.Status)
+	countRefusedKey(r.Status, k.Key())
 	if k.to.queue != nil {
 		k.to.answered(k.account, sent, r)
 	}

@@ -214,9 +214,10 @@ var (
 
 // unknown counts a call and warns of it, and refuses it, if it is to be refused.
 func (h *Handler) unknown(c *call, what *strangeness, to postback.Destination) *postback.Refusal {
-	what.counter.Inc()
+	name := fingerprintOf(c.Key())
+	countNamed(what.counter, name)
 	warns := h.Keys.Unknown == unknownWarn
-	if name := fingerprintOf(c.Key()); what.named.due(name) {
+	if what.named.due(name) {
 		h.logger.Warn(what.message, zap.Inline(keyOwner{owner{c.Account(), to}, c.Key()}), zap.Stringer("surface", c.Kind), zap.Stringer("key", c.Source),
 			zap.Bool("forwarded", warns), zap.String("advice", what.advice))
 	}

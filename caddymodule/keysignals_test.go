@@ -21,16 +21,17 @@ func TestRefusedKeys(t *testing.T) {
 		status int
 		mode   string // of the spool; empty without one
 		call   func() *http.Request
+		key    string
 		want   float64
 	}{
-		"a record, 403":        {http.StatusForbidden, "", post, 1},
-		"a record, 401":        {http.StatusUnauthorized, "", post, 1},
-		"a record, 400":        {http.StatusBadRequest, "", post, 0},
-		"a record, 500":        {http.StatusInternalServerError, "", post, 0},
-		"a record with spool":  {http.StatusForbidden, spoolOnFailure, post, 1},
-		"a kept record":        {http.StatusForbidden, spoolAlways, post, 1},
-		"several events, 401":  {http.StatusUnauthorized, "", func() *http.Request { return keenRequest(keenPath, `{"db.a":[{"n":1}]}`) }, 1},
-		"several events, kept": {http.StatusForbidden, spoolAlways, func() *http.Request { return keenRequest(keenPath, `{"db.a":[{"n":1}]}`) }, 1},
+		"a record, 403":        {http.StatusForbidden, "", post, benchKey, 1},
+		"a record, 401":        {http.StatusUnauthorized, "", post, benchKey, 1},
+		"a record, 400":        {http.StatusBadRequest, "", post, benchKey, 0},
+		"a record, 500":        {http.StatusInternalServerError, "", post, benchKey, 0},
+		"a record with spool":  {http.StatusForbidden, spoolOnFailure, post, benchKey, 1},
+		"a kept record":        {http.StatusForbidden, spoolAlways, post, benchKey, 1},
+		"several events, 401":  {http.StatusUnauthorized, "", func() *http.Request { return keenRequest(keenPath, `{"db.a":[{"n":1}]}`) }, keenKey, 1},
+		"several events, kept": {http.StatusForbidden, spoolAlways, func() *http.Request { return keenRequest(keenPath, `{"db.a":[{"n":1}]}`) }, keenKey, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			v2 := newKeenV2(t)
@@ -44,8 +45,12 @@ func TestRefusedKeys(t *testing.T) {
 				eventually(t, "nothing waits in the spool", func() bool { requests, _ := keptEvents(t, log); return len(requests) == 0 })
 				eventually(t, "it is counted", func() bool { return timesCounted(t, keySignals, "refused") > before })
 			}
-			if got := timesCounted(t, keySignals, "refused") - before; got != tc.want {
+			times, exemplar := countedWith(t, keySignals, "refused")
+			if got := times - before; got != tc.want {
 				t.Errorf("counted %v times, want %v", got, tc.want)
+			}
+			if want := "key=" + fingerprintOf(tc.key); tc.want > 0 && exemplar != want {
+				t.Errorf("the exemplar is %q, want %q", exemplar, want)
 			}
 		})
 	}
@@ -54,8 +59,9 @@ func TestRefusedKeys(t *testing.T) {
 // TestKeyFormSignals counts calls that go to v2 by the form of their key, and none that
 // the gateway refuses.
 func TestKeyFormSignals(t *testing.T) {
+	const cut = "1234567890123456789/0123456789abcdef" // with as long an account number as there is
 	for key, signal := range map[string]string{
-		benchKey: "", benchKey[:20]: "cut", "{{KEY}}": "template", "1234%2Fabcd": "unusual",
+		benchKey: "", cut: "cut", "{{KEY}}": "template", "1234%2Fabcd": "unusual",
 		"": "", "1234/": "", // which are refused
 	} {
 		var before [3]float64
@@ -73,8 +79,12 @@ func TestKeyFormSignals(t *testing.T) {
 			if name == signal {
 				want = 1
 			}
-			if got := timesCounted(t, keySignals, name) - before[i]; got != want {
+			times, exemplar := countedWith(t, keySignals, name)
+			if got := times - before[i]; got != want {
 				t.Errorf("%q: %s is counted %v times, want %v", key, name, got, want)
+			}
+			if want > 0 && exemplar != "key="+fingerprintOf(key) {
+				t.Errorf("%q: the exemplar of %s is %q", key, name, exemplar)
 			}
 		}
 	}

@@ -108,11 +108,25 @@ var keyForms = func() (counters [len(postback.KeyFormNames)]prometheus.Counter) 
 // refusedKeys is the counter of keySignals for the answers by which v2 refuses one.
 var refusedKeys = keySignals.WithLabelValues("refused")
 
-// countRefusedKey counts an answer of v2's, if it refuses the key.
-func countRefusedKey(status int) {
+// countRefusedKey counts an answer of v2's to a call with this key, if it refuses the key.
+func countRefusedKey(status int, key string) {
 	if (spool.Result{Status: status}).OfKey() {
-		refusedKeys.Inc()
+		countNamed(refusedKeys, fingerprintOf(key))
 	}
+}
+
+// exemplarKey is the label by which an exemplar names a write key.
+const exemplarKey = "key"
+
+// countNamed counts what is wrong about a key, and shows the key's name as the counter's
+// exemplar. A name is far shorter than the 128 characters that an exemplar may have. No
+// call that is in order comes here.
+func countNamed(counter prometheus.Counter, fingerprint string) {
+	if fingerprint == "" { // a kept record that cannot be read
+		counter.Inc()
+		return
+	}
+	counter.(prometheus.ExemplarAdder).AddWithExemplar(1, prometheus.Labels{exemplarKey: fingerprint}) //nolint:forcetypeassert // each counter of the library is one
 }
 
 // registerMetrics shows the collectors in a configuration's registry. A second

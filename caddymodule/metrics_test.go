@@ -109,6 +109,13 @@ func labelValues(t *testing.T, collector prometheus.Collector, label string) map
 // label.
 func timesCounted(t *testing.T, collector prometheus.Collector, value string) float64 {
 	t.Helper()
+	times, _ := countedWith(t, collector, value)
+	return times
+}
+
+// countedWith is that, and the exemplar, as `key=` and the name of a key.
+func countedWith(t *testing.T, collector prometheus.Collector, value string) (times float64, exemplar string) {
+	t.Helper()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collector)
 	families, err := registry.Gather()
@@ -117,11 +124,14 @@ func timesCounted(t *testing.T, collector prometheus.Collector, value string) fl
 	}
 	for _, metric := range families[0].GetMetric() {
 		if metric.GetLabel()[0].GetValue() == value {
-			return metric.GetCounter().GetValue()
+			for _, label := range metric.GetCounter().GetExemplar().GetLabel() {
+				exemplar += label.GetName() + "=" + label.GetValue()
+			}
+			return metric.GetCounter().GetValue(), exemplar
 		}
 	}
 	t.Fatalf("%s is not counted", value)
-	return 0
+	return 0, ""
 }
 
 // sources parses the Go files of packages, without their tests.

@@ -302,7 +302,7 @@ func (s upstreamSender) Send(data []byte) spool.Result {
 	case result.NotTaken():
 		warnOfKept(caddy.Log().Named(handlerID), &result, s.host, keptOwner(data))
 	case result.Status >= http.StatusMultipleChoices:
-		result.Account = accountOf(data)
+		result.Account, result.Fingerprint = accountOf(data), keptFingerprint(data)
 	}
 	return result
 }
@@ -419,7 +419,9 @@ func countRepeat(r *spool.Result) {
 func settled(queue string, fate spool.Fate, r spool.Result) {
 	spoolFates[fate].Inc()
 	logger, host := caddy.Log().Named(handlerID), queue[strings.LastIndexByte(queue, '/')+1:]
-	countRefusedKey(r.Status)
+	if r.OfKey() {
+		countNamed(refusedKeys, r.Fingerprint)
+	}
 	switch fate {
 	case spool.Refused, spool.TooOld:
 		warnOfDeadLetter(logger, fate, &r, host)

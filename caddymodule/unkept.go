@@ -80,3 +80,9 @@ func (u *unkept) tell() {
 
 // accountOf is the account of a kept request.
 func accountOf(data []byte) string { return cmp.Or(postback.KeptAccount(data), "none") }
+
+// keptFingerprint is the name of the key of a kept request.
+func keptFingerprint(data []byte) string {
+	kept, _ := postback.ReadKept(data) // what can be read of a damaged one
+	return fingerprintOf(kept.Credentials.Key())
+}

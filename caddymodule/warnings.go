@@ -88,7 +88,7 @@ func (w *warning) check(logger *zap.Logger) *zapcore.CheckedEntry {
 // wrong, and an Authorization that did not go along.
 func (h *Handler) warnOfKey(c *call) {
 	if form := postback.KeyFormOf(c.Key()); form != postback.KeyUsual {
-		keyForms[form].Inc()
+		countNamed(keyForms[form], fingerprintOf(c.Key()))
 		if e := keyFormWarnings[form].check(h.logger); e != nil {
 			e.Write(zap.Stringer("form", form), zap.Inline(ownerOf(c)), zap.Stringer("surface", c.Kind),
 				zap.String("advice", keyFormAdvice[form]+"; v2 answers 200 to a wrong key and loses the record"))
@@ -315,12 +315,12 @@ func warnOfNoBatches(logger *zap.Logger, result *spool.Result, host string) {
 
 // warnOfDeadLetter tells of a record that nobody tries to deliver any more.
 func warnOfDeadLetter(logger *zap.Logger, reason spool.Fate, result *spool.Result, host string) {
-	account := zap.Skip()
+	account, fingerprint := zap.Skip(), zap.Skip()
 	if result.Account != "" { // v2 has refused it
-		account = zap.String("account", result.Account)
+		account, fingerprint = zap.String("account", result.Account), zap.String("fingerprint", result.Fingerprint)
 	}
 	if c := deadLetterWarning.check(logger); c != nil {
-		c.Write(zap.String("reason", string(reason)), zap.Int("status", result.Status), zap.String("upstream", host), words(result.Words), account,
+		c.Write(zap.String("reason", string(reason)), zap.Int("status", result.Status), zap.String("upstream", host), words(result.Words), account, fingerprint,
 			zap.String("advice", "look at it with td-spool list --dead, and replay or drop it; how many there are is in the metrics"))
 	}
 }

@@ -606,3 +606,54 @@ func TestKeysDocument(t *testing.T) {
 		t.Errorf("%d keys are unknown", n)
 	}
 }
+
+// openMetrics is what the metrics route shows to those who ask for OpenMetrics.
+func openMetrics(t *testing.T, addr string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Accept", "application/openmetrics-text; version=1.0.0")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/openmetrics-text") {
+		t.Fatalf("%s, %v", resp.Header.Get("Content-Type"), err)
+	}
+	return string(text)
+}
+
+// TestKeyExemplars: who asks for OpenMetrics sees the fingerprint of the key that was
+// counted last, as the log has it, in each counter of keys that may be wrong; and no key.
+func TestKeyExemplars(t *testing.T) {
+	t.Parallel()
+	v2 := startBatchV2(t, nil)
+	file := write(t, "keys", knownKey+"\n")
+	g := serve(t, "", keysSite("http://"+serve(t, "", "respond /postback/v3/event/shop/refused 403\n reverse_proxy "+v2.URL).addr, "file "+file+"\n databases shop\n unknown warn\n")+"\nmetrics /metrics")
+	showsNoKey(t, g.process)
+	const cut = "12345678901234567890/0123456789abcdef" // with an account number as long as one can be
+	for _, call := range [][3]string{{otherKey, "shop", "t"}, {knownKey, "private", "t"}, {knownKey, "shop", "refused"}, {cut, "shop", "t"}} {
+		raw(t, g.addr, post("/postback/v3/event/"+call[1]+"/"+call[2], asJSON+"X-TD-Write-Key: "+call[0]+"\r\n", object))
+	}
+	awaitIdle(t, g.addr)
+	text := openMetrics(t, g.addr)
+	for counter, warning := range map[string]string{
+		`unknown_total{reason="key"}`:      `"msg":"unknown write key","fingerprint":"(1234\d{16}/#[^"]*)"`,
+		`unknown_total{reason="database"}`: `"msg":"record for an unknown database","fingerprint":"([^"]*)"`,
+		keySignals("refused"):              `"msg":"Postback v2 refused a record".*"fingerprint":"([^"]*)"`,
+		keySignals("cut"):                  `"msg":"write key of unusual form".*"fingerprint":"([^"]*)"`,
+	} {
+		exemplar := regexp.MustCompile(`(?m)^caddy_td_postback_` + regexp.QuoteMeta(counter) + ` [0-9.]+ # \{key="([^"]*)"\} 1\.0 [0-9.e+]+$`).FindStringSubmatch(text)
+		named := regexp.MustCompile(warning).FindStringSubmatch(g.text())
+		if exemplar == nil || named == nil || exemplar[1] != named[1] {
+			t.Errorf("%s: the exemplar is %q, and the warning has %q", counter, exemplar, named)
+		}
+	}
+	if strings.Contains(text, "0123456789abcdef") || strings.Contains(text, otherKey[4:]) {
+		t.Error("the metrics have a key")
+	}
+}

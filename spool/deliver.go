@@ -66,6 +66,9 @@ type Result struct {
 	Account    string        // whose record v2 refused
 	Err        error         // why there is no answer
 
+	// Fingerprint is the name of that record's key. It does not show the key.
+	Fingerprint string
+
 	// Ambiguous means that v2 did not say that it has taken the record, but may
 	// have. Of a record that was delivered: it may have taken it before, too.
 	Ambiguous bool
