@@ -201,14 +201,8 @@ func (u *reportUse) accept() {
 	if u.sharedReport.options == u.options {
 		return
 	}
-	// The new one finds the file locked and begins in memory, so that no call waits. It
-	// takes in what is in the file when the old one has left it.
-	next, _ := migration.Open(u.options.config(u.dir))
-	last := u.current.Swap(next)
 	u.sharedReport.options = u.options
-	u.warn(last.Save(time.Now()))
-	u.warn(last.Close())
-	u.warn(next.Save(time.Now()))
+	u.current.Load().Configure(u.options.config(u.dir), time.Now())
 }
 
 // saveAgainAndAgain saves the report until it is told to stop, and then once more.

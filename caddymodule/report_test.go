@@ -118,6 +118,27 @@ func TestReportSurvivesReloads(t *testing.T) {
 	}
 }
 
+// TestReportInMemorySurvivesReloads: also one that cannot be kept is there after a reload
+// with other options.
+func TestReportInMemorySurvivesReloads(t *testing.T) {
+	options := aReport(t)
+	if err := os.WriteFile(filepath.Join(options.Dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	options.Dir = filepath.Join(options.Dir, "file", "dir")
+	_, first := startReport(t, options, "a")
+	countIn(first, "t")
+	other := *options
+	other.Rows = minRows
+	_, second := startReport(t, &other, "a")
+	first.leave()
+	defer second.leave()
+	countIn(second, "t")
+	if got, l := tablesIn(t), second.get().List(time.Now()); got["t"] != 2 || l.MaxRows != minRows {
+		t.Errorf("got %v of %d rows", got, l.MaxRows)
+	}
+}
+
 // TestReportInAnotherDirectory: the configuration that runs decides which one is shown.
 func TestReportInAnotherDirectory(t *testing.T) {
 	_, first := startReport(t, aReport(t), "a")

@@ -91,7 +91,7 @@ func (r *Report) List(now time.Time) *Listing {
 	for _, p := range r.order.places {
 		rows = append(rows, p.row)
 	}
-	l := &Listing{Time: now, MaxRows: r.cfg.Rows, Rows: make([]Row, 0, len(rows)), Others: r.others.list(now)}
+	l := &Listing{Time: now, MaxRows: r.limit, Rows: make([]Row, 0, len(rows)), Others: r.others.list(now)}
 	r.mu.RUnlock()
 	for _, one := range rows { // one at a time: callers do not wait for all of it
 		l.Rows = append(l.Rows, one.list(now))

@@ -1,7 +1,11 @@
 package migration
 
 import (
+	"cmp"
+	"maps"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/td-postback/gateway/postback"
@@ -53,10 +57,11 @@ type Call struct {
 // an N/rows part of all N events always has a row, and each row says how many events
 // it may have missed. All methods may be called at the same time.
 type Report struct {
-	cfg   Config
-	store store
+	store      store
+	noNetworks atomic.Bool
 
 	mu     sync.RWMutex // locked whole to change which rows there are
+	limit  int          // how many there are at most
 	rows   map[string]*row
 	order  order
 	others others
@@ -79,7 +84,29 @@ func newReport(cfg Config) *Report {
 	if cfg.Rows == 0 {
 		cfg.Rows = DefaultRows
 	}
-	return &Report{cfg: cfg, store: store{path: cfg.Path}, rows: make(map[string]*row, cfg.Rows), gone: map[string]bool{}}
+	r := &Report{store: store{path: cfg.Path}, limit: cfg.Rows, rows: make(map[string]*row, cfg.Rows), gone: map[string]bool{}}
+	r.noNetworks.Store(cfg.NoNetworks)
+	return r
+}
+
+// Configure changes how many rows there are, which are those with most events, and whether
+// callers that come have their networks. The file stays.
+func (r *Report) Configure(cfg Config, now time.Time) {
+	r.noNetworks.Store(cfg.NoNetworks)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.limit = cfg.Rows; len(r.rows) <= r.limit {
+		return
+	}
+	all := slices.Collect(maps.Values(r.rows))
+	slices.SortFunc(all, func(a, b *row) int { return cmp.Compare(b.data.weight(), a.data.weight()) })
+	rare := map[*row]bool{}
+	for _, one := range all[r.limit:] {
+		rare[one] = true
+		r.others.missed = max(r.others.missed, one.data.weight())
+		r.giveWay(one, now)
+	}
+	r.order.keep(func(one *row) bool { return !rare[one] })
 }
 
 // add adds other others.
@@ -115,7 +142,7 @@ func (r *Report) appendKey(dst []byte, c *Call) []byte {
 	dst = append(appendClean(dst, c.Surface, maxSurface), keySeparator)
 	family, browser := agentFamily(c.UserAgent)
 	dst = append(appendFamily(dst, family), keySeparator)
-	return appendSource(dst, c, browser, !r.cfg.NoNetworks)
+	return appendSource(dst, c, browser, !r.noNetworks.Load())
 }
 
 // keySeparator stands between the parts of a row's key. No part has it: it cannot be
@@ -149,7 +176,7 @@ func (r *Report) countNew(key string, c *Call) (wantsExample bool) {
 // come all the time stay, however many come once.
 func (r *Report) makeRow(key string, now time.Time) *row {
 	var made *row
-	if len(r.rows) < r.cfg.Rows {
+	if len(r.rows) < r.limit {
 		made = &row{}
 		made.begin(key, r.others.missed)
 		r.order.append(made)

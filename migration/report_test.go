@@ -498,6 +498,30 @@ func TestForgottenCallers(t *testing.T) {
 	}
 }
 
+// A report that is told to have fewer rows keeps those that had one with the most events,
+// and counts on.
+func TestOtherRowsAndNetworks(t *testing.T) {
+	r := inMemory(100)
+	for i := range 100 {
+		count(r, postCall(), func(c *Call) { c.Table, c.Events = fmt.Sprint("t", i), i+1 })
+	}
+	r.Configure(Config{Rows: 10, NoNetworks: true}, start)
+	l := r.List(start)
+	if len(l.Rows) != 10 || l.MaxRows != 10 || l.Rows[9].Events != 91 || l.Others.Events != 90*91/2 || l.Others.Rows != 90 || l.Others.Error != 90 {
+		t.Errorf("%d rows of %d, the last with %d events, others %+v", len(l.Rows), l.MaxRows, l.Rows[len(l.Rows)-1].Events, l.Others)
+	}
+	count(r, postCall(), func(c *Call) { c.Table = "new" })
+	l = r.List(start)
+	if row := l.Rows[slices.IndexFunc(l.Rows, func(r Row) bool { return r.Table == "new" })]; len(l.Rows) != 10 || row.Source != "" || row.Error != 91 {
+		t.Errorf("a new one: %+v", row)
+	}
+	r.Configure(Config{Rows: 20}, start)
+	count(r, postCall(), func(c *Call) { c.Table = "more" })
+	if l = r.List(start); len(l.Rows) != 11 || l.Others.Events+eventsOf(l.Rows) != 100*101/2+2 {
+		t.Errorf("%d rows, others %+v", len(l.Rows), l.Others)
+	}
+}
+
 // A machine without a clock of its own begins at 1970. What is known of a caller stays.
 func TestCallsBeforeTheClockIsSet(t *testing.T) {
 	r := inMemory(2)

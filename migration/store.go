@@ -306,7 +306,7 @@ func (r *Report) takeIn(all map[string]*rowData, rest *others) {
 		switch known, ok := r.rows[key]; {
 		case ok: // it called before the file could be read
 			known.data.merge(d)
-		case len(r.rows) < r.cfg.Rows:
+		case len(r.rows) < r.limit:
 			made := &row{key: key, data: *d}
 			r.rows[key] = made
 			r.order.append(made)
