@@ -117,9 +117,9 @@ func printCallers(l *migration.Listing, all int) error {
 }
 
 func findingNames(r *migration.Row) string {
-	var names []string
-	for _, f := range r.Findings {
-		names = append(names, f.Name)
+	names := make([]string, len(r.Findings))
+	for i := range r.Findings {
+		names[i] = r.Findings[i].Name
 	}
 	return cmp.Or(strings.Join(names, " "), "-")
 }

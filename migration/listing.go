@@ -203,7 +203,7 @@ func (l *Listing) WriteCSV(w io.Writer) error {
 
 // cells are those of csvHead.
 func (r *Row) cells() []string {
-	var names, advice, examples []string
+	names, advice, examples := make([]string, 0, len(r.Findings)), make([]string, 0, len(r.Findings)), make([]string, 0, len(r.Examples))
 	for _, f := range r.Findings {
 		names, advice = append(names, f.Name), append(advice, f.Advice)
 	}
