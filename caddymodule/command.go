@@ -219,7 +219,8 @@ var tellRefusal func(*call, *postback.Refusal)
 func printRefusal(c *call, f *postback.Refusal) {
 	line := "refused"
 	if c.Database != "" && c.Table != "" {
-		line += " " + c.Database + "." + loggedTable(c.Destination)
+		to := c.Shown()
+		line += " " + to.Database + "." + to.Table
 	}
 	fmt.Printf("%s  by the gateway  %d %s: %s\n", line, f.Status, f.Code, f.Message)
 }

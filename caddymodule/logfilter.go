@@ -164,12 +164,6 @@ func cleanValues(name string, values []string, clean func(string) string) []stri
 	return cleaned
 }
 
-// loggedTable is a call's table for the log. A caller that puts its key into the
-// path has an account number for a database, and the secret for a table.
-func loggedTable(to postback.Destination) string {
-	return strings.TrimPrefix(postback.MaskKeys(to.Database+"/"+to.Table), to.Database+"/")
-}
-
 // withoutQuery ends a text where a query may begin, and masks keys before it.
 func withoutQuery(text string) string {
 	return postback.MaskKeys(queryStart.ReplaceAllLiteralString(text, "?REDACTED"))

@@ -35,8 +35,8 @@ const matcherName = "td_call"
 // ------------|------
 // `{td.kind}` | the kind of call
 // `{td.account}` | the account number of the key, or nothing
-// `{td.database}` | the database, or nothing if it is in the body
-// `{td.table}` | the table, or nothing if it is in the body; `…` in place of a key that a caller has put into the path
+// `{td.database}` | the database, or nothing if it is in the body; `…` in place of a key that a caller has put there
+// `{td.table}` | the table, likewise
 // `{td.key}` | the key's fingerprint, such as `1234/#9f3a1c20b7`, or nothing without a key
 type MatchCall struct {
 	// The kinds of calls: `post`, `get`, `pixel`, `beacon`, `jsonp`, `js`, `k` and
@@ -192,9 +192,9 @@ func (c *shownCall) placeholder(name string) (any, bool) {
 	case "td.account":
 		return c.account, true
 	case "td.database":
-		return c.to.Database, true
+		return c.to.Shown().Database, true
 	case "td.table":
-		return loggedTable(c.to), true
+		return c.to.Shown().Table, true
 	case "td.key":
 		return fingerprintOf(c.key), true
 	}

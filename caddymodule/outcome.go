@@ -76,11 +76,12 @@ type outcome struct {
 
 // MarshalLogObject writes the outcome for the access log.
 func (o *outcome) MarshalLogObject(enc zapcore.ObjectEncoder) error {
-	if o.to.Database != "" {
-		enc.AddString("database", o.to.Database)
+	to := o.to.Shown()
+	if to.Database != "" {
+		enc.AddString("database", to.Database)
 	}
-	if o.to.Table != "" {
-		enc.AddString("table", loggedTable(o.to))
+	if to.Table != "" {
+		enc.AddString("table", to.Table)
 	}
 	enc.AddString("surface", o.kind.String())
 	enc.AddString("key", o.key.String())

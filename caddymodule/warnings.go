@@ -96,7 +96,7 @@ func (h *Handler) warnOfKey(c *call) {
 	}
 	if len(c.r.Header["Authorization"]) > 0 && c.Authorization == "" {
 		if e := droppedAuthWarning.check(h.logger); e != nil {
-			e.Write(zap.String("database", c.Database), zap.String("table", loggedTable(c.Destination)),
+			e.Write(zap.Inline(loggedNames(c.Destination)),
 				zap.String("advice", "nothing, if the caller sends it for something else; if it is meant for v2, send Authorization: TD1 with no key in the URL, and to /js/ with no other key at all"))
 		}
 	}
@@ -106,7 +106,7 @@ func (h *Handler) warnOfKey(c *call) {
 // sent all the same.
 func (h *Handler) warnOfRedirect(c *call) {
 	if e := redirectWarning.check(h.logger); e != nil {
-		e.Write(zap.String("database", c.Database), zap.String("table", loggedTable(c.Destination)),
+		e.Write(zap.Inline(loggedNames(c.Destination)),
 			zap.String("advice", "if the target of td_redirect is yours, add its host to redirect_hosts"))
 	}
 }
@@ -241,8 +241,17 @@ func ownerOf(c *call) keyOwner { return keyOwner{owner{c.Account(), c.Destinatio
 // MarshalLogObject writes the owner for the log, with no key in a table's name.
 func (o owner) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	enc.AddString("account", o.account)
-	enc.AddString("database", o.to.Database)
-	enc.AddString("table", loggedTable(o.to))
+	return loggedNames(o.to).MarshalLogObject(enc)
+}
+
+// loggedNames are where a record belongs, for the log.
+type loggedNames postback.Destination
+
+// MarshalLogObject writes the names for the log.
+func (n loggedNames) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	to := postback.Destination(n).Shown()
+	enc.AddString("database", to.Database)
+	enc.AddString("table", to.Table)
 	return nil
 }
 

@@ -51,6 +51,7 @@ var calledAs = []struct{ request, table, surface, agent, source, findings string
 	{post("/postback/v3/event/shop/nokey?q="+canary, asJSON, `{"a":"`+canary+`"}`), "nokey", "post", "", "127.0.0.0/24", "missing_write_key"},
 	{post("/postback/v3/event/shop/refused?td_write_key="+callersKey+canary, asJSON, `[]`), "refused", "post", "", "127.0.0.0/24", "key_in_url plain_http refused_by_v2 unusual_key"},
 	{post("/postback/v3/event/shop/broken?td_write_key="+callersKey, asJSON, strings.Repeat(canary, 100_000)), "broken", "post", "", "127.0.0.0/24", "key_in_url payload_too_large plain_http"},
+	{post("/postback/v3/event/TD1%20"+callersKey, asJSON, `{}`), "…", "post", "", "127.0.0.0/24", "invalid_path"},
 	{get("/postback/v3/event/shop/"+canary+".txt", ""), "", "get", "", "127.0.0.0/24", "from_query invalid_path"},
 }
 
@@ -217,7 +218,7 @@ func commandCallers(t *testing.T, admin string, texts map[string]string) {
 		return output
 	}
 	for _, want := range []string{fmt.Sprintf("%d of %d callers\n", len(calledAs), len(calledAs)), "ready to leave the gateway", "from_query (changed): Send the record as one JSON object",
-		`curl -X POST 'https://us01.records.in.treasuredata.com/postback/v3/event/shop/`, "<script>fetch(", "for 7 more tables"} {
+		`curl -X POST 'https://us01.records.in.treasuredata.com/postback/v3/event/shop/`, "<script>fetch(", "for 8 more tables"} {
 		if output := td(); !strings.Contains(output, want) {
 			t.Errorf("%s is not in\n%s", want, output)
 		}

@@ -1,11 +1,8 @@
 package migration
 
 import (
-	"strings"
 	"unicode"
 	"unicode/utf8"
-
-	"github.com/td-postback/gateway/postback"
 )
 
 // This file makes what callers choose fit for a report: short, printable, valid
@@ -58,15 +55,6 @@ func clean(text string, limit int) string {
 		return text
 	}
 	return string(appendClean(nil, text, limit))
-}
-
-// safeTable is a table without a key: a caller that puts its key into the path has
-// the account as the database and the secret as the table.
-func safeTable(database, table string) string {
-	if len(table) < minSecret || len(database) == 0 || !isDigit(database[len(database)-1]) {
-		return table
-	}
-	return strings.TrimPrefix(postback.MaskKeys(database+"/"+table), database+"/")
 }
 
 // minSecret is how many hexadecimal digits in a row may be the secret of a key, as

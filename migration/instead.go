@@ -1,6 +1,10 @@
 package migration
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/td-postback/gateway/postback"
+)
 
 // Curl is the request that a caller should send to v2 by itself, as a command: to a
 // region's host, a database and a table. The key comes from a variable, so that it is
@@ -25,7 +29,8 @@ func Tag(host, database, table string) string {
 // eventPath is the path of v2's Postback, with nothing in it but names: what stands in
 // it is copied into a shell, or into a page.
 func eventPath(database, table string) string {
-	return "/postback/v3/event/" + nameOr(database, "{database}") + "/" + nameOr(safeTable(database, table), "{table}")
+	to := postback.Destination{Database: database, Table: table}.Shown()
+	return "/postback/v3/event/" + nameOr(to.Database, "{database}") + "/" + nameOr(to.Table, "{table}")
 }
 
 func nameOr(name, open string) string {

@@ -137,8 +137,9 @@ func (r *Report) Count(c *Call) (wantsExample bool) {
 // appendKey appends what a caller is told by.
 func (r *Report) appendKey(dst []byte, c *Call) []byte {
 	dst = append(appendClean(dst, c.Key, maxFingerprint), keySeparator)
-	dst = append(appendClean(dst, c.Database, maxName), keySeparator)
-	dst = append(appendClean(dst, safeTable(c.Database, c.Table), maxName), keySeparator)
+	to := postback.Destination{Database: c.Database, Table: c.Table}.Shown()
+	dst = append(appendClean(dst, to.Database, maxName), keySeparator)
+	dst = append(appendClean(dst, to.Table, maxName), keySeparator)
 	dst = append(appendClean(dst, c.Surface, maxSurface), keySeparator)
 	family, browser := agentFamily(c.UserAgent)
 	dst = append(appendFamily(dst, family), keySeparator)

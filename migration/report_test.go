@@ -314,6 +314,8 @@ func TestNoKeyInTheReport(t *testing.T) {
 			func(c *Call) { c.Referer = key },
 			func(c *Call) { c.Client = key },
 			func(c *Call) { c.Database, c.Table = "1234", secret },
+			func(c *Call) { c.Database, c.Table = "", secret }, // TD1 1234/… in the path
+			func(c *Call) { c.Database, c.Table = "1234_"+secret, "td_write_key_"+secret },
 		} {
 			for _, call := range []*Call{pixelCall(), postCall()} {
 				count(r, call, change)

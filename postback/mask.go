@@ -48,6 +48,35 @@ func MaskKeys(s string) string {
 	return out.String()
 }
 
+// Shown is a destination for what people read. A caller that puts its key into the path
+// has an account number for a database and the secret for a table, or no database that is
+// a name, or all of the secret in one of them. `…` stands in place of such a name.
+func (d Destination) Shown() Destination {
+	if len(d.Database) < usualSecret && len(d.Table) < minSecret {
+		return d
+	}
+	isKey := d.Database != "" && isDigit(d.Database[len(d.Database)-1]) && len(d.Table) >= minSecret && hasOnly(d.Table[:minSecret], isHex)
+	if isKey || d.Database == "" && hexRun(d.Table) >= minSecret || hexRun(d.Table) >= usualSecret {
+		d.Table = masked
+	}
+	if hexRun(d.Database) >= usualSecret {
+		d.Database = masked
+	}
+	return d
+}
+
+// hexRun is how many hexadecimal digits a text has in a row.
+func hexRun(text string) (longest int) {
+	run := 0
+	for i := range len(text) {
+		if run++; !isHex(text[i]) {
+			run = 0
+		}
+		longest = max(longest, run)
+	}
+	return longest
+}
+
 // mayBegin has the bytes with which what secretAt finds may begin. Most bytes of
 // a text are none of them.
 var mayBegin = func() (begins [256]bool) {

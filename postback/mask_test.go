@@ -132,3 +132,27 @@ func FuzzMaskKeys(f *testing.F) {
 		}
 	})
 }
+
+// TestShownNames: names have no secret of a key, which a caller may have put into its path
+// in many ways; names of tables stay.
+func TestShownNames(t *testing.T) {
+	secret := "0123456789abcdef0123456789abcdef01234567"
+	for _, tc := range []struct{ to, want Destination }{
+		{Destination{"shop", "orders"}, Destination{"shop", "orders"}},
+		{Destination{"shop", "t_0123456789abcdef0123456789abcdef"}, Destination{"shop", "t_0123456789abcdef0123456789abcdef"}},
+		{Destination{"shop", strings.Repeat("orders_of_", 9)}, Destination{"shop", strings.Repeat("orders_of_", 9)}},
+		{Destination{"", "orders_of_the_whole_shop"}, Destination{"", "orders_of_the_whole_shop"}},
+		{Destination{"1234", secret}, Destination{"1234", "…"}},
+		{Destination{"key_1234", secret[:16] + "_x"}, Destination{"key_1234", "…"}},
+		{Destination{"", secret[:16]}, Destination{"", "…"}}, // TD1 1234/…: the database is no name
+		{Destination{"", "x_" + secret}, Destination{"", "…"}},
+		{Destination{"shop", secret}, Destination{"shop", "…"}},
+		{Destination{secret, "orders"}, Destination{"…", "orders"}},
+		{Destination{"shop", "1234_" + strings.ToUpper(secret)}, Destination{"shop", "…"}},
+		{Destination{"td_write_key_" + secret + "_x", "1234" + secret}, Destination{"…", "…"}},
+	} {
+		if got := tc.to.Shown(); got != tc.want {
+			t.Errorf("%v: got %v", tc.to, got)
+		}
+	}
+}
