@@ -173,6 +173,7 @@ type Trip struct {
 	Dialed     int           // how many connections were made
 	Status     int           // of v2's answer; 0 without one
 	Duration   time.Duration // from sending until the head of the answer was there
+	Answered   time.Time     // when it was there; zero without an answer
 	RetryAfter time.Duration // that v2 asked for, if its answer is not for the caller
 	Cut        bool          // its answer broke off when the caller had a part of it
 	Words      string        // in which v2 refused the record, as postback.Words makes them: for the operator
@@ -287,6 +288,7 @@ func (c *Client) receive(x *exchange, br *bufio.Reader, t *Trip) (reusable bool,
 		return false, err
 	}
 	t.Status, t.Duration = x.answer.StatusCode(), time.Since(x.started)
+	t.Answered = x.started.Add(t.Duration)
 	if t.Status < http.StatusMultipleChoices {
 		// v2 cannot have taken what it has not got. A refusal holds in any case.
 		if err := x.finishSending(); err != nil {

@@ -173,7 +173,7 @@ func TestForward(t *testing.T) {
 				case tc.fails != nil && (w.Body.Len() > 0 || len(w.Header()) > 0):
 					t.Errorf("after an error the caller has %q", w.Body)
 				}
-				trip.Duration = 0
+				trip.Duration, trip.Answered = 0, time.Time{}
 				if tc.trip.Bytes = len(`{"a":1}`); trip != tc.trip {
 					t.Errorf("the trip is %+v, want %+v", trip, tc.trip)
 				}
@@ -270,7 +270,7 @@ func TestDeliver(t *testing.T) {
 			if err := client.Deliver(data, &trip); err != nil {
 				t.Error(err)
 			}
-			if trip.Duration = 0; trip != want {
+			if trip.Duration, trip.Answered = 0, (time.Time{}); trip != want {
 				t.Errorf("the trip is %+v, want %+v", trip, want)
 			}
 		}
