@@ -1,7 +1,9 @@
 package migration
 
 import (
+	"hash/maphash"
 	"strings"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -13,14 +15,56 @@ import (
 // a few hundred.
 const maxAgentRead = 512
 
+// maxKnownAgents is how many User-Agents are remembered. Each takes about 100 bytes.
+const maxKnownAgents = 2048
+
+// knownAgents remembers what User-Agents say: nearly all calls come with one of a few
+// hundred, and to read it takes longer than all else that is counted of a call.
+type knownAgents struct {
+	mu    sync.RWMutex
+	known map[uint64]agent // by a hash
+}
+
+// agent is what a User-Agent says.
+type agent struct {
+	family  string // fit for a report
+	browser bool
+}
+
+var agentSeed = maphash.MakeSeed()
+
+// of is what a User-Agent says.
+func (a *knownAgents) of(userAgent string) agent {
+	userAgent = readableAgent(userAgent)
+	sum := maphash.String(agentSeed, userAgent)
+	a.mu.RLock()
+	of, known := a.known[sum]
+	a.mu.RUnlock()
+	if known {
+		return of
+	}
+	family, browser := agentFamily(userAgent)
+	of = agent{string(appendFamily(nil, family)), browser}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.known == nil || len(a.known) >= maxKnownAgents {
+		a.known = make(map[uint64]agent)
+	}
+	a.known[sum] = of
+	return of
+}
+
+// readableAgent is the part of a User-Agent that is read.
+func readableAgent(userAgent string) string {
+	userAgent = strings.TrimLeft(userAgent, " ")
+	return userAgent[:min(len(userAgent), maxAgentRead)]
+}
+
 // agentFamily is the name of the product that a User-Agent stands for, and whether
 // that is a browser: a program that says of itself which page it is on. It is empty
 // if there is none. A space in it may still be %20.
 func agentFamily(userAgent string) (family string, browser bool) {
-	userAgent = strings.TrimLeft(userAgent, " ")
-	if len(userAgent) > maxAgentRead {
-		userAgent = userAgent[:maxAgentRead]
-	}
+	userAgent = readableAgent(userAgent)
 	if rest, ok := strings.CutPrefix(userAgent, "Mozilla/"); ok {
 		return mozillaFamily(rest)
 	}

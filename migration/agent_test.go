@@ -1,6 +1,7 @@
 package migration
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -99,6 +100,30 @@ func TestAgentFamilyHasNoVersion(t *testing.T) {
 				t.Errorf("%s, in another version: %q, want %q", test.userAgent, family, test.family)
 			}
 		}
+	}
+}
+
+// What is remembered of a User-Agent is what is read in it, however many there are, and
+// they are not kept without end. Of long ones, what is read decides.
+func TestKnownAgents(t *testing.T) {
+	var known knownAgents
+	for n := range 2*maxKnownAgents + 10 {
+		test := agents[n%len(agents)]
+		userAgent := fmt.Sprintf("%s x/%d", test.userAgent, n)
+		family, browser := readAgent(userAgent)
+		for _, userAgent := range []string{userAgent, "  " + userAgent, userAgent} {
+			if got := known.of(userAgent); got != (agent{family, browser}) {
+				t.Fatalf("%s: got %+v, want %s, %v", userAgent, got, family, browser)
+			}
+		}
+		if len(known.known) > maxKnownAgents {
+			t.Fatalf("%d User-Agents", len(known.known))
+		}
+	}
+	long := strings.Repeat("x", maxAgentRead)
+	before := known.of(long)
+	if n := len(known.known); known.of(long+"y") != before || len(known.known) != n {
+		t.Error("what is not read of a User-Agent makes it another one")
 	}
 }
 

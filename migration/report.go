@@ -67,6 +67,7 @@ type Report struct {
 	others others
 	gone   map[string]bool // keys that the file has, or may have, without a row
 
+	agents   knownAgents
 	examples budget
 }
 
@@ -141,9 +142,9 @@ func (r *Report) appendKey(dst []byte, c *Call) []byte {
 	dst = append(appendClean(dst, to.Database, maxName), keySeparator)
 	dst = append(appendClean(dst, to.Table, maxName), keySeparator)
 	dst = append(appendClean(dst, c.Surface, maxSurface), keySeparator)
-	family, browser := agentFamily(c.UserAgent)
-	dst = append(appendFamily(dst, family), keySeparator)
-	return appendSource(dst, c, browser, !r.noNetworks.Load())
+	by := r.agents.of(c.UserAgent)
+	dst = append(append(dst, by.family...), keySeparator)
+	return appendSource(dst, c, by.browser, !r.noNetworks.Load())
 }
 
 // keySeparator stands between the parts of a row's key. No part has it: it cannot be

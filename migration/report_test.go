@@ -447,6 +447,7 @@ func TestLargeRows(t *testing.T) {
 		for j := range maxExamples {
 			count(r, pixelCall(), func(c *Call) {
 				c.Referer, c.Result = fmt.Sprintf("https://shop-%d.example/cart", i), fmt.Sprint("result", j)
+				c.UserAgent = fmt.Sprint(chrome, " build/", i)
 				c.Time = start.Add(time.Duration(j) * weekHours / maxExamples * time.Hour)
 				c.Findings.Add(InvalidPath + Finding(j)) //nolint:gosec // G115: it is small
 				r.Count(c)

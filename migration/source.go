@@ -90,6 +90,10 @@ func appendNetwork(dst []byte, address string) []byte {
 	if err != nil {
 		return dst
 	}
+	if addr.Is4() { // nearly all: its text is cut, to /24, and not written anew
+		dst = append(dst, address[:strings.LastIndexByte(address, '.')]...)
+		return append(dst, ".0/24"...)
+	}
 	addr = addr.Unmap()
 	bits := networkBits6
 	if addr.Is4() {
