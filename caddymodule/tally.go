@@ -39,14 +39,32 @@ func (h *Handler) tellReport(c *call) {
 	key := h.app.fingerprints.quickly(c.Key())
 	client, _ := caddyhttp.GetVar(c.r.Context(), caddyhttp.ClientIPVarKey).(string)
 	told := migration.Call{
-		Time: time.Now(), Key: key.name, Database: c.Database, Table: c.Table, Surface: c.Kind.String(),
-		UserAgent: c.r.UserAgent(), Origin: c.r.Header.Get("Origin"), Referer: c.r.Referer(), Client: client,
+		Time: c.answered(), Key: key.name, Database: c.Database, Table: c.Table, Surface: c.Kind.String(),
+		UserAgent: first(c.r.Header["User-Agent"]), Origin: first(c.r.Header["Origin"]), Referer: first(c.r.Header["Referer"]), Client: client,
 		Lane: migration.V2, Result: c.endResult(), Findings: c.noted.findings | key.findings | c.resultFindings(), Events: c.events,
 	}
 	report := h.report.get()
 	if report.Count(&told) {
 		report.AddExample(&told, migration.Redact(c.noted.method, c.noted.query, c.exampleBody()))
 	}
+}
+
+// answered is when v2's answer was there, or else now, when there is none. It saves a
+// look at the clock, which costs a tenth of counting.
+func (c *call) answered() time.Time {
+	if c.trip.Answered.IsZero() {
+		return time.Now()
+	}
+	return c.trip.Answered
+}
+
+// first is the first of a header's values. The header's name must be written as net/http
+// writes it: Header.Get, which takes any, costs as much as the rest of a look-up.
+func first(values []string) string {
+	if len(values) == 0 {
+		return ""
+	}
+	return values[0]
 }
 
 // exampleBody is what of a call's record its query does not say.
@@ -57,8 +75,9 @@ func (c *call) exampleBody() []byte {
 	return c.out.Body
 }
 
-// recordTime is the name of the column that says a record's time.
-var recordTime = []byte("td_record_time")
+// recordTime is in the name of the column that says a record's time, td_record_time. The
+// search looks for its first byte, and records have fewer _ than t.
+var recordTime = []byte("_record_time")
 
 // replacement is what stands in a record for what was no UTF-8.
 var replacement = []byte("\ufffd")

@@ -360,6 +360,22 @@ func TestHandedOffIsTallied(t *testing.T) {
 	}
 }
 
+// TestPagesAreTallied: who calls from a page is told by its site.
+func TestPagesAreTallied(t *testing.T) {
+	for _, headers := range [][]string{{"Origin", "https://shop.example"}, {"Referer", "https://shop.example/item?id=7"}} {
+		h := stubHandler()
+		report := withReport(t, h)
+		r := benchRequest(http.MethodGet, benchPath+"&"+benchQuery, 0)
+		r.Header.Set(headers[0], headers[1])
+		if err := h.ServeHTTP(httptest.NewRecorder(), r, nil); err != nil {
+			t.Fatal(err)
+		}
+		if row := report.get().List(time.Now()).Rows[0]; row.Agent != "Firefox" || row.Source != "shop.example" {
+			t.Errorf("%s: got %s from %s", headers[0], row.Agent, row.Source)
+		}
+	}
+}
+
 // TestSeveralEventsAreTallied: a call with several events counts as so many.
 func TestSeveralEventsAreTallied(t *testing.T) {
 	row := tallied(t, stubHandler(), taggedRequest(http.MethodPost, "/android/v3/event", `{"db.a":[{"n":1},{"n":2}],"db.b":[{"n":3}]}`, "X-Td-Write-Key", benchKey))
@@ -399,11 +415,13 @@ func TestManyKeys(t *testing.T) {
 }
 
 // sender sends a request through a handler, again and again: a POST by a program, others by
-// a browser.
+// a browser, from a page.
 func sender(t testing.TB, h *Handler, method, uri string, size int) func() {
 	r := benchRequest(method, uri, size)
 	if method == http.MethodPost {
 		r.Header["User-Agent"] = []string{"python-requests/2.31.0"}
+	} else {
+		r.Header["Referer"] = []string{"https://shop.example/item?id=7"}
 	}
 	body, read, w := benchBody(size), &stubBody{}, &stubWriter{header: http.Header{}}
 	r.Body = read
