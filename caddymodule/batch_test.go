@@ -207,7 +207,10 @@ func TestSendBatch(t *testing.T) {
 			if (got.Err != nil) != (test.want.Status == 0) {
 				t.Errorf("the error is %v", got.Err)
 			}
-			got.Plain, got.Sent, got.Err = 0, 0, nil
+			if (got.Fingerprint == fingerprintOf(batchKey)) != (got.Account != "") {
+				t.Errorf("the key is named %q beside the account %q", got.Fingerprint, got.Account)
+			}
+			got.Plain, got.Sent, got.Err, got.Fingerprint = 0, 0, nil, ""
 			if !reflect.DeepEqual(got, test.want) {
 				t.Errorf("got %+v, want %+v", got, test.want)
 			}
