@@ -20,5 +20,6 @@ func serveCallers(w http.ResponseWriter, _ *http.Request) error {
 	}
 	listing := shown.get().List(time.Now())
 	listing.AddInstead(shown.host)
+	listing.NotSaved, _ = shown.trouble.Load().(string)
 	return writeJSON(w, http.StatusOK, listing)
 }

@@ -97,6 +97,9 @@ func callersCommand(fs caddycmd.Flags) (int, error) {
 // are not asked for.
 func printCallers(l *migration.Listing, all int) error {
 	fmt.Printf("%d of %d callers\n", len(l.Rows), all)
+	if l.NotSaved != "" {
+		fmt.Printf("\nThe report is not on disk, and a restart loses it: %s\n\n", l.NotSaved)
+	}
 	if len(l.Rows) > 0 {
 		table := newTable("KEY", "DATABASE", "TABLE", "SURFACE", "AGENT", "SOURCE", "EVENTS 24H", "7D", "LAST SEEN", "STATE", "FINDINGS")
 		for i := range l.Rows {

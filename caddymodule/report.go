@@ -120,6 +120,7 @@ var sharedReports = caddy.NewUsagePool()
 type sharedReport struct {
 	dir     string
 	current atomic.Pointer[migration.Report] // nil before it is opened
+	trouble atomic.Value                     // a string: why it is not saved, or empty
 
 	mu      sync.Mutex // of what is below
 	options Report     // of current, or those with which it is to be opened
@@ -235,11 +236,14 @@ func (s *sharedReport) Destruct() error {
 	return s.current.Load().Close()
 }
 
-// warn tells of a report that cannot be kept. Nothing else suffers from that.
+// warn tells of a report that cannot be kept. Nothing else suffers from that. Without an
+// error, it can.
 func (s *sharedReport) warn(err error) {
 	if err == nil {
+		s.trouble.Store("")
 		return
 	}
+	s.trouble.Store(err.Error())
 	if e := reportWarning.check(caddy.Log().Named(handlerID)); e != nil {
 		e.Write(zap.String("dir", s.dir), zap.Error(err),
 			zap.String("advice", "see to the directory and its disk, and give each gateway one of its own; it is tried again every 10 seconds, and until then the report is in memory only; no record suffers"))

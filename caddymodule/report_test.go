@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -187,19 +188,38 @@ func TestReportIsOnlyOpenedAtAStart(t *testing.T) {
 	}
 }
 
-// TestReportThatCannotBeKept is in memory.
+// TestReportThatCannotBeKept is in memory, and says so as long as it is.
 func TestReportThatCannotBeKept(t *testing.T) {
 	options := aReport(t)
-	if err := os.WriteFile(filepath.Join(options.Dir, "file"), nil, 0o600); err != nil {
+	file := filepath.Join(options.Dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	options.Dir = filepath.Join(options.Dir, "file", "dir")
+	options.Dir = filepath.Join(file, "dir")
 	_, s := startReport(t, options, "a")
+	defer s.leave()
 	countIn(s, "t")
 	if got := tablesIn(t); got["t"] != 1 {
 		t.Errorf("got %v", got)
 	}
-	s.leave()
+	notSaved := func() string {
+		w := httptest.NewRecorder()
+		var listing migration.Listing
+		if err := errors.Join(serveCallers(w, nil), json.Unmarshal(w.Body.Bytes(), &listing)); err != nil {
+			t.Fatal(err)
+		}
+		return listing.NotSaved
+	}
+	if got := notSaved(); !strings.Contains(got, "not a directory") {
+		t.Errorf("got %q", got)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	s.warn(s.get().Save(time.Now()))
+	if got := notSaved(); got != "" {
+		t.Errorf("when it is saved: %q", got)
+	}
 }
 
 // TestReportInMemory: the sandbox keeps none.

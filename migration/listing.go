@@ -17,6 +17,10 @@ type Listing struct {
 	MaxRows int       `json:"max_rows"` // of more callers, the rare ones are among the others
 	Rows    []Row     `json:"rows"`     // the one with most events in 7 days comes first
 	Others  Others    `json:"others"`
+
+	// NotSaved is why the file has not got the report, if that is so: it is gone with the
+	// process then. The caller of List knows.
+	NotSaved string `json:"not_saved,omitempty"`
 }
 
 // Row is one caller, and what it has sent. Events of a day are those of this hour
