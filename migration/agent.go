@@ -192,7 +192,7 @@ func productName(userAgent string) string {
 			stop++
 		}
 		word := userAgent[at:stop]
-		if word == "" || isDigit(word[0]) || isVersion(word) || mayBeSecret(word) || beginsKey(word) {
+		if word == "" || isDigit(word[0]) || isVersion(word) || mayBeSecret(word) || beginsKey(word) || isAddress(userAgent[stop:]) {
 			break
 		}
 		end = at + len(withoutVersion(word))
@@ -219,6 +219,11 @@ func isVersion(word string) bool {
 // beginsKey reports whether a key follows a word: TD1.
 func beginsKey(word string) bool {
 	return len(word) >= 3 && strings.EqualFold(word[len(word)-3:], "TD1")
+}
+
+// isAddress reports whether a word before this was the beginning of an e-mail address.
+func isAddress(rest string) bool {
+	return strings.HasPrefix(rest, "@") || strings.HasPrefix(rest, "%40")
 }
 
 // withoutVersion takes a version off a word's end, if it has one with dots:

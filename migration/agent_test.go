@@ -73,6 +73,12 @@ var agents = []struct {
 	{"Mozilla/5.0", "Mozilla", true},
 	{"Mozilla/5.0 (unclosed Chrome/1", "Mozilla", true},
 
+	// An address is somebody's, and no product.
+	{"jane.doe@secret.example", "", false},
+	{"MyApp jane.doe@secret.example", "MyApp", false},
+	{"MyApp%20jane%40secret.example", "MyApp", false},
+	{"Mozilla/5.0 (compatible; jane.doe@secret.example)", "Mozilla", true},
+
 	// Robots say the names of browsers.
 	{"Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)", "Googlebot", false},
 	{"Mozilla/5.0 AppleWebKit/537.36 (KHTML, like Gecko; compatible; Googlebot/2.1; +http://www.google.com/bot.html) Chrome/126.0.0.0 Safari/537.36", "Googlebot", false},

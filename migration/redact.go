@@ -19,6 +19,10 @@ const (
 	// maxColumn is the longest name of a column that an example shows.
 	maxColumn = 32
 
+	// maxDigits is how many digits such a name may have in a row: a day has 8, and what
+	// has more may be somebody's number.
+	maxDigits = 8
+
 	// hidden stands where a value was, or what may be one.
 	hidden = "…"
 )
@@ -128,9 +132,13 @@ func typeOf(first byte) string {
 
 // columnName is a name that may be shown.
 func columnName(name string) string {
+	digits := 0
 	usual := name != "" && len(name) <= maxColumn && (isLetter(name[0]) || name[0] == '_' || name[0] == '#')
 	for i := 1; usual && i < len(name); i++ {
-		usual = isLetter(name[i]) || isDigit(name[i]) || name[i] == '_' || name[i] == '.' || name[i] == '-'
+		if digits++; !isDigit(name[i]) {
+			digits = 0
+		}
+		usual = digits <= maxDigits && (isLetter(name[i]) || isDigit(name[i]) || name[i] == '_' || name[i] == '.' || name[i] == '-')
 	}
 	if !usual || mayBeSecret(name) || postback.MaskKeys(name) != name {
 		return hidden

@@ -14,6 +14,7 @@ var redacted = []struct{ method, query, body, want string }{
 		`POST {"id":number,"name":string,"on":boolean,"off":boolean,"none":null,"tags":array,"more":object}`},
 	{"POST", "td_write_key=secret", `{"id":-1}`, `POST ?td_write_key=… {"id":number}`},
 	{"POST", "", `{"secret@shop.example":1,"":2,"1234/0123456789abcdef":3,"a0123456789abcdef":4}`, `POST {"…":number,"…":number,"…":number,"…":number}`},
+	{"POST", "u4915112345678=1&day_20261128=2&n123456789=3", `{"user_4915112345678":1,"t12345678":2}`, `POST ?…=string&day_20261128=string&…=string {"…":number,"t12345678":number}`},
 	{"POST", "", `{"#UUID":"secret","keen":{}}`, `POST {"#UUID":string,"keen":object}`},
 	{"POST", "", `{"a":"secr`, `POST {"a":…}`},
 	{"POST", "", `{"a":1,secret}`, `POST {"a":number}`},
