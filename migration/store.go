@@ -228,6 +228,10 @@ func (s *store) leaveLostFile() {
 		return
 	}
 	s.forsake()
+	if _, err := os.Stat(s.path + lockSuffix); errors.Is(err, os.ErrNotExist) && s.lock != nil {
+		_ = guard(s.lock.Close) // nobody else sees a lock that is deleted
+		s.lock = nil
+	}
 }
 
 // forsake leaves a file alone that bbolt may have left locked by a panic: it may never

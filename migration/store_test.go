@@ -488,6 +488,9 @@ func TestFileLost(t *testing.T) {
 				}
 			}
 			want := asText(t, r)
+			if _, err := os.Stat(path + lockSuffix); err != nil {
+				t.Errorf("another process does not see that the file is in use: %v", err)
+			}
 			shut(t, r)
 			expectSame(t, "after a restart", asText(t, open(t, path, 40)), want)
 		})
