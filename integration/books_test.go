@@ -73,7 +73,7 @@ func startMoodyV2(t *testing.T) (url string) {
 	t.Helper()
 	v2 := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
-		switch rand.IntN(8) {
+		switch below(8) {
 		case 0:
 			w.WriteHeader(http.StatusServiceUnavailable)
 		case 1:
@@ -91,7 +91,7 @@ func startMoodyV2(t *testing.T) (url string) {
 			case <-time.After(200 * time.Millisecond):
 			}
 		case 5:
-			time.Sleep(time.Duration(rand.IntN(50)) * time.Millisecond)
+			time.Sleep(time.Duration(below(50)) * time.Millisecond)
 		default:
 			_, _ = io.WriteString(w, "{}")
 		}
@@ -100,13 +100,16 @@ func startMoodyV2(t *testing.T) (url string) {
 	return v2.URL
 }
 
+// below is a number from 0 on, below n.
+func below(n int) int { return rand.IntN(n) } //nolint:gosec // G404: a test's dice
+
 // anyCall is a call of a surface: its method, target, type and body.
 func anyCall() (method, target, header, body string) {
 	key, data := "td_write_key="+callersKey, url.QueryEscape(base64.StdEncoding.EncodeToString([]byte(`{"a":1}`)))
-	database := []string{"shop", "shop", "kept", "handed"}[rand.IntN(4)]
+	database := []string{"shop", "shop", "kept", "handed"}[below(4)]
 	event := "/postback/v3/event/" + database + "/orders?" + key
-	object, events := `{"a":"`+strings.Repeat("a", rand.IntN(30_000))+`"}`, `{"shop.orders":[{"a":1},{"a":2}]}`
-	switch rand.IntN(9) {
+	object, events := `{"a":"`+strings.Repeat("a", below(30_000))+`"}`, `{"shop.orders":[{"a":1},{"a":2}]}`
+	switch below(9) {
 	case 0:
 		return http.MethodGet, event + "&a=1", "", ""
 	case 1:
@@ -149,11 +152,11 @@ func breakOff(stop <-chan struct{}, addr string) {
 			continue
 		}
 		cut := len(text)
-		if rand.IntN(2) == 0 {
-			cut = rand.IntN(len(text))
+		if below(2) == 0 {
+			cut = below(len(text))
 		}
 		_, _ = io.WriteString(conn, text[:cut])
-		_ = conn.SetReadDeadline(time.Now().Add(time.Duration(rand.IntN(400)) * time.Millisecond))
+		_ = conn.SetReadDeadline(time.Now().Add(time.Duration(below(400)) * time.Millisecond))
 		_, _ = conn.Read(make([]byte, 1))
 		_ = conn.Close()
 	}
@@ -168,16 +171,16 @@ func resetStreams(stop <-chan struct{}, client *http.Client, base string) {
 		default:
 		}
 		method, target, dataType, body := anyCall()
-		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rand.IntN(150_000))*time.Microsecond)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(below(150_000))*time.Microsecond)
 		req, err := http.NewRequestWithContext(ctx, method, base+target, io.NopCloser(strings.NewReader(body)))
 		if err == nil {
 			req.Header.Set("Content-Type", "application/json")
 			if dataType != "" {
-				req.Header.Set("X-TD-Data-Type", dataType)
+				req.Header.Set("X-Td-Data-Type", dataType)
 				req.Header.Set("X-TD-Write-Key", callersKey)
 			}
 			if resp, err := client.Do(req); err == nil {
-				_, _ = io.CopyN(io.Discard, resp.Body, int64(rand.IntN(100)))
+				_, _ = io.CopyN(io.Discard, resp.Body, int64(below(100)))
 				_ = resp.Body.Close()
 			}
 		}
