@@ -1,9 +1,16 @@
 package caddymodule
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
 	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/td-postback/gateway/migration"
 )
 
 // TestRefusedKeys counts each answer by which v2 refuses a key: to a call, to one with
@@ -87,5 +94,62 @@ func TestKeyFormSignals(t *testing.T) {
 				t.Errorf("%q: the exemplar of %s is %q", key, name, exemplar)
 			}
 		}
+	}
+}
+
+// TestNewKeysAreCounted counts each key that the report has never seen before, names no
+// more than ten of them, and says how many more there are.
+func TestNewKeysAreCounted(t *testing.T) {
+	const keys = 25
+	_, s := startReport(t, aReport(t), "a")
+	defer s.leave()
+	now := time.Now()
+	call := migration.Call{Time: now.Add(-48 * time.Hour), Key: "1/#old", Result: forwardedResult}
+	s.get().Count(&call)
+	s.tellOfKeys(s.get(), call.Time)
+	before := timesCounted(t, keySignals, "new")
+	for i := range keys {
+		s.get().Count(&migration.Call{Time: now, Key: fmt.Sprintf("2/#%02d", i), Result: forwardedResult})
+	}
+	s.tellOfKeys(s.get(), now)
+	times, exemplar := countedWith(t, keySignals, "new")
+	if times-before != keys || exemplar != "key=2/#24" {
+		t.Errorf("counted %v times, with the exemplar %s", times-before, exemplar)
+	}
+
+	core, logs := observer.New(zap.WarnLevel)
+	tell(zap.New(core), make([]migration.Sighting, keys), "m", "a")
+	lines := logs.All()
+	if len(lines) != maxToldKeys || lines[maxToldKeys-1].ContextMap()["more"] != int64(keys-maxToldKeys) {
+		t.Errorf("got %d lines: %v", len(lines), lines)
+	}
+}
+
+// TestSilentKeysGauge is there when there is a report that has been looked through.
+func TestSilentKeysGauge(t *testing.T) {
+	if got := gaugesOf(t, keyGauges{}); len(got) != 0 {
+		t.Errorf("without a report: %v", got)
+	}
+	_, s := startReport(t, aReport(t), "a")
+	defer s.leave()
+	now := time.Now()
+	for day := range 7 {
+		s.get().Count(&migration.Call{Time: now.Add(-30*time.Hour - time.Duration(6-day)*24*time.Hour), Key: "1/#old", Result: forwardedResult})
+	}
+	if got := gaugesOf(t, keyGauges{}); len(got) != 1 || got[0] != 0 {
+		t.Errorf("at the start: %v", got)
+	}
+	s.tellOfKeys(s.get(), now)
+	if got := gaugesOf(t, keyGauges{}); len(got) != 1 || got[0] != 1 {
+		t.Errorf("then: %v", got)
+	}
+	// A reload with other options goes on with the same keys.
+	other := s.options
+	other.Rows = minRows
+	_, again := startReport(t, &other, "a")
+	defer again.leave()
+	again.save()
+	if got := gaugesOf(t, keyGauges{}); len(got) != 1 || got[0] != 1 {
+		t.Errorf("after a reload: %v", got)
 	}
 }

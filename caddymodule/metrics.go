@@ -62,7 +62,7 @@ var (
 
 	keySignals = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "td_postback", Name: "key_signals_total",
-		Help: "What says that a write key is wrong: calls that go to v2 with one that looks cut, like a template's, or unusual; and answers by which v2 refuses one.",
+		Help: "What says that a write key is wrong: calls that go to v2 with one that looks cut, like a template's, or unusual; answers by which v2 refuses one; and keys that the report of callers has never seen before.",
 	}, []string{"signal"})
 
 	connectionsTotal = prometheus.NewCounter(prometheus.CounterOpts{
@@ -135,7 +135,7 @@ func registerMetrics(registry *prometheus.Registry) error {
 	for _, collector := range []prometheus.Collector{
 		requestsTotal, resultsTotal, bodyBytes, upstreamDuration, requestsInFlight, bufferedBytes, retriesTotal, connectionsTotal,
 		buildInfo, spoolRecordsTotal, spoolFatesTotal, spoolDuplicates, spoolRepeatsSafe, spoolCommits,
-		batchRecords, batchBytes, batchPlainBytes, unknownTotal, keySignals, spoolGauges{}, bookkeeping{},
+		batchRecords, batchBytes, batchPlainBytes, unknownTotal, keySignals, spoolGauges{}, bookkeeping{}, keyGauges{},
 	} {
 		if err := registry.Register(collector); err != nil && !errors.As(err, new(prometheus.AlreadyRegisteredError)) {
 			return err

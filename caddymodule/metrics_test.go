@@ -78,7 +78,7 @@ func TestFatesFromTheStart(t *testing.T) {
 // TestKeySignalsFromTheStart is the same for what says that a key is wrong.
 func TestKeySignalsFromTheStart(t *testing.T) {
 	got := slices.Sorted(maps.Keys(labelValues(t, keySignals, "signal")))
-	if want := []string{"cut", "refused", "template", "unusual"}; !slices.Equal(got, want) {
+	if want := []string{"cut", "new", "refused", "template", "unusual"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
@@ -132,6 +132,23 @@ func countedWith(t *testing.T, collector prometheus.Collector, value string) (ti
 	}
 	t.Fatalf("%s is not counted", value)
 	return 0, ""
+}
+
+// gaugesOf are the values that a collector of gauges shows.
+func gaugesOf(t *testing.T, collector prometheus.Collector) (values []float64) {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(collector)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			values = append(values, metric.GetGauge().GetValue())
+		}
+	}
+	return values
 }
 
 // sources parses the Go files of packages, without their tests.

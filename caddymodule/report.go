@@ -121,6 +121,8 @@ type sharedReport struct {
 	dir     string
 	current atomic.Pointer[migration.Report] // nil before it is opened
 	trouble atomic.Value                     // a string: why it is not saved, or empty
+	silent  atomic.Int64                     // how many keys are, if watched
+	watched atomic.Bool
 
 	mu      sync.Mutex // of what is below
 	options Report     // of current, or those with which it is to be opened
@@ -188,6 +190,7 @@ func (s *sharedReport) get() *migration.Report {
 	r, err := migration.Open(s.options.config(s.dir))
 	s.warn(err)
 	s.current.Store(r)
+	s.tellOfKeys(r, time.Now())
 	s.stop, s.stopped = make(chan struct{}), make(chan struct{})
 	go s.saveAgainAndAgain(s.stop, s.stopped)
 	return r
@@ -217,10 +220,17 @@ func (s *sharedReport) saveAgainAndAgain(stop, stopped chan struct{}) {
 		case <-stop:
 			running = false
 		}
-		s.mu.Lock()
-		s.warn(s.current.Load().Save(time.Now()))
-		s.mu.Unlock()
+		s.save()
 	}
+}
+
+// save saves the report, and tells of its keys.
+func (s *sharedReport) save() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	report, now := s.current.Load(), time.Now()
+	s.warn(report.Save(now))
+	s.tellOfKeys(report, now)
 }
 
 // Destruct saves and closes a report that no configuration uses any more.

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -242,6 +243,71 @@ func commandCallers(t *testing.T, admin string, texts map[string]string) {
 			if cell != "" && strings.ContainsAny(cell[:1], "=+-@") {
 				t.Errorf("a spreadsheet runs %s", cell)
 			}
+		}
+	}
+}
+
+// writeReport makes a report in which a key was seen on each of seven days, and last 31
+// hours ago.
+func writeReport(t *testing.T, path, fingerprint string) {
+	t.Helper()
+	report, err := migration.Open(migration.Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for day := range 8 {
+		report.Count(&migration.Call{
+			Time: time.Now().Add(-31*time.Hour - time.Duration(7-day)*24*time.Hour), Key: fingerprint,
+			Database: "shop", Table: "nightly", Surface: "post", Result: "forwarded",
+		})
+	}
+	if err := errors.Join(report.Save(time.Now()), report.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKeysSeen: a key that was never seen before, and one that came every day and comes no
+// more, are counted and named; a restart tells again of neither.
+func TestKeysSeen(t *testing.T) {
+	t.Parallel()
+	v2 := startBatchV2(t, nil)
+	dir := t.TempDir()
+	const silent = "1234/#0123456789"
+	writeReport(t, filepath.Join(dir, "report", "callers.db"), silent)
+	g, admin, _ := startCallersGateway(t, v2.URL, dir)
+	if line := warningLine(g.text(), "a write key that came every day comes no more"); !strings.Contains(line, `"fingerprint":"`+silent+`","database":"shop","table":"nightly"`) {
+		t.Errorf("the silent key: %s", line)
+	}
+	raw(t, g.addr, calledAs[0].request)
+	l, _ := awaitRows(t, admin, 2)
+	for end := time.Now().Add(patience); scrape(t, admin)[keySignals("new")] != 1; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the new key is not counted")
+		}
+	}
+	if got := scrape(t, admin)["keys_silent"]; got != 1 {
+		t.Errorf("%v keys are silent", got)
+	}
+	if line := warningLine(g.text(), "a write key was never seen before"); !strings.Contains(line, `"fingerprint":"`+rowOf(t, &l, "ready").Key+`","database":"shop","table":"ready"`) {
+		t.Errorf("the new key: %s", line)
+	}
+	raw(t, g.addr, calledAs[1].request) // of the same key
+	awaitRows(t, admin, 3)
+	g.stop()
+
+	again, admin, _ := startCallersGateway(t, v2.URL, dir)
+	raw(t, again.addr, calledAs[2].request)
+	awaitRows(t, admin, 4)
+	if metrics := scrape(t, admin); metrics["keys_silent"] != 1 || metrics[keySignals("new")] != 0 {
+		t.Errorf("after a restart: %v silent, %v new", metrics["keys_silent"], metrics[keySignals("new")])
+	}
+	again.stop() // which tells what is new
+	for message, times := range map[string]int{"a write key was never seen before": 1, "a write key that came every day comes no more": 1} {
+		if got := strings.Count(g.text(), message); got != times {
+			t.Errorf("%q: %d times", message, got)
+		}
+		if strings.Contains(again.text(), message) {
+			t.Errorf("%q: again after the restart", message)
 		}
 	}
 }

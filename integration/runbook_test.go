@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -32,6 +33,8 @@ var commandsPrint = []struct{ command, prints, leavesOut string }{
 	{`grep -v '"handled request"' | grep -E '"status":40[13]'`, `"msg":"Postback v2 refused a record","status":403`, "handled request"},
 	{`grep -E '"upstream_status":40[13]'`, "1 1234/…\tshop\tanswer_403\t403\n", "nokey"},
 	{`'.td_postback | select(.) | [.account, .database, .table, .surface, .key, .result] | @tsv'`, "1 777/…\tshop\torders\tpost\theader\tforwarded\n", "null"},
+	{`grep -F 'a write key was never seen before'`, "\tshop\tanswer_403\t20", "nightly"},
+	{`grep -F 'a write key that came every day comes no more'`, "1234/#0123456789\tshop\tnightly\t20", "orders"},
 	{`startswith("777/")`, "127.0.0.1\tStranger/2.1\tshop\torders\tforwarded\n", "Tagger"},
 	{`jq -r '.fingerprint // empty'`, " 777/#", "null"},
 	{`select(.database == "shop" and .table == "orders")`, "/postback/v3/event/shop/orders", "answer_403"},
@@ -46,16 +49,18 @@ func TestDocumentedCommands(t *testing.T) {
 	tool(t, "jq", "jq")
 	v2 := httptest.NewServer(new(sandbox.Sandbox))
 	t.Cleanup(v2.Close)
-	addr, admin := freeAddr(t), freeAddr(t)
+	addr, admin, dir := freeAddr(t), freeAddr(t), t.TempDir()
+	writeReport(t, filepath.Join(dir, "callers.db"), "1234/#0123456789")
 	_, port, _ := net.SplitHostPort(addr)
-	g := serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\nhttp://:%s {\n log {\n format filter {\n request td_key\n}\n}\n @call td_call\n log_append @call <fingerprint {td.key}\n td_postback us01 {\n upstream %s\n report\n keys {\n accounts 1234\n unknown warn\n}\n}\n}\n",
-		withAdmin(admin), port, v2.URL))
+	g := serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\nhttp://:%s {\n log {\n format filter {\n request td_key\n}\n}\n @call td_call\n log_append @call <fingerprint {td.key}\n td_postback us01 {\n upstream %s\n report {\n dir %s\n}\n keys {\n accounts 1234\n unknown warn\n}\n}\n}\n",
+		withAdmin(admin), port, v2.URL, dir))
 	raw(t, addr, post("/postback/v3/event/shop/orders", asJSON+"User-Agent: Stranger/2.1\r\nX-TD-Write-Key: 777/feedfacefeedfacefeedfacefeedfacefeedface\r\n", object))
 	raw(t, addr, post("/postback/v3/event/shop/orders?td_write_key=YOUR_KEY", asJSON+"User-Agent: Tagger/1.0\r\n", object))
 	raw(t, addr, post("/postback/v3/event/shop/answer_403", asJSON+"X-TD-Write-Key: "+callersKey+"\r\n", object))
 	raw(t, addr, post("/postback/v3/event/shop/nokey", asJSON, object))
 	g.await(t, `"handled request"`, 4)
-	awaitRows(t, admin, 4)
+	awaitRows(t, admin, 5)
+	g.await(t, `"a write key was never seen before"`, 3)
 	log := write(t, "log", g.text())
 
 	commands := commandsInDocuments(t)

@@ -48,6 +48,18 @@ func (h *hours) lastWeek(hour int64) uint64 {
 	return sumOfRing(h.week[:], h.newest/stepHours, hour/stepHours-weekSteps, hour/stepHours)
 }
 
+// days has a bit for each of the last eight days, by UTC, on which events came, and the
+// lowest bit for the day of the newest hour. The first of the eight may miss some hours.
+func (h *hours) days() (newest int64, days uint64) {
+	newest = h.newest / dayHours
+	for step := max(0, h.newest/stepHours-weekSteps); step <= h.newest/stepHours; step++ {
+		if h.week[slot(h.week[:], step)] > 0 {
+			days |= 1 << (newest - step*stepHours/dayHours)
+		}
+	}
+	return newest, days
+}
+
 // merge adds other counts, as far as these have their hours.
 func (h *hours) merge(other *hours) {
 	mergeRings(h.day[:], other.day[:], h.newest, other.newest)

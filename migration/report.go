@@ -66,6 +66,7 @@ type Report struct {
 	order  order
 	others others
 	gone   map[string]bool // keys that the file has, or may have, without a row
+	known  map[string]bool // write keys that are not new, and whether they are silent; behind the store's mu
 
 	agents   knownAgents
 	examples budget

@@ -282,6 +282,7 @@ func (r *Report) load() error {
 			})
 		})
 	})
+	r.know(all)
 	r.takeIn(all, &rest)
 	if damaged = max(damaged, expected-len(all)); damaged > 0 {
 		err = errors.Join(err, fmt.Errorf("%w: %d rows could not be read, and are missing", errDamaged, damaged))
