@@ -113,6 +113,39 @@ func (b *surfaceBooks) difference() int64 {
 	return max(0, left)
 }
 
+// shownBooks are the books of the calls of one surface, since the process started.
+type shownBooks struct {
+	Surface    string `json:"surface"`
+	Received   int64  `json:"received"`
+	Forwarded  int64  `json:"forwarded"`
+	Spooled    int64  `json:"spooled"`
+	Refused    int64  `json:"refused"`
+	Lost       int64  `json:"lost"`
+	UnderWay   int64  `json:"under_way"`
+	Difference int64  `json:"difference"` // calls that have ended without a book
+}
+
+// show reads the books. What changes meanwhile may be in some of the numbers alone, but
+// not in the difference.
+func (b *surfaceBooks) show(surface string) shownBooks {
+	return shownBooks{
+		Surface: surface, Difference: b.difference(), Received: b.received.Load(), UnderWay: b.open.Load(),
+		Forwarded: b.settled[forwardedBook].Load(), Spooled: b.settled[spooledBook].Load(),
+		Refused: b.settled[refusedBook].Load(), Lost: b.settled[lostBook].Load(),
+	}
+}
+
+// showBooks are those of the surfaces that have received calls.
+func showBooks() []shownBooks {
+	shown := []shownBooks{}
+	for kind, surface := range postback.KindNames {
+		if b := books[kind].show(surface); b.Received > 0 {
+			shown = append(shown, b)
+		}
+	}
+	return shown
+}
+
 // bookkeeping shows the books.
 type bookkeeping struct{}
 

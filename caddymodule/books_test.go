@@ -200,6 +200,31 @@ func TestBooksWhileCallsRun(t *testing.T) {
 	}
 }
 
+// TestShownBooks: what td-migrate callers shows are the books, and a call without an
+// outcome is said in words.
+func TestShownBooks(t *testing.T) {
+	const balanced = "The books balance: each request that has ended was forwarded, spooled, refused or lost."
+	var b surfaceBooks
+	for range 11 {
+		b.receive()
+	}
+	for in, times := range map[book]int{forwardedBook: 4, spooledBook: 3, refusedBook: 2, lostBook: 1} {
+		for range times {
+			b.settle(in)
+		}
+	}
+	want := shownBooks{Surface: "js", Received: 11, Forwarded: 4, Spooled: 3, Refused: 2, Lost: 1, UnderWay: 1}
+	if got := b.show("js"); got != want || balance([]shownBooks{got}) != balanced {
+		t.Errorf("got %+v, and %q", got, balance([]shownBooks{got}))
+	}
+	b.settle(noBook)
+	want.UnderWay, want.Difference = 0, 1
+	words := "The books do not balance. Nobody knows what became of these requests: 1 of js, 2 of k. See TDPostbackBooksDiffer in docs/runbook.md."
+	if got := b.show("js"); got != want || balance([]shownBooks{{Surface: "post", Received: 1}, got, {Surface: "k", Difference: 2}}) != words {
+		t.Errorf("got %+v", got)
+	}
+}
+
 // TestBooksMetrics: all books are there from the start.
 func TestBooksMetrics(t *testing.T) {
 	got := labelValues(t, bookkeeping{}, "book")

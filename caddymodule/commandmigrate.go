@@ -66,7 +66,7 @@ func callersCommand(fs caddycmd.Flags) (int, error) {
 	if err != nil || within <= 0 {
 		return caddy.ExitCodeFailedQuit, fmt.Errorf("--since %q: must be a duration of more than 0, such as 24h or 7d", since)
 	}
-	var listing migration.Listing
+	var listing callersAnswer
 	if err := askAdmin(fs, http.MethodGet, "/td_postback/migration/callers", &listing); err != nil {
 		return caddy.ExitCodeFailedQuit, err
 	}
@@ -95,7 +95,7 @@ func callersCommand(fs caddycmd.Flags) (int, error) {
 
 // printCallers writes the callers for people; all is how many there are with those that
 // are not asked for.
-func printCallers(l *migration.Listing, all int) error {
+func printCallers(l *callersAnswer, all int) error {
 	fmt.Printf("%d of %d callers\n", len(l.Rows), all)
 	if l.NotSaved != "" {
 		fmt.Printf("\nThe report is not on disk, and a restart loses it: %s\n\n", l.NotSaved)
@@ -116,7 +116,43 @@ func printCallers(l *migration.Listing, all int) error {
 	}
 	printAdvice(l.Rows)
 	printInstead(l.Rows)
+	return printBooks(l.Books)
+}
+
+// printBooks writes what has become of all calls, whoever sent them.
+func printBooks(books []shownBooks) error {
+	if len(books) == 0 {
+		return nil
+	}
+	fmt.Print("\nAll requests since the gateway started, with those of callers that are not listed:\n\n")
+	table := newTable("SURFACE", "RECEIVED", "FORWARDED", "SPOOLED", "REFUSED", "LOST", "UNDER WAY")
+	for i := range books {
+		b := &books[i]
+		cells := []string{b.Surface}
+		for _, n := range []int64{b.Received, b.Forwarded, b.Spooled, b.Refused, b.Lost, b.UnderWay} {
+			cells = append(cells, strconv.FormatInt(n, 10))
+		}
+		table.row(cells...)
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	fmt.Println("\n" + balance(books))
 	return nil
+}
+
+// balance says whether it is known what became of each call.
+func balance(books []shownBooks) string {
+	var differ []string
+	for i := range books {
+		if n := books[i].Difference; n > 0 {
+			differ = append(differ, fmt.Sprintf("%d of %s", n, books[i].Surface))
+		}
+	}
+	if len(differ) == 0 {
+		return "The books balance: each request that has ended was forwarded, spooled, refused or lost."
+	}
+	return "The books do not balance. Nobody knows what became of these requests: " + strings.Join(differ, ", ") + ". See TDPostbackBooksDiffer in docs/runbook.md."
 }
 
 func findingNames(r *migration.Row) string {

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -206,6 +207,26 @@ func awaitFile(t *testing.T, file, text string) {
 	}
 }
 
+// checkShownBooks: all calls are in books, in JSON and in the table.
+func checkShownBooks(t *testing.T, books []map[string]any, output string) {
+	t.Helper()
+	received := 0.0
+	for _, b := range books {
+		number := func(name string) float64 { return b[name].(float64) }
+		received += number("received")
+		if number("received") != number("forwarded")+number("spooled")+number("refused")+number("lost") || number("difference") != 0 || number("under_way") != 0 {
+			t.Errorf("the books are %v", b)
+		}
+		line := regexp.MustCompile(fmt.Sprintf(`(?m)^%v +%v +%v +%v +%v +%v +0 *$`, b["surface"], b["received"], b["forwarded"], b["spooled"], b["refused"], b["lost"]))
+		if !line.MatchString(output) {
+			t.Errorf("no line %s is in\n%s", line, output)
+		}
+	}
+	if int(received) < len(calledAs) || !strings.Contains(output, "The books balance") {
+		t.Errorf("%v requests are in the books, %d were sent", received, len(calledAs))
+	}
+}
+
 // commandCallers looks at the report by td-migrate callers, in each format.
 func commandCallers(t *testing.T, admin string, texts map[string]string) {
 	t.Helper()
@@ -230,10 +251,14 @@ func commandCallers(t *testing.T, admin string, texts map[string]string) {
 	if output := td("--since", "1d", "--left"); !strings.HasPrefix(output, fmt.Sprintf("%d of %d callers", len(calledAs)-1, len(calledAs))) {
 		t.Errorf("--since:\n%s", output)
 	}
-	var l migration.Listing
+	var l struct {
+		migration.Listing
+		Books []map[string]any `json:"books"`
+	}
 	if err := json.Unmarshal([]byte(td("--format", "json", "--left")), &l); err != nil || len(l.Rows) != len(calledAs)-1 || l.Rows[0].Instead == nil {
 		t.Errorf("json: %v, %d rows", err, len(l.Rows))
 	}
+	checkShownBooks(t, l.Books, td())
 	lines, err := csv.NewReader(strings.NewReader(td("--format", "csv"))).ReadAll()
 	if err != nil || len(lines) != len(calledAs)+1 || lines[0][0] != "key" {
 		t.Errorf("csv: %v, %d lines", err, len(lines))
