@@ -356,12 +356,21 @@ func (c *traffic) note(t testing.TB, id string, answer reply, err error) {
 // await waits until n more callers were told 200.
 func (c *traffic) await(t testing.TB, n int) {
 	t.Helper()
+	c.mu.Lock()
+	want := len(c.acked) + n
+	c.mu.Unlock()
+	c.reach(t, want)
+}
+
+// reach waits until that many callers were told 200, of all.
+func (c *traffic) reach(t testing.TB, want int) {
+	t.Helper()
 	deadline := time.Now().Add(patience)
 	timer := time.AfterFunc(patience, func() { c.mu.Lock(); c.changed.Broadcast(); c.mu.Unlock() })
 	defer timer.Stop()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for want := len(c.acked) + n; len(c.acked) < want; c.changed.Wait() {
+	for ; len(c.acked) < want; c.changed.Wait() {
 		if time.Now().After(deadline) || t.Failed() {
 			t.Fatalf("%d of %d records were taken, %d refused, %d cut", len(c.acked), want, c.refused, c.cut)
 		}
@@ -372,14 +381,9 @@ func (c *traffic) await(t testing.TB, n int) {
 // as it goes on.
 func (c *traffic) awaitAll(t testing.TB, n int) {
 	t.Helper()
-	for done := 0; done < n; {
-		step := min(1000, n-done)
-		c.mu.Lock()
-		done = len(c.acked)
-		c.mu.Unlock()
-		if left := n - done; left > 0 {
-			c.await(t, min(step, left))
-		}
+	for want := 0; want < n; {
+		want = min(want+1000, n)
+		c.reach(t, want)
 	}
 }
 
