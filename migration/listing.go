@@ -91,10 +91,7 @@ const leftFor = 7 * 24 * time.Hour
 // List is what the report knows at a time.
 func (r *Report) List(now time.Time) *Listing {
 	r.mu.RLock()
-	rows := make([]*row, 0, len(r.rows))
-	for _, p := range r.order.places {
-		rows = append(rows, p.row)
-	}
+	rows := r.order.all()
 	l := &Listing{Time: now, MaxRows: r.limit, Rows: make([]Row, 0, len(rows)), Others: r.others.list(now)}
 	r.mu.RUnlock()
 	for _, one := range rows { // one at a time: callers do not wait for all of it
@@ -124,7 +121,7 @@ func (r *row) list(now time.Time) Row {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	d := &r.data
-	parts := strings.SplitN(r.key, string(rune(keySeparator)), keyParts)
+	parts := partsOf(r.key)
 	out := Row{
 		Key: parts[0], Database: parts[1], Table: parts[2], Surface: parts[3], Agent: parts[4], Source: parts[5],
 		State: d.state(parts[0], now), FirstSeen: timeOf(d.first), LastSeen: timeOf(d.last),

@@ -22,6 +22,15 @@ func (o *order) append(added *row) {
 	o.sorted = false
 }
 
+// all lists the rows.
+func (o *order) all() []*row {
+	rows := make([]*row, 0, len(o.places))
+	for _, p := range o.places {
+		rows = append(rows, p.row)
+	}
+	return rows
+}
+
 // keep drops all other rows.
 func (o *order) keep(keep func(*row) bool) {
 	before := len(o.places)

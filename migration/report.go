@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -154,6 +155,9 @@ const keySeparator = 0
 
 // keyParts is how many parts there are.
 const keyParts = 6
+
+// partsOf are the parts of a row's key, in the order of appendKey.
+func partsOf(key string) []string { return strings.SplitN(key, string(rune(keySeparator)), keyParts) }
 
 // count counts a call of the row's caller.
 func (r *row) count(c *Call) (wantsExample bool) {

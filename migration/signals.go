@@ -102,10 +102,7 @@ func (r *Report) know(rows map[string]*rowData) {
 // to others.
 func (r *Report) keys() (keys keysSeen, began int64, full bool) {
 	r.mu.RLock()
-	rows := make([]*row, 0, len(r.rows))
-	for _, p := range r.order.places {
-		rows = append(rows, p.row)
-	}
+	rows := r.order.all()
 	began, full = r.others.first, r.others.missed > 0
 	r.mu.RUnlock()
 	keys = make(keysSeen, len(rows))
@@ -171,6 +168,6 @@ func (k keySeen) silent(now time.Time) bool {
 }
 
 func (k keySeen) sighting() Sighting {
-	parts := strings.SplitN(k.row, string(rune(keySeparator)), keyParts)
+	parts := partsOf(k.row)
 	return Sighting{parts[0], parts[1], parts[2], timeOf(k.first), timeOf(k.last)}
 }
