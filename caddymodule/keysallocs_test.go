@@ -30,17 +30,7 @@ func keysHandler() *Handler {
 
 // poster sends a POST through a handler.
 func poster(t testing.TB, h *Handler) func() {
-	r := benchRequest(http.MethodPost, benchPath, 300)
-	body, read, w := benchBody(300), &stubBody{}, &stubWriter{header: http.Header{}}
-	r.Body = read
-	return func() {
-		read.data = body
-		clear(w.header)
-		w.status = 0
-		if err := h.ServeHTTP(w, r, nil); err != nil || w.status != http.StatusOK {
-			t.Fatal(err, w.status)
-		}
-	}
+	return sender(t, h, http.MethodPost, benchPath, 300)
 }
 
 // TestKeysAllocations: looking for the key of a POST, and for its database, costs no
