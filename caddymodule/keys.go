@@ -86,18 +86,35 @@ func (k *Keys) validate() error {
 	if len(k.Accounts) == 0 && k.File == "" && len(k.Databases) == 0 {
 		return errors.New("keys has neither accounts nor file nor databases: it must have one of them, or be left out to let every key through")
 	}
-	for _, account := range k.Accounts {
-		if !postback.ValidAccount(account) {
-			return fmt.Errorf("keys accounts %q: must be an account number, the digits before a write key's slash, such as 1234", withoutSecret(account))
-		}
+	if err := checkAccounts("keys accounts", k.Accounts); err != nil {
+		return err
 	}
-	for _, name := range k.Databases {
-		if !postback.ValidNamePattern(name) {
-			return fmt.Errorf("keys databases %q: must be a name of letters, digits and _, or the beginning of one and *", withoutSecret(name))
-		}
+	if err := checkNames("keys databases", k.Databases); err != nil {
+		return err
 	}
 	if allowed := []string{unknownRefuse, unknownWarn}; !slices.Contains(allowed, k.Unknown) {
 		return fmt.Errorf("keys unknown %q: must be %s%s", withoutSecret(k.Unknown), strings.Join(allowed, " or "), didYouMean(nearest(k.Unknown, allowed)))
+	}
+	return nil
+}
+
+// checkAccounts refuses values of an option that are no account numbers.
+func checkAccounts(option string, accounts []string) error {
+	for _, account := range accounts {
+		if !postback.ValidAccount(account) {
+			return fmt.Errorf("%s %q: must be an account number, the digits before a write key's slash, such as 1234", option, withoutSecret(account))
+		}
+	}
+	return nil
+}
+
+// checkNames refuses values of an option that are no names of databases or tables, nor
+// the beginnings of some.
+func checkNames(option string, names []string) error {
+	for _, name := range names {
+		if !postback.ValidNamePattern(name) {
+			return fmt.Errorf("%s %q: must be a name of letters, digits and _, or the beginning of one and *", option, withoutSecret(name))
+		}
 	}
 	return nil
 }

@@ -122,19 +122,13 @@ func (m *MatchCall) Validate() error {
 			return fmt.Errorf("%s kind %q: must be some of %s%s", matcherName, kind, strings.Join(callKinds, ", "), didYouMean(nearest(kind, callKinds)))
 		}
 	}
-	for _, account := range m.Account {
-		if !postback.ValidAccount(account) {
-			return fmt.Errorf("%s account %q: must be an account number, the digits before a write key's slash, such as 1234", matcherName, withoutSecret(account))
-		}
+	if err := checkAccounts(matcherName+" account", m.Account); err != nil {
+		return err
 	}
-	for _, names := range [][]string{append([]string{"database"}, m.Database...), append([]string{"table"}, m.Table...)} {
-		for _, name := range names[1:] {
-			if !postback.ValidNamePattern(name) {
-				return fmt.Errorf("%s %s %q: must be a name of letters, digits and _, or the beginning of one and *", matcherName, names[0], withoutSecret(name))
-			}
-		}
+	if err := checkNames(matcherName+" database", m.Database); err != nil {
+		return err
 	}
-	return nil
+	return checkNames(matcherName+" table", m.Table)
 }
 
 // Match reports whether a request matches.
