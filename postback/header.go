@@ -40,21 +40,23 @@ func HeadBytes(r *http.Request) (fields, memory int) {
 type headerFate uint8
 
 const (
-	goesOn  headerFate = iota // to v2, as it came
-	ends                      // here: it is for this hop or this host alone, or it is a key
+	goesOn  headerFate = iota // as it came
+	ends                      // here: it is for this hop alone
+	notToV2                   // here, unless it goes to the legacy host: it is for one host alone, or it is a key
 	renewed                   // whoever sends the request on writes it anew
 )
 
 // fateOf decides by a header's canonical name. It is the one list, for what is
-// forwarded and for what the next handler forwards. What is for one hop ends
-// (RFC 9110 section 7.6.1), and so does what is for one host (Cookie); keys are
-// set by findKey's rule.
+// forwarded, to either host, and for what the next handler forwards. What is for one
+// hop ends (RFC 9110 section 7.6.1), and at v2 so does what is for one host (Cookie);
+// there, keys are set by findKey's rule.
 func fateOf(name string) headerFate {
 	switch name {
 	case "Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection",
-		"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings",
-		"Cookie", "Expect", canonicalWriteKeyHeader, "Authorization":
+		"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings":
 		return ends
+	case "Cookie", "Expect", canonicalWriteKeyHeader, "Authorization":
+		return notToV2
 	case "Host", "Content-Length", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via", "Early-Data":
 		return renewed
 	}

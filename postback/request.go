@@ -191,7 +191,7 @@ func (q *Request) Apply(r *http.Request) {
 	// take the write key along.
 	hops := HopsOf(r.Header["Connection"])
 	for name := range r.Header {
-		if fateOf(name) == ends || q.drops(name, hops) {
+		if fate := fateOf(name); fate == ends || fate == notToV2 || q.drops(name, hops) {
 			delete(r.Header, name)
 		}
 	}
