@@ -77,7 +77,7 @@ func (x *exchange) sentKeys() (keys []string) {
 func (x *exchange) body(br *bufio.Reader) (body io.Reader, length int) {
 	length = x.answer.ContentLength()
 	switch {
-	case Bodyless(x.answer.StatusCode()):
+	case x.bodyless():
 		return http.NoBody, 0
 	case length >= 0:
 		x.fixed = fixedReader{r: br, left: length}
@@ -94,6 +94,7 @@ func (x *exchange) reusable(br *bufio.Reader, complete bool) bool {
 	switch {
 	case Bodyless(x.answer.StatusCode()):
 		complete = x.answer.ContentLength() <= 0 && len(x.answer.Peek("Transfer-Encoding")) == 0
+	case x.relayed: // with its trailer
 	case x.answer.ContentLength() == -1 && complete:
 		complete = hasTrailer(br) && x.answer.ReadTrailer(br) == nil
 	}
@@ -186,7 +187,7 @@ func (x *exchange) copyHeader(complete bool, n int) {
 	if _, sent := h["Content-Type"]; !sent {
 		h["Content-Type"] = nil // or net/http would guess one
 	}
-	if complete && h["Content-Length"] == nil && !Bodyless(x.answer.StatusCode()) {
+	if complete && h["Content-Length"] == nil && !x.bodyless() {
 		h["Content-Length"] = []string{strconv.Itoa(n)}
 	}
 }
@@ -206,7 +207,8 @@ var keepAlive = []byte("keep-alive")
 func (x *exchange) collectFields() (connection []string) {
 	x.fields, x.values = x.fields[:0], x.values[:0]
 	for name, value := range x.answer.All() {
-		if key, ok := answerField(name); ok {
+		key, ok := answerField(name)
+		if ok || x.relayed && isRelayed(key) {
 			x.values = append(x.values, value...)
 			x.fields = append(x.fields, field{key, len(x.values)})
 		} else if key == "Connection" && !bytes.EqualFold(value, keepAlive) {
@@ -214,6 +216,11 @@ func (x *exchange) collectFields() (connection []string) {
 		}
 	}
 	return connection
+}
+
+// bodyless reports whether the answer has no body, whatever its head says.
+func (x *exchange) bodyless() bool {
+	return Bodyless(x.answer.StatusCode()) || x.relayed && x.r.Method == http.MethodHead
 }
 
 // Bodyless reports whether an answer with this status never has a body

@@ -28,7 +28,7 @@ func (c *Client) DeliverBatch(g postback.BatchGroup, records [][]byte, t *Trip) 
 	sent = len(x.head) + len(body)
 	x.addBody(body, nil)
 	t.Bytes = len(body)
-	if err := c.send(x, t); err != nil {
+	if err := c.send(c.pool, x, t); err != nil {
 		return nil, sent, err
 	}
 	return x.said, sent, nil

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"bufio"
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -71,6 +72,10 @@ type Config struct {
 	// not the system's.
 	TLS *tls.Config
 
+	// Addr is where to connect to, as host:port, if the URL's host is not there. The
+	// certificate is verified against the URL's host all the same.
+	Addr string
+
 	// Dial makes a connection to host:port. Nil for TCP, through the
 	// environment's proxy if there is one for this URL.
 	Dial func(addr string) (net.Conn, error)
@@ -118,7 +123,7 @@ func New(cfg Config) (*Client, error) {
 	}
 	pool := func() *fasthttp.HostClient {
 		return &fasthttp.HostClient{
-			Addr:                hostPort(cfg.URL),
+			Addr:                cmp.Or(cfg.Addr, hostPort(cfg.URL)),
 			DialTimeout:         dial,
 			MaxConns:            cfg.MaxConns,
 			MaxConnWaitTimeout:  queueTimeout,
@@ -140,7 +145,7 @@ func (c *Client) Close() {
 var (
 	// ErrNoConn: MaxConns connections are in use, and none became free in time.
 	// Nothing was sent.
-	ErrNoConn = errors.New("all connections to v2 are in use")
+	ErrNoConn = errors.New("all connections are in use")
 
 	// ErrWithheld: v2 has answered, but its answer is not for the caller.
 	ErrWithheld = errors.New("v2's answer is not for the caller")
@@ -190,7 +195,7 @@ func (c *Client) Forward(w http.ResponseWriter, r *http.Request, q *postback.Req
 	x.w, x.r, x.timeout = w, r, c.Timeout
 	x.compose(q)
 	t.Bytes = q.Length()
-	return c.send(x, t)
+	return c.send(c.pool, x, t)
 }
 
 // Deliver sends a request that was kept, as the bytes of the whole request, for
@@ -200,15 +205,15 @@ func (c *Client) Deliver(data []byte, t *Trip) error {
 	defer x.put()
 	x.timeout = c.Timeout
 	x.pieces = append(x.pieces[:0], data)
-	return c.send(x, t)
+	return c.send(c.pool, x, t)
 }
 
-// send sends the request, again if v2 cannot have processed it, and passes the
-// answer on.
-func (c *Client) send(x *exchange, t *Trip) error {
+// send sends the request, on a connection of this pool, again if v2 cannot have
+// processed it, and passes the answer on.
+func (c *Client) send(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
 	t.Tries = 1
 	started := time.Now()
-	err := c.try(c.pool, x, t)
+	err := c.try(pool, x, t)
 	for n := 0; n < c.Retries && err != nil; n++ {
 		failure, ok := errors.AsType[NotProcessedError](err)
 		if !ok || failure.dialing && time.Since(started) >= c.DialTimeout {
@@ -249,6 +254,7 @@ func (c *Client) try(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
 			conn.Conn().(*connection).hangUp()
 		}
 		pool.CloseConn(conn)
+		x.stopReading()
 		_ = x.finishSending() // then nobody uses the request's bytes any more
 	}()
 	x.conn, x.reused = conn.Conn().(*connection).Conn, !conn.LastUseTime().IsZero()
@@ -292,8 +298,11 @@ func (c *Client) receive(x *exchange, br *bufio.Reader, t *Trip) (reusable bool,
 	if t.Status < http.StatusMultipleChoices {
 		// v2 cannot have taken what it has not got. A refusal holds in any case.
 		if err := x.finishSending(); err != nil {
-			return false, fmt.Errorf("v2 answered %d and did not read the request: %w", t.Status, err)
+			return false, fmt.Errorf("it answered %d and did not read the request: %w", t.Status, err)
 		}
+	}
+	if x.relayed {
+		return x.relayAnswer(br, c.Begin, t)
 	}
 	withheld := x.w != nil && c.Withhold != nil && c.Withhold(t.Status)
 	if x.w != nil && !withheld {

@@ -28,6 +28,10 @@ type exchange struct {
 	pieces [][]byte // head, and a body that is not short
 	unsent net.Buffers
 
+	relayed bool           // the request and its answer go on as they came: see relay.go
+	expects bool           // its caller has asked for 100 Continue, and gets it here
+	rest    *restOfRequest // what is sent behind pieces as it comes; nil for nothing
+
 	aside   bool       // the request is long, and sent in a goroutine of its own
 	sending bool       // that goroutine has not told yet how it went
 	sent    chan error // what it tells
@@ -58,6 +62,7 @@ func (x *exchange) put() {
 	clear(x.pieces)
 	x.w, x.r, x.conn, x.fixed.r = nil, nil, nil, nil
 	x.whole, x.said = false, nil
+	x.relayed, x.expects, x.rest, x.sendErr = false, false, nil, nil
 	exchanges.Put(x)
 }
 
@@ -86,7 +91,7 @@ func (x *exchange) startSending() {
 	for _, piece := range x.pieces {
 		length += len(piece)
 	}
-	if x.aside = length > shortRequest; !x.aside {
+	if x.aside = length > shortRequest || x.rest != nil; !x.aside {
 		x.sendErr = x.send()
 		return
 	}
@@ -112,8 +117,17 @@ func (x *exchange) isSent() bool {
 	return x.finishSending() == nil
 }
 
-// send sends the request in one piece, if the connection can.
+// send sends the request.
 func (x *exchange) send() error {
+	err := x.sendPieces()
+	if x.rest == nil {
+		return err
+	}
+	return x.sendRest(err)
+}
+
+// sendPieces sends what of the request is there, in one piece, if the connection can.
+func (x *exchange) sendPieces() error {
 	if len(x.pieces) == 1 {
 		_, err := x.conn.Write(x.pieces[0])
 		return err
@@ -169,6 +183,8 @@ func (x *exchange) readHead(br *bufio.Reader) error {
 			return badAnswerError("unexpected status")
 		case status >= 200:
 			return nil
+		case x.relayed:
+			x.relayInterim()
 		}
 	}
 	return badAnswerError("too many interim answers")

@@ -1,0 +1,216 @@
+package upstream
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/td-postback/gateway/postback"
+)
+
+// relay sends one request, and returns what its caller gets.
+func relay(client *Client, method, body string, rest io.Reader, trip *Trip) (*httptest.ResponseRecorder, error) {
+	w := httptest.NewRecorder()
+	r := httptest.NewRequest(method, "/x", nil)
+	q := &Relayed{Body: []byte(body), Rest: rest}
+	q.Method, q.Target, q.Host, q.Header, q.Length = method, "/x", "legacy.test", http.Header{}, int64(len(body))
+	if rest != nil {
+		q.Length = postback.UnknownLength
+	}
+	return w, client.Relay(w, r, q, trip)
+}
+
+// TestRelay sends one request after the other to a host that follows a script.
+func TestRelay(t *testing.T) {
+	isTimeout := func(err error) bool { return IsTimeout(err) }
+	notProcessed := func(err error) bool { _, ok := errors.AsType[NotProcessedError](err); return ok }
+	unclear := func(err error) bool { return err != nil && !notProcessed(err) && !IsTimeout(err) }
+	for _, tc := range []struct {
+		name   string
+		conns  [][]string
+		send   int  // how many requests
+		rest   bool // they have one
+		status int  // for the last one's caller; 0 for an error
+		fails  func(error) bool
+		trip   Trip // of the last one, without its duration
+		got    int  // bodies that came
+	}{
+		{name: "a kept connection", conns: [][]string{{okAnswer, okAnswer}}, send: 2, status: 200, trip: Trip{Tries: 1, Status: 200}, got: 2},
+		{name: "one that is given up", conns: [][]string{{okAnswer}, {okAnswer}}, send: 2, status: 200, trip: Trip{Tries: 2, Dialed: 1, Status: 200}, got: 2},
+		{name: "a rest has one of its own", conns: [][]string{{okAnswer}, {okAnswer}}, send: 2, rest: true, status: 200, trip: Trip{Tries: 1, Dialed: 1, Status: 200}, got: 2},
+		{name: "a rest, at the third dial", conns: [][]string{{closed}, {closed}, {okAnswer}}, send: 1, rest: true, status: 200, trip: Trip{Tries: 3, Dialed: 1, Status: 200}, got: 1},
+		{name: "nobody is there", send: 1, fails: notProcessed, trip: Trip{Tries: 3}},
+		{name: "nobody is there for a rest", send: 1, rest: true, fails: notProcessed, trip: Trip{Tries: 3}},
+		{name: "a rest is not sent twice", conns: [][]string{{}, {okAnswer}}, send: 1, rest: true, fails: unclear, trip: Trip{Tries: 1, Dialed: 1}},
+		{name: "an answer that breaks off", conns: [][]string{{"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}" + cut}, {okAnswer}}, send: 1, fails: unclear, trip: Trip{Tries: 1, Dialed: 1, Status: 200}, got: 1},
+		{name: "silence", conns: [][]string{{silent}, {okAnswer}}, send: 1, fails: isTimeout, trip: Trip{Tries: 1, Dialed: 1}, got: 1},
+		{name: "silence behind a rest", conns: [][]string{{silent}, {okAnswer}}, send: 1, rest: true, fails: isTimeout, trip: Trip{Tries: 1, Dialed: 1}, got: 1},
+		{name: "no words of what is refused", conns: [][]string{{busyAnswer}}, send: 1, status: 503, trip: Trip{Tries: 1, Dialed: 1, Status: 503}, got: 1},
+		{name: "a chunked answer keeps its connection", conns: [][]string{{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-A: 1\r\n\r\n", okAnswer}}, send: 2, status: 200, trip: Trip{Tries: 1, Status: 200}, got: 2},
+		{name: "too many interim answers", conns: [][]string{{strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", maxInterim) + okAnswer}}, send: 1, fails: unclear, trip: Trip{Tries: 1, Dialed: 1}, got: 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				host := &script{conns: tc.conns}
+				client := newScripted(t, host, nil)
+				var w *httptest.ResponseRecorder
+				var err error
+				var trip Trip
+				for range tc.send {
+					trip = Trip{}
+					var rest io.Reader
+					want := "one"
+					if tc.rest {
+						rest, want = strings.NewReader(" two"), "one two"
+					}
+					w, err = relay(client, http.MethodPost, "one", rest, &trip)
+					synctest.Wait()
+					if slices.ContainsFunc(host.got, func(got string) bool { return got != want }) {
+						t.Errorf("the host got %q", host.got)
+					}
+				}
+				trip.Duration = 0
+				if tc.fails == nil && (err != nil || w.Code != tc.status) || tc.fails != nil && !tc.fails(err) {
+					t.Errorf("got %d, %v", w.Code, err)
+				}
+				if trip != tc.trip || len(host.got) != tc.got {
+					t.Errorf("got %+v and %d bodies, want %+v and %d", trip, len(host.got), tc.trip, tc.got)
+				}
+			})
+		})
+	}
+}
+
+// TestRelayHead: an answer to HEAD has no body, whatever its length says.
+func TestRelayHead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := "HTTP/1.1 200 OK\r\nContent-Length: 77\r\n\r\n"
+		client := newScripted(t, &script{conns: [][]string{{answer, answer}}}, nil)
+		for range 2 {
+			w, err := relay(client, http.MethodHead, "", nil, new(Trip))
+			if err != nil || w.Code != 200 || w.Header().Get("Content-Length") != "77" || w.Body.Len() > 0 {
+				t.Errorf("got %d %q, %v", w.Code, w.Header(), err)
+			}
+		}
+	})
+}
+
+// slowly is a body of which a piece comes now and then, and then an error.
+type slowly struct {
+	pieces int
+	pause  time.Duration
+	err    error
+}
+
+func (s *slowly) Read(p []byte) (int, error) {
+	time.Sleep(s.pause)
+	if s.pieces == 0 {
+		return 0, s.err
+	}
+	s.pieces--
+	return copy(p, "piece"), nil
+}
+
+// TestRelaySlowCaller: who sends slowly is waited for, however long: the time for the
+// answer begins when all is sent.
+func TestRelaySlowCaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host := &script{conns: [][]string{{okAnswer}, {silent}}}
+		client := newScripted(t, host, nil)
+		began := time.Now()
+		w, err := relay(client, http.MethodPost, "", &slowly{10, time.Minute, io.EOF}, new(Trip))
+		synctest.Wait()
+		if err != nil || w.Code != 200 || time.Since(began) != 11*time.Minute || !slices.Equal(host.got, []string{strings.Repeat("piece", 10)}) {
+			t.Errorf("got %d, %v after %v, and the host %q", w.Code, err, time.Since(began), host.got)
+		}
+		began = time.Now()
+		if _, err := relay(client, http.MethodPost, "", &slowly{1, time.Minute, io.EOF}, new(Trip)); !IsTimeout(err) || time.Since(began) != 2*time.Minute+30*time.Second {
+			t.Errorf("got %v after %v", err, time.Since(began))
+		}
+	})
+}
+
+// TestRelayCutCaller: what breaks off at the caller is no whole request at the host, and
+// the error says whose fault it is.
+func TestRelayCutCaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host := &script{conns: [][]string{{okAnswer}, {okAnswer}}}
+		client := newScripted(t, host, nil)
+		_, err := relay(client, http.MethodPost, "one", &slowly{3, time.Second, io.ErrUnexpectedEOF}, new(Trip))
+		synctest.Wait()
+		if _, ok := errors.AsType[CallerError](err); !ok || !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("got %v", err)
+		}
+		if len(host.got) > 0 {
+			t.Errorf("the host took %q", host.got)
+		}
+		if w, err := relay(client, http.MethodPost, "one", nil, new(Trip)); err != nil || w.Code != 200 {
+			t.Errorf("the next one: got %d, %v", w.Code, err)
+		}
+	})
+}
+
+// TestRelayStalledHost: a host that stops reading a rest is given up after Timeout.
+func TestRelayStalledHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := newScripted(t, nil, func(cfg *Config) {
+			cfg.Dial = func(string) (net.Conn, error) {
+				conn, host := net.Pipe()
+				go func() {
+					_, _ = http.ReadRequest(bufio.NewReaderSize(host, 16))
+				}()
+				return conn, nil
+			}
+		})
+		began := time.Now()
+		if _, err := relay(client, http.MethodPost, "", &slowly{1 << 30, 0, nil}, new(Trip)); !IsTimeout(err) || time.Since(began) != 30*time.Second {
+			t.Errorf("got %v after %v", err, time.Since(began))
+		}
+	})
+}
+
+// stalled is a body of which nothing comes until a deadline is set for reading it.
+type stalled struct{ until chan struct{} }
+
+func (s *stalled) Read([]byte) (int, error) {
+	<-s.until
+	return 0, errors.New("the deadline is over")
+}
+
+// deadlineWriter notices that deadline.
+type deadlineWriter struct {
+	*httptest.ResponseRecorder
+	until chan struct{}
+}
+
+func (w deadlineWriter) SetReadDeadline(at time.Time) error {
+	time.AfterFunc(time.Until(at), func() { close(w.until) })
+	return nil
+}
+
+// TestRelayEarlyRefusal: a refusal that comes while the caller sends, or stalls, is the
+// caller's at once, and nobody waits for the rest.
+func TestRelayEarlyRefusal(t *testing.T) {
+	for _, end := range []string{"", hangsUp} {
+		synctest.Test(t, func(t *testing.T) {
+			client := newScripted(t, nil, func(cfg *Config) { cfg.Dial = earlyDial(refusal + end) })
+			until := make(chan struct{})
+			w := deadlineWriter{httptest.NewRecorder(), until}
+			q := &Relayed{Rest: &stalled{until}}
+			q.Method, q.Target, q.Host, q.Length = http.MethodPost, "/x", "legacy.test", postback.UnknownLength
+			began := time.Now()
+			err := client.Relay(w, httptest.NewRequest(http.MethodPost, "/x", nil), q, new(Trip))
+			if err != nil || w.Code != 403 || w.Body.String() != "early" || w.Header().Get("Connection") != "close" || time.Since(began) != restTime {
+				t.Errorf("got %d %q, %v after %v", w.Code, w.Header(), err, time.Since(began))
+			}
+		})
+	}
+}
