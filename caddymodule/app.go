@@ -28,6 +28,7 @@ func init() {
 type App struct {
 	uses         []*spoolUse
 	report       *reportUse // nil without one
+	migrate      *Migrate   // nil without it
 	fingerprints *fingerprints
 }
 

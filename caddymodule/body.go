@@ -97,36 +97,45 @@ func (s *bodies) read(r *http.Request) (*bodyBuffer, *postback.Refusal) {
 	if r.ContentLength > s.maxBody {
 		return nil, postback.TooLarge(r.ContentLength, s.maxBody, true)
 	}
+	body, over, refused := s.readSome(r)
+	if over > 0 {
+		s.release(body)
+		return nil, postback.TooLarge(over, s.maxBody, false)
+	}
+	return body, refused
+}
+
+// readSome reads a request's body to its end, or until it is too large: then over is how
+// much is read, and the rest is still there.
+func (s *bodies) readSome(r *http.Request) (body *bodyBuffer, over int64, refused *postback.Refusal) {
 	if r.Body == nil || r.ContentLength == 0 {
-		return noBody, nil
+		return noBody, 0, nil
 	}
 	first, refused := s.take(0)
 	if refused != nil {
-		return nil, refused
+		return nil, 0, refused
 	}
 	delete(r.Header, "Expect") // the first read tells the caller to continue
 	last, total := first, int64(0)
 	for {
 		if len(last.data) == cap(last.data) {
 			if first, last, refused = s.grow(first); refused != nil {
-				return nil, refused
+				return nil, 0, refused
 			}
 		}
 		n, err := r.Body.Read(last.data[len(last.data):cap(last.data)])
 		last.data = last.data[:len(last.data)+n]
 		total += int64(n)
-		if total > s.maxBody {
-			s.release(first)
-			return nil, postback.TooLarge(total, s.maxBody, false)
-		}
 		switch {
+		case total > s.maxBody:
+			return first, total, nil
 		case total == r.ContentLength:
-			return first, nil
+			return first, 0, nil
 		case errors.Is(err, io.EOF) && r.ContentLength < 0:
-			return first, nil
+			return first, 0, nil
 		case err != nil:
 			s.release(first)
-			return nil, bodyRefusal(err)
+			return nil, 0, bodyRefusal(err)
 		}
 	}
 }

@@ -70,6 +70,13 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //			dir      <directory>
 //			networks cidr|none
 //		}
+//		migrate {
+//			legacy  <host or url>
+//			resolve <host:port>
+//			start   legacy|v2
+//			stick   client|key|table
+//			dir     <directory>
+//		}
 //	}
 //
 // Every option may be given once. Sizes are bytes, or have a unit such as
@@ -147,6 +154,9 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 	case "report":
 		h.Report = new(Report)
 		err = h.Report.unmarshal(d)
+	case "migrate":
+		h.Migrate = new(Migrate)
+		err = h.Migrate.unmarshal(d)
 	default:
 		return d.Err(noOption(option, directive))
 	}

@@ -37,6 +37,9 @@ const (
 	// installation's keys apart, and too few to check a key by.
 	fingerprintSize = 5
 
+	// pseudonymSize is the same of the gateway's pseudonym.
+	pseudonymSize = 6
+
 	// storageTime is how long the storage may take for the secret.
 	storageTime = 5 * time.Second
 )
@@ -143,6 +146,14 @@ func (f *fingerprints) of(key string) string {
 		return account + "/" + name
 	}
 	return name
+}
+
+// pseudonym is what the gateway calls itself in Via, where its requests may come back to
+// it. Gateways that share the storage have the same.
+func (f *fingerprints) pseudonym() string {
+	mac := hmac.New(sha256.New, f.secret())
+	_, _ = mac.Write([]byte("td-postback via"))
+	return "td-postback-" + hex.EncodeToString(mac.Sum(nil)[:pseudonymSize])
 }
 
 // maxKnownKeys is how many keys are remembered: somebody may try many. Each takes about

@@ -34,14 +34,18 @@ type call struct {
 	arrival time.Time     // of the request; known only where a time is needed
 	events  int           // how many there are, if it is a call with several
 	ready   bool          // out is whole, and its body is held until the call ends
-	noted   noted         // for the report
+	lane    migration.Lane
+	steered bool              // the plan has decided, and the key is read
+	badKey  *postback.Refusal // why that key cannot be used
+	over    int64             // the body is longer than max_body: so much is read of it
+	noted   noted             // for the report
 }
 
 // ServeHTTP takes one call through its steps: read the call, where it goes and
 // its key, its record, forward or keep it, answer.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	read, refused := postback.ReadCall(r, h.served)
-	if read.Foreign && h.PassThru {
+	if read.Foreign && h.PassThru && h.legacy == nil {
 		if answered, err := serveNext(next, w, r); answered || err != nil {
 			return err
 		}
@@ -60,6 +64,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		h.refuseHead(&c, tooMuch)
 		return nil
 	}
+	if h.legacy != nil && h.steer(&c, refused) {
+		return nil
+	}
 	if refused == nil && r.Method == http.MethodOptions {
 		h.preflight(&c)
 		return nil
@@ -67,9 +74,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if refused == nil {
 		refused = h.prepare(&c)
 	} else {
-		_ = c.ReadKey(r.URL.RawQuery, r.Header) // whose call it is, for the log
+		_ = c.readKey() // whose call it is, for the log
 	}
 	if refused != nil {
+		h.dropBody(&c)
 		h.refuse(&c, refused)
 		return nil
 	}
@@ -190,10 +198,24 @@ func forgetFields(header http.Header) {
 	}
 }
 
+// readKey finds the call's key, once.
+func (c *call) readKey() *postback.Refusal {
+	if c.steered {
+		return c.badKey
+	}
+	return c.ReadKey(c.r.URL.RawQuery, c.r.Header)
+}
+
 // readBody reads the call's body, which is the record, unless the query is.
 func (h *Handler) readBody(c *call) (refused *postback.Refusal) {
-	if c.body, refused = h.bodies.read(c.r); refused != nil {
-		return refused
+	switch {
+	case c.over > 0:
+		h.dropBody(c)
+		return postback.TooLarge(c.over, h.MaxBody, false)
+	case c.body == nil:
+		if c.body, refused = h.bodies.read(c.r); refused != nil {
+			return refused
+		}
 	}
 	c.out.UseBody(c.body.data, c.body.parts())
 	if len(c.out.Body) < len(c.body.data) {

@@ -194,7 +194,7 @@ func TestKeen(t *testing.T) {
 			if strings.HasPrefix(tc.r.URL.Path, "/js/") {
 				kind = "k"
 			}
-			counter := requestsTotal.WithLabelValues(kind, cmp.Or(tc.key, "header"), cmp.Or(tc.result, forwardedResult))
+			counter := requestsTotal.WithLabelValues(kind, cmp.Or(tc.key, "header"), "v2", cmp.Or(tc.result, forwardedResult))
 			before := sums(t, counter)
 			v2 := newKeenV2(t)
 			w := askKeen(t, v2.h, tc.r)
@@ -525,7 +525,7 @@ func TestKeenAnswers(t *testing.T) {
 				if strings.Contains(body, "uuid") && (strings.HasPrefix(name, "206") || strings.HasPrefix(name, "200 with")) {
 					continue // no answer to a record that goes alone
 				}
-				counter := requestsTotal.WithLabelValues("mobile", "header", tc.result)
+				counter := requestsTotal.WithLabelValues("mobile", "header", "v2", tc.result)
 				before := sums(t, counter)
 				w := askKeen(t, v2.h, keenRequest(keenPath, body))
 				var said struct{ Error string }

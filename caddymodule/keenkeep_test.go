@@ -403,7 +403,7 @@ func TestKeenKeptOutcome(t *testing.T) {
 		`{"db.a":[{"n":0}],"db.b":[{"time":1795573435},{"uuid":"mine"}]}`:   spooledResult,
 		`{"db.a":[{"n":0},1],"db.b":[{"time":1795573435},{"uuid":"mine"}]}`: someRefusedResult,
 	} {
-		counter := requestsTotal.WithLabelValues("mobile", "header", result)
+		counter := requestsTotal.WithLabelValues("mobile", "header", "v2", result)
 		before := sums(t, counter, spoolTimes[postback.TimeAdded], spoolTimes[postback.TimeOwn])
 		askKeen(t, v2.h, keenRequest(keenPath, body))
 		after := sums(t, counter, spoolTimes[postback.TimeAdded], spoolTimes[postback.TimeOwn])

@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/td-postback/gateway/migration"
 	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/spool"
 	"github.com/td-postback/gateway/upstream"
@@ -19,13 +20,13 @@ import (
 var (
 	requestsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "td_postback", Name: "requests_total",
-		Help: "Requests by kind of call, where their write key was, and what became of them.",
-	}, []string{"surface", "key", "result"})
+		Help: "Requests by kind of call, where their write key was, by which lane they went, and what became of them.",
+	}, []string{"surface", "key", "lane", "result"})
 
 	resultsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "td_postback", Name: "results_total",
-		Help: "Requests by what became of them. Every result is there from the start, so that Prometheus sees the first of each.",
-	}, []string{"result"})
+		Help: "Requests by their lane and what became of them. Every result is there from the start, so that Prometheus sees the first of each.",
+	}, []string{"lane", "result"})
 
 	bodyBytes = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Namespace: "caddy", Subsystem: "td_postback", Name: "body_bytes",
@@ -78,7 +79,7 @@ var forwardedTotal = func() (counters [len(postback.KindNames)][len(postback.Key
 	for s, surface := range postback.KindNames {
 		for k, key := range postback.KeySourceNames {
 			if s != int(postback.Other) && k != int(postback.KeyNone) {
-				counters[s][k] = requestsTotal.WithLabelValues(surface, key, forwardedResult)
+				counters[s][k] = requestsTotal.WithLabelValues(surface, key, migration.V2.String(), forwardedResult)
 			}
 		}
 	}
@@ -88,11 +89,16 @@ var forwardedTotal = func() (counters [len(postback.KindNames)][len(postback.Key
 // forwardedResults is the counter of resultsTotal that nearly every request
 // needs.
 var forwardedResults = func() prometheus.Counter {
-	for _, result := range slices.Concat(postback.RefusalCodes, ownResults) {
-		resultsTotal.WithLabelValues(result)
-	}
-	return resultsTotal.WithLabelValues(forwardedResult)
+	showResults(migration.V2)
+	return resultsTotal.WithLabelValues(migration.V2.String(), forwardedResult)
 }()
+
+// showResults makes all results of a lane visible.
+func showResults(lane migration.Lane) {
+	for _, result := range slices.Concat(postback.RefusalCodes, ownResults) {
+		resultsTotal.WithLabelValues(lane.String(), result)
+	}
+}
 
 // keyForms has the counters of keySignals for each form of a key that is probably
 // wrong.
@@ -144,14 +150,17 @@ func registerMetrics(registry *prometheus.Registry) error {
 	return nil
 }
 
-// count adds a call to the metrics.
+// count adds a call to the metrics. Those of sizes, times and connections are of v2.
 func (c *call) count() {
-	if c.result == forwardedResult {
+	if c.result == forwardedResult && c.lane == migration.V2 {
 		forwardedTotal[c.Kind][c.Source].Inc()
 		forwardedResults.Inc()
 	} else {
-		resultsTotal.WithLabelValues(c.result).Inc()
-		requestsTotal.WithLabelValues(c.Kind.String(), c.Source.String(), c.result).Inc()
+		resultsTotal.WithLabelValues(c.lane.String(), c.result).Inc()
+		requestsTotal.WithLabelValues(c.Kind.String(), c.Source.String(), c.lane.String(), c.result).Inc()
+	}
+	if c.lane != migration.V2 {
+		return
 	}
 	if c.trip.Tries > 0 {
 		bodyBytes.Observe(float64(c.trip.Bytes))

@@ -105,11 +105,11 @@ func labelValues(t *testing.T, collector prometheus.Collector, label string) map
 	return values
 }
 
-// timesCounted is what the counter of a collector shows that has this value of its only
-// label.
-func timesCounted(t *testing.T, collector prometheus.Collector, value string) float64 {
+// timesCounted is what the counters of a collector show together that have this value of
+// a label.
+func timesCounted(t *testing.T, collector prometheus.Collector, value string) (times float64) {
 	t.Helper()
-	times, _ := countedWith(t, collector, value)
+	times, _ = countedWith(t, collector, value)
 	return times
 }
 
@@ -122,16 +122,23 @@ func countedWith(t *testing.T, collector prometheus.Collector, value string) (ti
 	if err != nil {
 		t.Fatal(err)
 	}
+	found := false
 	for _, metric := range families[0].GetMetric() {
-		if metric.GetLabel()[0].GetValue() == value {
+		for _, label := range metric.GetLabel() {
+			if label.GetValue() != value {
+				continue
+			}
+			found = true
+			times += metric.GetCounter().GetValue()
 			for _, label := range metric.GetCounter().GetExemplar().GetLabel() {
 				exemplar += label.GetName() + "=" + label.GetValue()
 			}
-			return metric.GetCounter().GetValue(), exemplar
 		}
 	}
-	t.Fatalf("%s is not counted", value)
-	return 0, ""
+	if !found {
+		t.Fatalf("%s is not counted", value)
+	}
+	return times, exemplar
 }
 
 // gaugesOf are the values that a collector of gauges shows.

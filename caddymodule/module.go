@@ -79,6 +79,7 @@ const minBufferedSpool = 5 << 20
 // 405 | `method_not_allowed` | any method but GET, POST and OPTIONS
 // 408 | `request_timeout` | a body that stalls
 // 413 | `payload_too_large` | a body above `max_body`
+// 508 | `loop_detected` | with `migrate`: the legacy host's name has led the request back to the gateway
 // 431 | `headers_too_large` | header fields of more than 64 KiB together; the request line is not counted
 // 421 | `unknown_region` | with `region auto`, a Host that is no legacy host
 // 401, 403 | `invalid_write_key` | several events, and v2 refuses the key
@@ -169,6 +170,10 @@ type Handler struct {
 	// Counts who sends what, and what is left to change. Off without it.
 	Report *Report `json:"report,omitempty"`
 
+	// Sends requests on to the legacy host, unchanged, as long as they are not moved to
+	// v2. Without it, all go to v2.
+	Migrate *Migrate `json:"migrate,omitempty"`
+
 	app           *App
 	spoolUse      *spoolUse     // nil without a spool
 	report        *sharedReport // nil without one
@@ -178,6 +183,7 @@ type Handler struct {
 	served        postback.Surfaces
 	server        *caddyhttp.Server
 	leaving       *atomic.Bool // the configuration ends
+	legacy        *legacyLane  // nil without migrate
 
 	// single is where all calls go. It is nil if the region is auto, when each
 	// goes to the region of its legacy host, and with handoff to an unknown host.
@@ -222,6 +228,11 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	}
 	if h.app, err = appOf(ctx); err != nil {
 		return err
+	}
+	if h.Migrate != nil {
+		if err = h.provisionMigrate(); err != nil {
+			return err
+		}
 	}
 	if h.Keys != nil {
 		err = h.Keys.provision()
@@ -281,6 +292,12 @@ func (h *Handler) applyDefaults() {
 	h.served = postback.SurfacesOf(h.Surfaces)
 	if h.Keys != nil {
 		h.Keys.applyDefaults()
+	}
+	if h.Migrate != nil {
+		h.Migrate.applyDefaults()
+		if h.Report == nil {
+			h.Report = new(Report)
+		}
 	}
 	if h.Report != nil {
 		h.Report.applyDefaults()
@@ -354,6 +371,11 @@ func (h *Handler) Validate() (err error) {
 	if h.Handoff {
 		return h.validateHandoff()
 	}
+	if h.Migrate != nil {
+		if err := h.validateMigrate(); err != nil {
+			return err
+		}
+	}
 	if h.Spool != nil && h.MaxBuffered < minBufferedSpool {
 		return fmt.Errorf("max_buffered %d: must be at least %d bytes beside a spool, which holds a body of the largest size four times until it is durable", h.MaxBuffered, minBufferedSpool)
 	}
@@ -389,6 +411,7 @@ func (h *Handler) validateHandoff() error {
 		{"retries", h.Retries != nil},
 		{"tls_ca", len(h.TLSCA) > 0},
 		{"spool", h.Spool != nil},
+		{"migrate", h.Migrate != nil},
 	} {
 		if option.set {
 			return fmt.Errorf("%s is set: with handoff the next handler makes the connection, so only its own options count", option.name)
@@ -493,13 +516,21 @@ func (h *Handler) trust() (*tls.Config, error) {
 // have would be silently lost, since the path is v2's and the key is the
 // caller's.
 func parseUpstream(value string) (*url.URL, error) {
+	if u := originOf(value); u != nil {
+		return u, nil
+	}
+	return nil, fmt.Errorf("upstream %q: must be http:// or https://, a host and maybe a port, and nothing else", redactUser(value))
+}
+
+// originOf reads a scheme, a host and maybe a port. It returns nil for anything else.
+func originOf(value string) *url.URL {
 	u, err := url.Parse(value)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" ||
 		u.User != nil || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" ||
 		!validPort(u.Port()) || strings.HasSuffix(u.Host, ":") || strings.Contains(u.Host, ",") {
-		return nil, fmt.Errorf("upstream %q: must be http:// or https://, a host and maybe a port, and nothing else", redactUser(value))
+		return nil
 	}
-	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
+	return &url.URL{Scheme: u.Scheme, Host: u.Host}
 }
 
 func validPort(port string) bool {
@@ -529,6 +560,9 @@ func (h *Handler) Cleanup() error {
 		if err := h.app.leave(h.spoolUse); err != nil {
 			h.logger.Error("closing the spool", zap.Error(err))
 		}
+	}
+	if h.legacy != nil {
+		h.legacy.close()
 	}
 	leavings.Delete(h.server)
 	searched.Delete(h.server)

@@ -18,7 +18,7 @@ import (
 // name, what is allowed, and what was probably meant.
 
 // blocks has the options of each block that has some.
-var blocks = map[string][]string{directive: optionsOf(Handler{}), "spool": optionsOf(Spool{}), "keys": optionsOf(Keys{}), "report": optionsOf(Report{}), matcherName: optionsOf(MatchCall{})}
+var blocks = map[string][]string{directive: optionsOf(Handler{}), "spool": optionsOf(Spool{}), "keys": optionsOf(Keys{}), "report": optionsOf(Report{}), "migrate": optionsOf(Migrate{}), matcherName: optionsOf(MatchCall{})}
 
 // optionsOf lists the options that a block's type has.
 func optionsOf(block any) (names []string) {
@@ -75,6 +75,9 @@ func (k *Keys) UnmarshalJSON(data []byte) error { return decodeOptions(data, k, 
 
 // UnmarshalJSON reads the options. An error names the option.
 func (r *Report) UnmarshalJSON(data []byte) error { return decodeOptions(data, r, "report") }
+
+// UnmarshalJSON reads the options. An error names the option.
+func (m *Migrate) UnmarshalJSON(data []byte) error { return decodeOptions(data, m, "migrate") }
 
 // UnmarshalJSON reads the options. An error names the option.
 func (m *MatchCall) UnmarshalJSON(data []byte) error { return decodeOptions(data, m, matcherName) }

@@ -7,6 +7,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/td-postback/gateway/migration"
 	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/upstream"
 )
@@ -49,7 +50,7 @@ func (c *call) finish() {
 	}
 	if extra, ok := c.r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		extra.Set(zap.Object("td_postback", &outcome{
-			to: c.Destination, kind: c.Kind, key: c.Source, account: c.Account(), events: c.events, result: c.result, trip: c.trip,
+			steered: c.steered, lane: c.lane, to: c.Destination, kind: c.Kind, key: c.Source, account: c.Account(), events: c.events, result: c.result, trip: c.trip,
 		}))
 	}
 }
@@ -65,6 +66,8 @@ func (c *call) endResult() string {
 // outcome is what became of a call, for the access log: with an account number
 // and v2's words, and no key.
 type outcome struct {
+	steered bool // there are two lanes
+	lane    migration.Lane
 	to      postback.Destination
 	kind    postback.Kind
 	key     postback.KeySource
@@ -88,8 +91,11 @@ func (o *outcome) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	if o.account != "" {
 		enc.AddString("account", o.account)
 	}
-	if o.kind == postback.K || o.kind == postback.Mobile {
+	if (o.kind == postback.K || o.kind == postback.Mobile) && o.lane == migration.V2 {
 		enc.AddInt("events", o.events)
+	}
+	if o.steered {
+		enc.AddString("lane", o.lane.String())
 	}
 	enc.AddString("result", o.result)
 	if o.trip.Status > 0 {

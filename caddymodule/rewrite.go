@@ -19,7 +19,7 @@ import (
 // prepare finds out where a call goes and with which key, and begins its v2
 // request.
 func (h *Handler) prepare(c *call) (refused *postback.Refusal) {
-	badKey := c.ReadKey(c.r.URL.RawQuery, c.r.Header) // first, so that the log says whose call it is
+	badKey := c.readKey() // first, so that the log says whose call it is
 	if c.to, refused = h.routeFor(c.r.Host); refused != nil {
 		return refused
 	}
@@ -64,7 +64,7 @@ func (h *Handler) forwarded(r *http.Request) postback.Forwarded {
 	f := postback.Forwarded{
 		Proto: "http",
 		Host:  r.Host,
-		Via:   chain(r.Header["Via"], via(r.ProtoMajor, r.ProtoMinor)),
+		Via:   chain(r.Header["Via"], via(r.ProtoMajor, r.ProtoMinor, viaName)),
 	}
 	f.EarlyData = len(r.Header["Early-Data"]) > 0 // by a proxy before this one
 	if r.TLS != nil {
@@ -89,12 +89,15 @@ func (h *Handler) forwarded(r *http.Request) postback.Forwarded {
 	return f
 }
 
+// viaName is what the gateway calls itself in Via, to v2.
+const viaName = "Caddy"
+
 // via is the gateway's own entry in Via (RFC 9110 section 7.6.3).
-func via(major, minor int) string {
-	if major == 1 && minor == 1 {
-		return "1.1 Caddy" // nearly all: there is nothing to build
+func via(major, minor int, name string) string {
+	if major == 1 && minor == 1 && name == viaName {
+		return "1.1 " + viaName // nearly all: there is nothing to build
 	}
-	return strconv.Itoa(major) + "." + strconv.Itoa(minor) + " Caddy"
+	return strconv.Itoa(major) + "." + strconv.Itoa(minor) + " " + name
 }
 
 // chain appends an entry to a header that lists the hops so far. Empty ones do

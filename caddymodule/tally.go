@@ -41,7 +41,7 @@ func (h *Handler) tellReport(c *call) {
 	told := migration.Call{
 		Time: c.answered(), Key: key.name, Database: c.Database, Table: c.Table, Surface: c.Kind.String(),
 		UserAgent: first(c.r.Header["User-Agent"]), Origin: first(c.r.Header["Origin"]), Referer: first(c.r.Header["Referer"]), Client: client,
-		Lane: migration.V2, Result: c.endResult(), Findings: c.noted.findings | key.findings | c.resultFindings(), Events: c.events,
+		Lane: c.lane, Result: c.endResult(), Findings: c.noted.findings | key.findings | c.resultFindings(), Events: c.events,
 	}
 	report := h.report.get()
 	if report.Count(&told) {
@@ -135,7 +135,9 @@ func (c *call) resultFindings() (found migration.Findings) {
 	switch {
 	case c.result == forwardedResult:
 	case c.result == upstream4xxResult:
-		if !spoolTakes(c.trip.Status) { // which would speak of v2, or of the account
+		if c.lane == migration.Legacy {
+			found.Add(migration.LegacyRefused)
+		} else if !spoolTakes(c.trip.Status) { // which would speak of v2, or of the account
 			found.Add(migration.RefusedByV2)
 		}
 	case c.result == someRefusedResult:

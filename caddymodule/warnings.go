@@ -36,6 +36,8 @@ var (
 	redirectWarning    = warning{message: "redirect refused"}
 	memoryWarning      = warning{message: "record refused: max_buffered is used up"}
 	undeliveredWarning = warning{message: "record not delivered"}
+	unrelayedWarning   = warning{message: "record not delivered"} // v2's trouble must not hide the legacy host's
+	loopWarning        = warning{message: "request refused: it has come back to the gateway"}
 	answerWarning      = warning{message: "Postback v2 did not take a record"}
 	limitWarning       = warning{message: "Postback v2 did not take a record"} // likewise
 	keptWarning        = warning{message: "record kept for later"}

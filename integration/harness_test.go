@@ -437,10 +437,12 @@ func booksTotal(surface, book string) string {
 }
 
 func requestsTotal(surface, key, result string) string {
-	return fmt.Sprintf("requests_total{key=%q,result=%q,surface=%q}", key, result, surface)
+	return fmt.Sprintf("requests_total{key=%q,lane=\"v2\",result=%q,surface=%q}", key, result, surface)
 }
 
-func resultsTotal(result string) string { return fmt.Sprintf("results_total{result=%q}", result) }
+func resultsTotal(result string) string {
+	return fmt.Sprintf("results_total{lane=\"v2\",result=%q}", result)
+}
 
 func keySignals(signal string) string { return fmt.Sprintf("key_signals_total{signal=%q}", signal) }
 

@@ -77,7 +77,7 @@ func TestMixed(t *testing.T) {
 				sum += value
 			}
 		}
-		if total := got[fmt.Sprintf("results_total{result=%q}", result)]; total != sum {
+		if total := got[resultsTotal(result)]; total != sum {
 			t.Errorf("results_total has %s %v times, requests_total %v times", result, total, sum)
 		}
 		if int(sum) != n {

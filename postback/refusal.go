@@ -30,7 +30,7 @@ type Refusal struct {
 var RefusalCodes = []string{
 	"invalid_path", "invalid_write_key", "invalid_request", "missing_write_key", "unknown_key", "unknown_database", "redirect_not_allowed",
 	"not_found", "method_not_allowed", "request_timeout", "payload_too_large", "headers_too_large", "unknown_region",
-	"upstream_unreachable", "upstream_timeout", "spool_full", "spool_unavailable", "overloaded",
+	"upstream_unreachable", "upstream_timeout", "spool_full", "spool_unavailable", "overloaded", "loop_detected",
 }
 
 // The refusals that say the same each time.
@@ -134,6 +134,22 @@ var (
 	UpstreamTimeout = &Refusal{
 		Status: http.StatusGatewayTimeout, Code: "upstream_timeout",
 		Message: "Postback v2 did not answer in time; the record may have arrived all the same",
+	}
+	LegacyUnreachable = &Refusal{
+		Status: http.StatusBadGateway, Code: "upstream_unreachable",
+		Message: "the legacy host could not be reached; send the request again",
+	}
+	LegacyBrokenOff = &Refusal{
+		Status: http.StatusBadGateway, Code: "upstream_unreachable",
+		Message: "the legacy host broke off or gave no valid answer; the record may have arrived all the same",
+	}
+	LegacyTimeout = &Refusal{
+		Status: http.StatusGatewayTimeout, Code: "upstream_timeout",
+		Message: "the legacy host did not answer in time; the record may have arrived all the same",
+	}
+	LoopDetected = &Refusal{
+		Status: http.StatusLoopDetected, Code: "loop_detected",
+		Message: "the gateway has sent this request on before, and it has come back; tell its operator that the legacy host's name leads to the gateway",
 	}
 	SpoolFull = &Refusal{
 		Status: http.StatusServiceUnavailable, Code: "spool_full", RetryAfter: 30,
