@@ -7,6 +7,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/td-postback/gateway/migration"
 )
 
 // TestHandlerAllocations bounds what an ordinary request may allocate in the
@@ -22,9 +24,10 @@ func TestHandlerAllocations(t *testing.T) {
 		{"js", http.MethodPost, benchJS, 300, 6},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got := testing.AllocsPerRun(1000, caller(t, tc.method, tc.uri, tc.size))
-			if int(got) > tc.most {
-				t.Errorf("%v allocations, want at most %d", got, tc.most)
+			for _, h := range []*Handler{stubHandler(), steered(stubHandler(), always(migration.V2))} { // a second lane costs none
+				if got := testing.AllocsPerRun(1000, callerOn(t, h, tc.method, tc.uri, tc.size)); int(got) > tc.most {
+					t.Errorf("%v allocations, want at most %d", got, tc.most)
+				}
 			}
 		})
 	}
@@ -54,7 +57,10 @@ func TestJSONPCost(t *testing.T) {
 
 // caller returns what sends a request through the whole handler.
 func caller(t *testing.T, method, uri string, size int) func() {
-	h := stubHandler()
+	return callerOn(t, stubHandler(), method, uri, size)
+}
+
+func callerOn(t *testing.T, h *Handler, method, uri string, size int) func() {
 	r := benchRequest(method, uri, size)
 	body := benchBody(size)
 	read := &stubBody{}

@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/td-postback/gateway/migration"
 	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/upstream"
 )
@@ -31,7 +32,18 @@ const (
 	benchAgent = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 )
 
-func BenchmarkPost(b *testing.B)    { benchHandler(b, http.MethodPost, benchPath, 300) }
+func BenchmarkPost(b *testing.B) { benchHandler(b, http.MethodPost, benchPath, 300) }
+
+// BenchmarkPostSteered is BenchmarkPost with two lanes, by that of v2, and
+// BenchmarkPostLegacy by the other.
+func BenchmarkPostSteered(b *testing.B) {
+	benchCalls(b, steered(stubHandler(), always(migration.V2)), http.MethodPost, benchPath, 300)
+}
+
+func BenchmarkPostLegacy(b *testing.B) {
+	benchCalls(b, steered(stubHandler(), always(migration.Legacy)), http.MethodPost, benchPath, 300)
+}
+
 func BenchmarkPost64K(b *testing.B) { benchHandler(b, http.MethodPost, benchPath, 64<<10) }
 func BenchmarkPixel(b *testing.B)   { benchHandler(b, http.MethodGet, benchPath+"&"+benchQuery, 0) }
 
@@ -77,7 +89,10 @@ func benchJSONP() string {
 // benchHandler sends requests through the whole handler. v2 is a connection
 // without a kernel, the caller a writer without a connection.
 func benchHandler(b *testing.B, method, uri string, size int) {
-	h := stubHandler()
+	benchCalls(b, stubHandler(), method, uri, size)
+}
+
+func benchCalls(b *testing.B, h *Handler, method, uri string, size int) {
 	r := benchRequest(method, uri, size)
 	body := benchBody(size)
 	read := &stubBody{}
@@ -152,10 +167,11 @@ func (stubConn) Read(p []byte) (int, error) {
 	return copy(p, "HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Type: application/json;charset=utf-8\r\n"+
 		"Content-Length: 2\r\nConnection: keep-alive\r\nX-Request-Id: 0123456789abcdef\r\nServer: nginx\r\n\r\n{}"), nil
 }
-func (stubConn) Write(p []byte) (int, error)     { return len(p), nil }
-func (stubConn) SetDeadline(time.Time) error     { return nil }
-func (stubConn) SetReadDeadline(time.Time) error { return nil }
-func (stubConn) Close() error                    { return nil }
+func (stubConn) Write(p []byte) (int, error)      { return len(p), nil }
+func (stubConn) SetDeadline(time.Time) error      { return nil }
+func (stubConn) SetReadDeadline(time.Time) error  { return nil }
+func (stubConn) SetWriteDeadline(time.Time) error { return nil }
+func (stubConn) Close() error                     { return nil }
 
 // stubHandler forwards to a v2 without a kernel.
 func stubHandler() *Handler {

@@ -79,7 +79,7 @@ func (m *Migrate) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 	case "start":
 		m.Start, err = wordArg(d, strings.Join(lanes, " or "))
 	case "stick":
-		m.Stick, err = wordArg(d, strings.Join(sticks, " or "))
+		m.Stick, err = wordArg(d, allowedStick)
 	case "dir":
 		m.Dir, err = wordArg(d, "a directory")
 	default:
@@ -90,6 +90,7 @@ func (m *Migrate) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 
 const (
 	allowedLegacy  = "a host such as in.treasuredata.com, maybe with a port, or http:// or https:// and one"
+	allowedStick   = "client, key or table"
 	allowedResolve = "a host or an address, and a port, such as 203.0.113.7:443"
 )
 
@@ -107,7 +108,7 @@ func (m *Migrate) validate() error {
 		return fmt.Errorf("migrate start %q: must be %s%s", m.Start, strings.Join(lanes, " or "), didYouMean(nearest(m.Start, lanes)))
 	}
 	if !slices.Contains(sticks, m.Stick) {
-		return fmt.Errorf("migrate stick %q: must be %s%s", m.Stick, strings.Join(sticks, " or "), didYouMean(nearest(m.Stick, sticks)))
+		return fmt.Errorf("migrate stick %q: must be %s%s", m.Stick, allowedStick, didYouMean(nearest(m.Stick, sticks)))
 	}
 	return nil
 }

@@ -313,7 +313,47 @@ func TestLegacyRequest(t *testing.T) {
 	}
 }
 
-// exchange sends a request and returns all that comes until the connection ends.
+// TestLegacyKeepsCallers: a caller's connection goes on behind all kinds of bodies.
+func TestLegacyKeepsCallers(t *testing.T) {
+	t.Parallel()
+	u := startLegacy(t, nil)
+	g := serveLegacy(t, u, "max_body 1000", "")
+	conn := dial(t, g.addr)
+	br := bufio.NewReader(conn)
+	large := strings.Repeat("x", 3<<20)
+	for n, request := range []string{
+		post(target, asJSON, object),
+		post(target, "", large),
+		get("/x", ""),
+		"PUT /y HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunksOf(large, 70_000) + "0\r\n\r\n",
+		"HEAD /z HTTP/1.1\r\nHost: x\r\n\r\n",
+		post(target, asJSON, object),
+	} {
+		if _, err := io.WriteString(conn, request); err != nil {
+			t.Fatal(n, err)
+		}
+		method, _, _ := strings.Cut(request, " ")
+		if answer := readReply(t, br, method); answer.StatusCode != 200 || answer.Close {
+			t.Errorf("%d: got %d %q", n, answer.StatusCode, answer.Header)
+		}
+		u.next(t)
+	}
+}
+
+// TestLegacyHTTP10: a caller of HTTP/1.0 gets what it can read.
+func TestLegacyHTTP10(t *testing.T) {
+	t.Parallel()
+	u := startLegacy(t, func(conn net.Conn, _ *passed) bool {
+		return send(conn, true, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n")
+	})
+	g := serveLegacy(t, u, "", "")
+	text := exchangeRaw(t, g.addr, "POST "+target+" HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}")
+	if !strings.HasPrefix(text, "HTTP/1.0 200 OK\r\n") || !strings.HasSuffix(text, "\r\n\r\n{}") || strings.Contains(text, "Transfer-Encoding") {
+		t.Errorf("got %q", text)
+	}
+}
+
+// exchangeRaw sends a request and returns all that comes until the connection ends.
 func exchangeRaw(t *testing.T, addr, request string) string {
 	t.Helper()
 	conn := dial(t, addr)
@@ -692,6 +732,35 @@ func TestLegacyFaults(t *testing.T) {
 			}
 			u.none(t)
 		})
+	}
+}
+
+// TestLegacyCutAnswer: an answer that breaks off when the caller has its head is none
+// for the caller either.
+func TestLegacyCutAnswer(t *testing.T) {
+	t.Parallel()
+	var answer string
+	u := startLegacy(t, func(conn net.Conn, _ *passed) bool { return send(conn, false, answer) })
+	g := serveLegacy(t, u, "", "")
+	for name, head := range map[string]string{
+		"long":      "Content-Length: 1000000\r\n\r\n" + strings.Repeat("x", 500_000),
+		"in pieces": "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+		"trailer":   "Trailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-S",
+	} {
+		answer = "HTTP/1.1 200 OK\r\n" + head
+		conn := dial(t, g.addr)
+		if _, err := io.WriteString(conn, post(target, asJSON, object)); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatal(name, err)
+		}
+		if body, err := io.ReadAll(resp.Body); err == nil {
+			t.Errorf("%s: %d bytes are taken for the whole", name, len(body))
+		}
+		u.next(t)
+		u.none(t)
 	}
 }
 

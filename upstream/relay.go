@@ -223,8 +223,9 @@ func (x *exchange) relayAnswer(br *bufio.Reader, begin func(http.ResponseWriter,
 	} else if !complete {
 		complete = x.stream(body, t)
 	}
-	if complete && length == -1 {
-		complete = x.relayTrailer(br)
+	if complete && length == -1 && !x.relayTrailer(br) {
+		t.Cut = true // as in stream
+		panic(http.ErrAbortHandler)
 	}
 	return x.reusable(br, complete), nil
 }

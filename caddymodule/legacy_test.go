@@ -1,0 +1,245 @@
+package caddymodule
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/td-postback/gateway/migration"
+	"github.com/td-postback/gateway/postback"
+	"github.com/td-postback/gateway/upstream"
+)
+
+// steered gives a handler two lanes, between which decide decides. Both lead to hosts
+// without a kernel.
+func steered(h *Handler, decide func(laneQuery) migration.Lane) *Handler {
+	h.legacy = &legacyLane{
+		decide: decide, pseudonym: func() string { return "td-postback-0123456789ab" },
+		single: &route{host: "in.treasuredata.com", Client: stubUpstream()},
+	}
+	return h
+}
+
+func always(lane migration.Lane) func(laneQuery) migration.Lane {
+	return func(laneQuery) migration.Lane { return lane }
+}
+
+// TestLaneQuery looks what the plan is asked, how often, and where the call goes.
+func TestLaneQuery(t *testing.T) {
+	const js = "/js/v3/event/db/tbl?api_key=1/a"
+	for _, tc := range []struct {
+		name, method, uri string
+		length            int
+		asked             []laneQuery
+	}{
+		{"a record", http.MethodPost, benchPath, 300, []laneQuery{{postback.Destination{Database: "db", Table: "tbl"}, benchKey, "192.0.2.7"}}},
+		{"a pixel", http.MethodGet, benchPath + "&td_format=pixel", 0, []laneQuery{{postback.Destination{Database: "db", Table: "tbl"}, benchKey, "192.0.2.7"}}},
+		{"of a JavaScript SDK", http.MethodPost, js, 300, []laneQuery{{postback.Destination{Database: "db", Table: "tbl"}, "1/a", "192.0.2.7"}}},
+		{"no key", http.MethodPost, "/postback/v3/event/db/tbl", 300, []laneQuery{{postback.Destination{Database: "db", Table: "tbl"}, "", "192.0.2.7"}}},
+		{"above the cap", http.MethodPost, benchPath, postback.MaxBody + 1, []laneQuery{{postback.Destination{Database: "db", Table: "tbl"}, benchKey, "192.0.2.7"}}},
+		{"several events", http.MethodPost, "/ios/v3/event", 300, []laneQuery{{Client: "192.0.2.7"}}},
+		{"a bad name", http.MethodPost, "/postback/v3/event/d.b/tbl", 300, []laneQuery{{Client: "192.0.2.7"}}},
+		{"another method", http.MethodPut, benchPath, 300, []laneQuery{{Key: benchKey, Client: "192.0.2.7"}}},
+		{"no call", http.MethodPost, "/x", 300, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var asked []laneQuery
+			h := steered(stubHandler(), func(q laneQuery) migration.Lane {
+				asked = append(asked, q)
+				return migration.Legacy
+			})
+			r := benchRequest(tc.method, tc.uri, tc.length)
+			r.Body = &stubBody{data: benchBody(tc.length)}
+			w := httptest.NewRecorder()
+			if err := h.ServeHTTP(w, r, nil); err != nil || w.Code != http.StatusOK {
+				t.Fatal(err, w.Code)
+			}
+			if len(asked) != len(tc.asked) || len(asked) == 1 && asked[0] != tc.asked[0] {
+				t.Errorf("the plan was asked %+v, want %+v", asked, tc.asked)
+			}
+		})
+	}
+}
+
+// TestLaneIsDecidedWhenTheBodyIsThere: what changes while a body comes holds for it.
+func TestLaneIsDecidedWhenTheBodyIsThere(t *testing.T) {
+	var lane atomic.Int32
+	h := steered(stubHandler(), func(laneQuery) migration.Lane { return migration.Lane(lane.Load()) }) //nolint:gosec // 0 or 1
+	h.single.Client = nil                                                                              // nothing may go to v2
+	lane.Store(int32(migration.V2))
+	r := benchRequest(http.MethodPost, benchPath, 300)
+	r.Body = changingBody{&stubBody{data: benchBody(300)}, func() { lane.Store(int32(migration.Legacy)) }}
+	w := httptest.NewRecorder()
+	if err := h.ServeHTTP(w, r, nil); err != nil || w.Code != http.StatusOK {
+		t.Error(err, w.Code)
+	}
+}
+
+// changingBody changes something while it is read.
+type changingBody struct {
+	*stubBody
+	change func()
+}
+
+func (b changingBody) Read(p []byte) (int, error) {
+	b.change()
+	return b.stubBody.Read(p)
+}
+
+// brokenBody breaks off.
+type brokenBody struct{ stubBody }
+
+func (b *brokenBody) Read(p []byte) (int, error) {
+	n, err := b.stubBody.Read(p)
+	if err != nil {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// TestLegacyHoldsNothing: whatever becomes of a call, nothing of it is counted in
+// max_buffered when it has ended.
+func TestLegacyHoldsNothing(t *testing.T) {
+	const chunked = -1
+	large := benchBody(postback.MaxBody + 1)
+	for _, tc := range []struct {
+		name   string
+		lane   migration.Lane
+		uri    string
+		length int64
+		body   io.Reader
+		change func(h *Handler)
+		status int
+	}{
+		{name: "a record", uri: benchPath, length: 300, body: &stubBody{data: benchBody(300)}, status: 200},
+		{name: "64 KiB", uri: benchPath, length: 64 << 10, body: &stubBody{data: benchBody(64 << 10)}, status: 200},
+		{name: "above the cap", uri: benchPath, length: int64(len(large)), body: &stubBody{data: large}, status: 200},
+		{name: "above the cap in chunks", uri: benchPath, length: chunked, body: &stubBody{data: large}, status: 200},
+		{name: "the body breaks off", uri: benchPath, length: 400, body: &brokenBody{stubBody{data: benchBody(300)}}, status: 400},
+		{name: "the rest breaks off", uri: benchPath, length: chunked, body: &brokenBody{stubBody{data: large}}, status: 400},
+		{name: "no memory for the body", uri: benchPath, length: 300, body: &stubBody{data: benchBody(300)}, change: func(h *Handler) { h.bodies.maxTotal = 4000 }, status: 503},
+		{name: "no memory for the head", uri: "/x", length: 0, body: http.NoBody, change: func(h *Handler) { h.bodies.maxTotal = 10 }, status: 503},
+		{name: "nobody is there", uri: benchPath, length: 300, body: &stubBody{data: benchBody(300)}, change: func(h *Handler) { h.legacy.single.Client = nobody(h) }, status: 502},
+		{name: "no such host", uri: benchPath, length: 300, body: &stubBody{data: benchBody(300)}, change: func(h *Handler) { h.legacy.single = nil }, status: 200},
+		{name: "v2", lane: migration.V2, uri: benchPath, length: 300, body: &stubBody{data: benchBody(300)}, status: 200},
+		{name: "v2, a record in the query", lane: migration.V2, uri: benchPath + "&a=1", length: 0, body: http.NoBody, status: 200},
+		{name: "v2, a record in the query, in no chunk", lane: migration.V2, uri: benchPath + "&a=1", length: chunked, body: http.NoBody, status: 200},
+		{name: "v2, no key", lane: migration.V2, uri: "/postback/v3/event/db/tbl", length: 300, body: &stubBody{data: benchBody(300)}, status: 403},
+		{name: "v2, above the cap", lane: migration.V2, uri: benchPath, length: int64(len(large)), body: &stubBody{data: large}, status: 413},
+		{name: "v2, above the cap in chunks", lane: migration.V2, uri: benchPath, length: chunked, body: &stubBody{data: large}, status: 413},
+		{name: "v2, of a JavaScript SDK", lane: migration.V2, uri: benchJS, length: 300, body: &stubBody{data: benchBody(300)}, status: 200},
+		{name: "v2, a bad name", lane: migration.V2, uri: "/postback/v3/event/d.b/tbl", length: 300, body: &stubBody{data: benchBody(300)}, status: 400},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			lane := migration.Legacy
+			if strings.HasPrefix(tc.name, "v2") {
+				lane = tc.lane
+			}
+			h := steered(stubHandler(), always(lane))
+			if tc.change != nil {
+				tc.change(h)
+			}
+			r := benchRequest(http.MethodPost, tc.uri, 0)
+			r.ContentLength, r.Body = tc.length, io.NopCloser(tc.body)
+			if h.legacy.single == nil {
+				h.legacy.byRegion = map[string]*route{"us01": {host: "in.treasuredata.com", Client: stubUpstream()}}
+			}
+			w := httptest.NewRecorder()
+			if err := h.ServeHTTP(w, r, nil); err != nil || w.Code != tc.status {
+				t.Errorf("got %d %s, %v", w.Code, w.Body, err)
+			}
+			if used := h.bodies.inUse.Load(); used != 0 {
+				t.Errorf("%d bytes are still counted", used)
+			}
+		})
+	}
+}
+
+// nobody is a client of a host that is not there.
+func nobody(h *Handler) *upstream.Client {
+	client, err := upstream.New(upstream.Config{
+		URL: &url.URL{Scheme: "http", Host: "legacy"}, MaxConns: 1, Timeout: time.Second, DialTimeout: time.Second,
+		Dial: func(string) (net.Conn, error) { return nil, io.ErrClosedPipe },
+	})
+	if err != nil {
+		h.logger.Fatal(err.Error())
+	}
+	return client
+}
+
+// TestLegacyRegions: with region auto, each request goes to the host that it names.
+func TestLegacyRegions(t *testing.T) {
+	h := &Handler{Region: postback.RegionAuto, Migrate: new(Migrate), app: &App{fingerprints: newFingerprints(new(memoryStorage))}}
+	h.applyDefaults()
+	if h.Report == nil {
+		t.Error("migrate does not switch the report on")
+	}
+	if err := h.provisionMigrate(); err != nil {
+		t.Fatal(err)
+	}
+	defer h.legacy.close()
+	for region, host := range postback.LegacyHosts {
+		if to, refused := h.legacy.routeFor(strings.ToUpper(host) + ":443"); refused != nil || to.url.String() != "https://"+postback.LegacyHosts[region] {
+			t.Errorf("%s: got %+v, %v", host, to, refused)
+		}
+	}
+	if _, refused := h.legacy.routeFor("other.example"); refused != postback.UnknownRegion {
+		t.Errorf("got %v", refused)
+	}
+}
+
+// TestPseudonym: gateways with the same storage have the same, and others have others.
+func TestPseudonym(t *testing.T) {
+	shared := new(memoryStorage)
+	one, two, other := newFingerprints(shared).pseudonym(), newFingerprints(shared).pseudonym(), newFingerprints(new(memoryStorage)).pseudonym()
+	if one != two || one == other || !strings.HasPrefix(one, "td-postback-") || len(one) != len("td-postback-0123456789ab") {
+		t.Errorf("got %s, %s and %s", one, two, other)
+	}
+}
+
+// TestOnePlan: blocks that would have different plans fail the load.
+func TestOnePlan(t *testing.T) {
+	base := Migrate{Start: "legacy", Stick: "client", Dir: "/a"}
+	for _, tc := range []struct {
+		change func(m *Migrate)
+		fails  bool
+	}{
+		{func(*Migrate) {}, false},
+		{func(m *Migrate) { m.Legacy, m.Resolve = "x", "y:1" }, false},
+		{func(m *Migrate) { m.Start = "v2" }, true},
+		{func(m *Migrate) { m.Stick = "key" }, true},
+		{func(m *Migrate) { m.Dir = "/b" }, true},
+	} {
+		app, second := new(App), base
+		tc.change(&second)
+		if err := app.useMigrate(&base); err != nil {
+			t.Fatal(err)
+		}
+		if err := app.useMigrate(&second); (err != nil) != tc.fails {
+			t.Errorf("%+v: got %v", second, err)
+		}
+	}
+}
+
+// FuzzMigrateLegacy: what is taken for the legacy host is a scheme and a host, and an
+// error shows no password.
+func FuzzMigrateLegacy(f *testing.F) {
+	for _, value := range []string{"in.treasuredata.com", "https://x:8443", "http://[::1]:80", "x/", "x?", "user:PASSWORD@x", "ftp://x", ":", ""} {
+		f.Add(value)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		u, err := new(Migrate).legacyURL(value)
+		if err == nil && (u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.Path != "" || u.RawQuery != "") {
+			t.Errorf("%q is taken for %v", value, u)
+		}
+		if _, err := new(Migrate).legacyURL("user:PASSWORD@" + value); err != nil && strings.Contains(err.Error(), "PASSWORD") {
+			t.Errorf("the error is %v", err)
+		}
+	})
+}
