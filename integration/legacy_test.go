@@ -163,6 +163,17 @@ func migrateBlock(u *legacyHost, options, migrate string) string {
 	return fmt.Sprintf("td_postback {\n upstream http://127.0.0.1:9\n %s\n migrate {\n  legacy %s\n  %s\n }\n}", options, u.url(), migrate)
 }
 
+// serveLegacyTLS runs such a gateway for HTTPS. It returns a client of HTTP/2 and where
+// the gateway is.
+func serveLegacyTLS(t testing.TB, u *legacyHost) (client *http.Client, authority string) {
+	t.Helper()
+	cert := newCertificate(t, "localhost")
+	addr := freeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\nhttps://localhost:%s {\n tls %s %s\n%s\n}\n", globals, port, cert.cert, cert.key, migrateBlock(u, "max_body 1000", "")))
+	return cert.http2Client(), "localhost:" + port
+}
+
 // serveLegacy runs a gateway that sends all to this legacy host.
 func serveLegacy(t testing.TB, u *legacyHost, options, migrate string) *gateway {
 	t.Helper()
@@ -607,13 +618,8 @@ func TestLegacyOverHTTP2(t *testing.T) {
 		}
 		return send(conn, true, answer)
 	})
-	cert := newCertificate(t, "localhost")
-	addr := freeAddr(t)
-	_, port, _ := net.SplitHostPort(addr)
-	serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\nhttps://localhost:%s {\n tls %s %s\n%s\n}\n", globals, port, cert.cert, cert.key, migrateBlock(u, "max_body 1000", "")))
-	client := cert.http2Client()
+	client, authority := serveLegacyTLS(t, u)
 	large := strings.Repeat("x", 3<<20)
-	authority := "localhost:" + port
 	ours := []string{"Via: 2.0 PSEUDONYM", "X-Forwarded-Proto: https", "X-Forwarded-Host: " + authority, "Accept-Encoding: gzip", "User-Agent: Go-http-client/2.0"}
 	for _, tc := range []struct {
 		name, method, target string
@@ -663,6 +669,42 @@ func TestLegacyOverHTTP2(t *testing.T) {
 			if tc.trailer && !slices.Equal(p.trailer, []string{"X-Sum: 7"}) {
 				t.Errorf("the trailer is %q", p.trailer)
 			}
+		})
+	}
+}
+
+// TestLegacyEarlyOverHTTP2: a refusal that comes while a caller sends, and goes on
+// sending or stalls, is the caller's at once, and its connection goes on.
+func TestLegacyEarlyOverHTTP2(t *testing.T) {
+	u := startLegacy(t, nil)
+	u.early = func(conn net.Conn, _ *bufio.Reader) bool {
+		return send(conn, true, "HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nearly") && hangs(conn)
+	}
+	client, authority := serveLegacyTLS(t, u)
+	for name, body := range map[string]func(w io.Writer){
+		"it goes on": func(w io.Writer) {
+			for range 64 {
+				if _, err := w.Write(make([]byte, 64<<10)); err != nil {
+					return
+				}
+			}
+		},
+		"it stalls": func(w io.Writer) { _, _ = w.Write(make([]byte, 2000)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, w := io.Pipe()
+			defer r.Close()
+			go body(w)
+			began := time.Now()
+			resp, err := client.Post("https://"+authority+target, "", r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != 413 || string(text) != "early" || time.Since(began) > 10*time.Second {
+				t.Errorf("got %s %q, %v after %v", resp.Status, text, err, time.Since(began))
+			}
+			u.next(t)
 		})
 	}
 }
