@@ -1,0 +1,148 @@
+package migration
+
+import "github.com/td-postback/gateway/postback"
+
+// Plan decides which lane a call goes by. It never changes: a change makes another one.
+// The zero value sends everything to the legacy host.
+type Plan struct {
+	held     bool
+	stick    Stick
+	accounts bool // a rule is for an account
+
+	all       target
+	databases map[string]*database
+}
+
+// Caller is what of a call, besides its table, a lane may depend on.
+type Caller struct {
+	Key    string // the write key that v2 would use, or empty
+	Client string // Caddy's client_ip
+}
+
+// MaxRules is how many rules a plan may have.
+const MaxRules = 10_000
+
+// target is what a rule may name: a table, a database, or everything.
+type target struct {
+	share *share // of all accounts, or nil
+	of    map[string]*share
+}
+
+// database has the rules for a database and for its tables.
+type database struct {
+	target
+	tables map[string]*target
+}
+
+// share is what a rule says.
+type share struct {
+	rule    Rule
+	hundred Share
+	seed    string // of its buckets
+}
+
+// newPlan makes a plan of rules. One of them is the default.
+func newPlan(rules []RuleShare, held bool, stick Stick) *Plan {
+	p := &Plan{held: held, stick: stick, databases: make(map[string]*database)}
+	for _, r := range rules {
+		p.accounts = p.accounts || r.Account != ""
+		p.targetOf(r.Rule).add(&share{rule: r.Rule, hundred: r.Share, seed: bucketSeed(r.Rule)})
+	}
+	return p
+}
+
+// targetOf is what a rule names. It is made if there is none.
+func (p *Plan) targetOf(r Rule) *target {
+	name, table := r.names()
+	if name == wildcard {
+		return &p.all
+	}
+	d := p.databases[name]
+	if d == nil {
+		d = &database{tables: make(map[string]*target)}
+		p.databases[name] = d
+	}
+	if table == wildcard {
+		return &d.target
+	}
+	if d.tables[table] == nil {
+		d.tables[table] = new(target)
+	}
+	return d.tables[table]
+}
+
+func (t *target) add(s *share) {
+	if s.rule.Account == "" {
+		t.share = s
+		return
+	}
+	if t.of == nil {
+		t.of = make(map[string]*share)
+	}
+	t.of[s.rule.Account] = s
+}
+
+// Lane decides about a call to a table. Of a call that names none, or not in a way that
+// it could be one, the destination lacks a part: then only rules for everything count.
+// It allocates nothing, and may be called at any time.
+func (p *Plan) Lane(c *Caller, to postback.Destination) Lane {
+	if p.held {
+		return Legacy
+	}
+	if to.Database == "" || to.Table == "" {
+		to = postback.Destination{}
+	}
+	var account string
+	if p.accounts {
+		account = postback.AccountOf(c.Key)
+	}
+	s := p.find(account, to)
+	switch {
+	case s == nil || s.hundred == NoneToV2:
+		return Legacy
+	case s.hundred == AllToV2 || bucketOf(s.seed, p.stick, c, to) < s.hundred:
+		return V2
+	default:
+		return Legacy
+	}
+}
+
+// LaneOfAll decides about a call with records of several tables: it goes to v2 only if
+// each of them would.
+func (p *Plan) LaneOfAll(c *Caller, tables []postback.Destination) Lane {
+	if len(tables) == 0 {
+		return p.Lane(c, postback.Destination{})
+	}
+	for _, to := range tables {
+		if p.Lane(c, to) == Legacy {
+			return Legacy
+		}
+	}
+	return V2
+}
+
+// find finds the most specific rule for a call: of its account and table, its table, its
+// account and database, its database, its account, and the default.
+func (p *Plan) find(account string, to postback.Destination) *share {
+	if d := p.databases[to.Database]; d != nil {
+		if t := d.tables[to.Table]; t != nil {
+			if s := t.find(account); s != nil {
+				return s
+			}
+		}
+		if s := d.find(account); s != nil {
+			return s
+		}
+	}
+	return p.all.find(account)
+}
+
+// find is the target's rule for an account, or else that for all of them.
+func (t *target) find(account string) *share {
+	if t.of != nil && account != "" {
+		if s := t.of[account]; s != nil {
+			return s
+		}
+	}
+	return t.share
+}
