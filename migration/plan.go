@@ -19,9 +19,6 @@ type Caller struct {
 	Client string // Caddy's client_ip
 }
 
-// MaxRules is how many rules a plan may have.
-const MaxRules = 10_000
-
 // target is what a rule may name: a table, a database, or everything.
 type target struct {
 	share *share // of all accounts, or nil

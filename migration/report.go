@@ -87,7 +87,10 @@ func newReport(cfg Config) *Report {
 	if cfg.Rows == 0 {
 		cfg.Rows = DefaultRows
 	}
-	r := &Report{store: store{path: cfg.Path}, limit: cfg.Rows, rows: make(map[string]*row, cfg.Rows), gone: map[string]bool{}}
+	r := &Report{
+		store: store{path: cfg.Path, buckets: [][]byte{rowsBucket, othersBucket}}, limit: cfg.Rows,
+		rows: make(map[string]*row, cfg.Rows), gone: map[string]bool{},
+	}
 	r.noNetworks.Store(cfg.NoNetworks)
 	return r
 }

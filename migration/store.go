@@ -34,14 +34,15 @@ var errInUse = errors.New("another process has it")
 
 var rowsBucket, othersBucket = []byte("rows"), []byte("others")
 
-// store is the file of a report.
+// store is the file of a report, or of a plan.
 type store struct {
-	mu     sync.Mutex // one at a time
-	path   string
-	lock   *bolt.DB    // or nil
-	db     *bolt.DB    // or nil
-	file   os.FileInfo // what db has open
-	loaded bool        // what was in the file at the start is in the report
+	mu      sync.Mutex // one at a time
+	path    string
+	buckets [][]byte    // that it has
+	lock    *bolt.DB    // or nil
+	db      *bolt.DB    // or nil
+	file    os.FileInfo // what db has open
+	loaded  bool        // what was in the file at the start is in the report
 }
 
 // Open makes a report that a file keeps, and reads what is in it. The report can
@@ -90,9 +91,13 @@ func (r *Report) Save(now time.Time) error {
 
 // Close closes the file. What was not saved is lost, and nothing is saved any more.
 func (r *Report) Close() error {
-	s := &r.store
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	r.store.mu.Lock()
+	defer r.store.mu.Unlock()
+	return r.store.close()
+}
+
+// close closes the file, and nothing is written to it any more.
+func (s *store) close() error {
 	s.path = ""
 	var errs []error
 	for _, db := range []**bolt.DB{&s.db, &s.lock} {
@@ -166,11 +171,13 @@ func (s *store) openFile() error {
 	if err != nil {
 		return err
 	}
-	if db.View(hasBuckets) != nil { // a file that has them can be read on a full disk
-		err = db.Update(func(tx *bolt.Tx) error {
-			_, err := tx.CreateBucketIfNotExists(rowsBucket)
-			_, again := tx.CreateBucketIfNotExists(othersBucket)
-			return errors.Join(err, again)
+	if db.View(s.hasBuckets) != nil { // a file that has them can be read on a full disk
+		err = db.Update(func(tx *bolt.Tx) (err error) {
+			for _, name := range s.buckets {
+				_, again := tx.CreateBucketIfNotExists(name)
+				err = errors.Join(err, again)
+			}
+			return err
 		})
 	}
 	if err == nil {
@@ -183,9 +190,11 @@ func (s *store) openFile() error {
 	return nil
 }
 
-func hasBuckets(tx *bolt.Tx) error {
-	if tx.Bucket(rowsBucket) == nil || tx.Bucket(othersBucket) == nil {
-		return berrors.ErrBucketNotFound
+func (s *store) hasBuckets(tx *bolt.Tx) error {
+	for _, name := range s.buckets {
+		if tx.Bucket(name) == nil {
+			return berrors.ErrBucketNotFound
+		}
 	}
 	return nil
 }

@@ -1,0 +1,319 @@
+package migration
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+)
+
+// PlanConfig says where a plan is kept, and what holds before anybody has made one.
+type PlanConfig struct {
+	// Start is the lane of everything before the first change.
+	Start Lane
+
+	// Stick says which calls of a share always go the same way.
+	Stick Stick
+
+	// Path is the file that keeps the plan, in a directory that is made if there is
+	// none. A copy is beside it. Without one, the plan is gone with the process.
+	Path string
+}
+
+// Steering has the plan that is in force. A change of it is checked, written, synced and
+// put into force, in this order, and holds from the next call. All methods may be called
+// at the same time.
+type Steering struct {
+	current atomic.Pointer[Plan]
+
+	file  planFile // its mutex is for what is below, too
+	cfg   PlanConfig
+	state *planState // what current was made of
+	saved *planState // what a restart would begin with
+
+	held      *Order // a rollback that is in force and could not be written; else nil
+	loaded    bool   // the file was read, or cannot be
+	lost      error  // why the plan is another one than was in force last, maybe; until somebody changes it
+	unwritten error  // why the plan could not be written the last time
+	uncopied  error  // why it could not be copied
+}
+
+// NotSavedError is a change that was refused, as it could not be written. Nothing has
+// changed.
+type NotSavedError struct{ Err error }
+
+func (e *NotSavedError) Error() string {
+	return fmt.Sprintf("the plan cannot be written, so nothing has changed: %v", e.Err)
+}
+
+// Unwrap is why.
+func (e *NotSavedError) Unwrap() error { return e.Err }
+
+var errClosed = errors.New("the plan is closed")
+
+// Outcome is what became of an order.
+type Outcome struct {
+	Revision uint64  `json:"revision"` // of the plan that is in force now
+	Change   *Change `json:"change"`   // nil if there was nothing to change
+
+	// Unsaved is empty, or says that a rollback is in force but could not be written,
+	// why, and what a restart would do.
+	Unsaved string `json:"unsaved,omitempty"`
+}
+
+// OpenPlan reads a plan. It can always be used: the error says why it may not be the one
+// that was in force last. Then Trouble says so too, until somebody changes the plan.
+func OpenPlan(cfg PlanConfig) (*Steering, error) {
+	s := &Steering{cfg: cfg, file: planFile{store: store{path: cfg.Path, buckets: [][]byte{planBucket}}}}
+	s.file.mu.Lock()
+	defer s.file.mu.Unlock()
+	s.load()
+	return s, s.trouble()
+}
+
+// Plan is the plan that is in force. It allocates nothing and waits for nothing.
+func (s *Steering) Plan() *Plan { return s.current.Load() }
+
+// Share gives a rule a share. A rule that there is not is made.
+func (s *Steering) Share(o Order, rule Rule, share Share) (*Outcome, error) {
+	return s.change(&o, &wish{action: ActionShare, rule: rule, share: share})
+}
+
+// Unset takes a rule away. The default stays.
+func (s *Steering) Unset(o Order, rule Rule) (*Outcome, error) {
+	return s.change(&o, &wish{action: ActionUnset, rule: rule})
+}
+
+// Undo makes the rules of a revision the newest, or takes back the last change of the
+// rules if that is nil. It does not touch a hold.
+func (s *Steering) Undo(o Order, revision *uint64) (*Outcome, error) {
+	return s.change(&o, &wish{action: ActionUndo, revision: revision})
+}
+
+// Rollback sends everything to the legacy host, from the next call. If that cannot be
+// written, it holds in memory all the same, and Save tries again.
+func (s *Steering) Rollback(o Order) (*Outcome, error) {
+	return s.change(&o, &wish{action: ActionRollback})
+}
+
+// Resume lifts what Rollback laid over the plan.
+func (s *Steering) Resume(o Order) (*Outcome, error) {
+	return s.change(&o, &wish{action: ActionResume})
+}
+
+// change carries an order out.
+func (s *Steering) change(o *Order, w *wish) (*Outcome, error) {
+	s.file.mu.Lock()
+	defer s.file.mu.Unlock()
+	s.tryAgain()
+	if err := o.check(s.state, w.action); err != nil {
+		return nil, err
+	}
+	next, err := s.state.apply(o, w)
+	if err != nil {
+		return nil, err
+	}
+	if next == s.state {
+		return s.outcome(nil), nil
+	}
+	made := &next.History[len(next.History)-1]
+	if w.action == ActionRollback { // at once: the disk may be slow
+		s.enforce(next)
+		s.held = o
+		_ = s.write(next) // Outcome says so, and Save tries again
+		return s.outcome(made), nil
+	}
+	if err := s.write(next); err != nil {
+		return nil, &NotSavedError{err}
+	}
+	s.enforce(next)
+	return s.outcome(made), nil
+}
+
+func (s *Steering) outcome(made *Change) *Outcome {
+	return &Outcome{Revision: s.state.Revision, Change: made, Unsaved: s.unsaved()}
+}
+
+// unsaved says what a restart would do to a rollback that could not be written.
+func (s *Steering) unsaved() string {
+	if s.held == nil {
+		return ""
+	}
+	return fmt.Sprintf("the rollback is in force, but could not be written (%v), and is tried again every few seconds; until then a restart would lift it, and begin with %s",
+		s.unwritten, s.saved.summary())
+}
+
+// enforce puts a plan into force.
+func (s *Steering) enforce(next *planState) {
+	s.state = next
+	s.current.Store(newPlan(next.Rules, next.Hold != nil, s.cfg.Stick))
+}
+
+// Configure changes what Open was told of the start and the stick. The start counts only
+// as long as nobody has made a plan.
+func (s *Steering) Configure(start Lane, stick Stick) {
+	s.file.mu.Lock()
+	defer s.file.mu.Unlock()
+	s.cfg.Start, s.cfg.Stick = start, stick
+	if s.saved.Revision == 0 {
+		s.saved = beginning(start)
+	}
+	if s.state.Revision == 0 {
+		s.state = s.saved
+	}
+	s.enforce(s.state)
+}
+
+// Save tries again what could not be read or written, and says what still cannot. The
+// caller calls it every few seconds.
+func (s *Steering) Save() error {
+	s.file.mu.Lock()
+	defer s.file.mu.Unlock()
+	s.tryAgain()
+	return s.trouble()
+}
+
+// Trouble is why the health of the plan is degraded: it could not be read and is the
+// last good copy, or the start; or it could not be written. It is nil if all is well.
+func (s *Steering) Trouble() error {
+	s.file.mu.Lock()
+	defer s.file.mu.Unlock()
+	return s.trouble()
+}
+
+func (s *Steering) trouble() error { return errors.Join(s.lost, s.unwritten, s.uncopied) }
+
+// Close closes the file. Nothing is written any more.
+func (s *Steering) Close() error {
+	s.file.mu.Lock()
+	defer s.file.mu.Unlock()
+	s.cfg.Path, s.loaded, s.lost = "", false, errClosed
+	return s.file.close()
+}
+
+// tryAgain reads what could not be read, and writes what could not be written.
+func (s *Steering) tryAgain() {
+	if s.cfg.Path == "" {
+		return
+	}
+	if !s.loaded {
+		s.load()
+	}
+	if !s.loaded {
+		return
+	}
+	s.file.leaveLostFile()
+	if s.unwritten != nil || s.file.db == nil && !s.file.damaged {
+		lost, change := s.lost, s.held != nil
+		if s.write(s.state) == nil && !change {
+			s.lost = lost
+		}
+	}
+	if s.uncopied != nil {
+		s.copy()
+	}
+}
+
+// write writes a plan. Should that fail, nobody knows what is in the file: the plan that
+// is in force is written again, later.
+func (s *Steering) write(next *planState) error {
+	var err error
+	switch {
+	case !s.loaded:
+		err = s.lost
+	case s.cfg.Path != "":
+		err = s.file.write(next)
+	}
+	if err != nil {
+		s.unwritten = fmt.Errorf("the plan's file %s cannot be written: %w", s.cfg.Path, err)
+		return err
+	}
+	s.saved, s.held, s.lost, s.unwritten = next, nil, nil, nil
+	s.copy()
+	return nil
+}
+
+// copy copies what is in the file.
+func (s *Steering) copy() {
+	s.uncopied = nil
+	if s.cfg.Path == "" || s.saved.Revision == 0 {
+		return
+	}
+	if err := s.file.writeCopy(s.saved); err != nil {
+		s.uncopied = fmt.Errorf("the plan's copy %s cannot be written: %w", s.cfg.Path+copySuffix, err)
+	}
+}
+
+// load reads the file and its copy, and puts what is in them into force, or else the
+// start. A rollback that could not be written stays.
+func (s *Steering) load() {
+	best := beginning(s.cfg.Start)
+	s.loaded = true
+	if s.cfg.Path != "" {
+		best = s.readBest(best)
+	}
+	s.saved = best
+	if s.held != nil {
+		best = best.hold(s.held, ActionRollback)
+	}
+	s.enforce(best)
+}
+
+// readBest is the newest plan: that of the file, of its copy, or what was read before. If
+// there is none, it is the start.
+func (s *Steering) readBest(start *planState) *planState {
+	inFile, err := s.file.read()
+	s.loaded = err == nil || errors.Is(err, errNoPlan) || isDamage(err)
+	copied, copyErr := s.file.readCopy()
+	best := start
+	for _, one := range []*planState{s.saved, copied, inFile} { // of the same revision, the last
+		if one != nil && one.Revision >= best.Revision {
+			best = one
+		}
+	}
+	s.lost = nil
+	switch {
+	case best == inFile:
+		if copied == nil || copied.Revision < best.Revision {
+			s.saved = best
+			s.copy()
+		}
+	case best.Revision == 0 && errors.Is(err, errNoPlan) && errors.Is(copyErr, errNoPlan): // nobody has made one
+	case best.Revision == 0:
+		s.lost = fmt.Errorf("the plan's file %s cannot be read (%w), nor its copy (%w): the start counts, with %s", s.cfg.Path, err, copyErr, best.summary())
+	case err == nil:
+		s.lost = fmt.Errorf("the plan's file %s has revision %d, which is older than its copy: the copy counts, with %s", s.cfg.Path, inFile.Revision, best.summary())
+	default:
+		s.lost = fmt.Errorf("the plan's file %s cannot be read (%w): the last good copy counts, with %s", s.cfg.Path, err, best.summary())
+	}
+	return best
+}
+
+// Status is a plan for people and programs.
+type Status struct {
+	Revision uint64      `json:"revision"` // 0 as long as nobody has made a plan
+	Hold     *Hold       `json:"hold"`     // nil unless it is rolled back
+	Stick    string      `json:"stick"`
+	Rules    []RuleShare `json:"rules"` // the first is the default
+
+	Degraded string `json:"degraded,omitempty"` // what Trouble says
+	Unsaved  string `json:"unsaved,omitempty"`  // as in Outcome
+}
+
+// Status is the plan that is in force.
+func (s *Steering) Status() *Status {
+	s.file.mu.Lock()
+	defer s.file.mu.Unlock()
+	status := &Status{Revision: s.state.Revision, Hold: s.state.Hold, Stick: s.cfg.Stick.String(), Rules: slices.Clone(s.state.Rules), Unsaved: s.unsaved()}
+	if err := s.trouble(); err != nil {
+		status.Degraded = err.Error()
+	}
+	return status
+}
+
+// History is the changes of the plan, as far as they are kept: the oldest comes first.
+func (s *Steering) History() []Change {
+	s.file.mu.Lock()
+	defer s.file.mu.Unlock()
+	return slices.Clone(s.state.History)
+}
