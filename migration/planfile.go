@@ -150,11 +150,12 @@ func (f *planFile) writeCopy(s *planState) error {
 	if err != nil {
 		return err
 	}
-	path := f.path + copySuffix
-	if err := writeSynced(path+".new", text); err != nil {
-		return err
+	path, made := f.path+copySuffix, f.path+copySuffix+".new"
+	if err = writeSynced(made, text); err == nil {
+		err = os.Rename(made, path)
 	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err != nil {
+		_ = os.Remove(made) // it takes room, and nobody reads it
 		return err
 	}
 	return syncDirectory(filepath.Dir(path))

@@ -23,6 +23,10 @@ func TestMain(m *testing.M) {
 		saveUntilKilled(path)
 		return
 	}
+	if path := os.Getenv(planChildFile); path != "" {
+		changeUntilKilled(path)
+		return
+	}
 	os.Exit(m.Run())
 }
 
