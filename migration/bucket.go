@@ -52,7 +52,7 @@ func StickNames() []string { return stickNames[:] }
 func ParseStick(name string) (Stick, error) {
 	for stick, known := range stickNames {
 		if name == known {
-			return Stick(stick), nil //nolint:gosec // G115: there are three
+			return Stick(stick), nil
 		}
 	}
 	return 0, fmt.Errorf("must be %s", strings.Join(stickNames[:], ", "))

@@ -86,9 +86,7 @@ func (p *Plan) Lane(c *Caller, to postback.Destination) Lane {
 	if p.held {
 		return Legacy
 	}
-	if to.Database == "" || to.Table == "" {
-		to = postback.Destination{}
-	}
+	to = tableOf(to)
 	var account string
 	if p.accounts {
 		account = postback.AccountOf(c.Key)
@@ -102,6 +100,14 @@ func (p *Plan) Lane(c *Caller, to postback.Destination) Lane {
 	default:
 		return Legacy
 	}
+}
+
+// tableOf is a destination, or an empty one if a part of it is missing.
+func tableOf(to postback.Destination) postback.Destination {
+	if to.Database == "" || to.Table == "" {
+		return postback.Destination{}
+	}
+	return to
 }
 
 // LaneOfAll decides about a call with records of several tables: it goes to v2 only if

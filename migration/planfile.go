@@ -28,10 +28,6 @@ type planFile struct {
 	damaged bool
 }
 
-func newPlanFile(path string) planFile {
-	return planFile{store: store{path: path, buckets: [][]byte{planBucket}}}
-}
-
 // errNoPlan is a file in which no plan was ever written.
 var errNoPlan = errors.New("no plan is in it")
 
@@ -81,9 +77,8 @@ func (f *planFile) readCopy() (*planState, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
 	text, err := io.ReadAll(io.LimitReader(file, maxState+1))
-	if err != nil {
+	if err = errors.Join(err, file.Close()); err != nil {
 		return nil, err
 	}
 	return decodeState(text)

@@ -388,11 +388,15 @@ func changeUntilKilled(path string) {
 	for err == nil {
 		revision := s.Status().Revision
 		o := Order{Time: start, Who: "child", Base: &revision}
-		if _, err = s.Share(o, Rule{Target: "a.b"}, Share(revision+1)%AllToV2); err == nil {
+		if _, err = s.Share(o, Rule{Target: "a.b"}, shareOf(revision+1)); err == nil {
 			fmt.Println("revision", revision+1)
 		}
 	}
 	fmt.Println("error", err)
+}
+
+func shareOf(revision uint64) Share {
+	return Share(revision % uint64(AllToV2)) //nolint:gosec // G115: it is less than that
 }
 
 // A process is killed again and again while it changes a plan: what it said is in force
@@ -431,7 +435,7 @@ func TestKilledWhileChanging(t *testing.T) {
 		if status.Revision < said || status.Revision > said+1 || said == 0 {
 			t.Errorf("kill %d: revision %d, and %d was said", kill, status.Revision, said)
 		}
-		if len(status.Rules) != 2 || status.Rules[1].Share != Share(status.Revision)%AllToV2 || uint64(len(s.History())) != min(status.Revision, MaxHistory) {
+		if len(status.Rules) != 2 || status.Rules[1].Share != shareOf(status.Revision) || uint64(len(s.History())) != min(status.Revision, MaxHistory) {
 			t.Errorf("kill %d: %+v, %d changes", kill, status, len(s.History()))
 		}
 		if err := s.Close(); err != nil {

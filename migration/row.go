@@ -43,6 +43,7 @@ type rowData struct {
 
 	formSeen int64 // the last call in a form that v2 would not take, in UNIX seconds
 	lanes    [len(laneNames)]uint64
+	recent   recent
 	results  []tally
 	findings []found
 	examples []example
@@ -121,6 +122,7 @@ func (d *rowData) add(c *Call) {
 	d.last = now
 	d.events += events
 	d.lanes[c.Lane] += events
+	d.recent.add(recentStepOf(c.Time), c.Lane, events)
 	d.results = addTo(d.results, clean(c.Result, maxResult), events, maxResults)
 	for f := range c.Findings.All() {
 		d.addFound(found{events, now, f})

@@ -104,7 +104,7 @@ func ParseShare(text string) (Share, error) {
 	if hundredths > int(AllToV2) {
 		return 0, errShare
 	}
-	return Share(hundredths), nil //nolint:gosec // G115: it is at most that
+	return Share(hundredths), nil
 }
 
 // String is the percentage, such as `25` or `12.34`.
