@@ -161,6 +161,7 @@ type wish struct {
 	rule     Rule
 	share    Share
 	revision *uint64 // of an undo; nil for what takes back the last change
+	atOnce   bool    // a rollback that holds before it is checked
 }
 
 // apply makes the state after a change. If nothing would change, it is the same state.

@@ -1,5 +1,6 @@
 // Package migration knows who sends what through the gateway, and what is left to
-// change before a caller can do without it. It has no HTTP and no Caddy in it: the
+// change before a caller can do without it. It decides by a plan which calls already go
+// to v2, and which still to the legacy host. It has no HTTP and no Caddy in it: the
 // handler tells it of each call.
 package migration
 

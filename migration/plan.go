@@ -10,7 +10,8 @@ type Plan struct {
 	accounts bool // a rule is for an account
 
 	all       target
-	databases map[string]*database
+	databases map[string]target
+	tables    map[postback.Destination]target
 }
 
 // Caller is what of a call, besides its table, a lane may depend on.
@@ -25,58 +26,54 @@ type target struct {
 	of    map[string]*share
 }
 
-// database has the rules for a database and for its tables.
-type database struct {
-	target
-	tables map[string]*target
-}
-
 // share is what a rule says.
 type share struct {
-	rule    Rule
 	hundred Share
 	seed    string // of its buckets
+	rule    Rule
 }
 
 // newPlan makes a plan of rules. One of them is the default.
 func newPlan(rules []RuleShare, held bool, stick Stick) *Plan {
-	p := &Plan{held: held, stick: stick, databases: make(map[string]*database)}
+	p := &Plan{held: held, stick: stick, databases: make(map[string]target), tables: make(map[postback.Destination]target)}
 	for _, r := range rules {
 		p.accounts = p.accounts || r.Account != ""
-		p.targetOf(r.Rule).add(&share{rule: r.Rule, hundred: r.Share, seed: bucketSeed(r.Rule)})
+		p.add(&share{rule: r.Rule, hundred: r.Share, seed: bucketSeed(r.Rule)})
 	}
 	return p
 }
 
-// targetOf is what a rule names. It is made if there is none.
-func (p *Plan) targetOf(r Rule) *target {
-	name, table := r.names()
-	if name == wildcard {
-		return &p.all
+// add adds a rule to what it names.
+func (p *Plan) add(s *share) {
+	database, table := s.rule.names()
+	switch {
+	case database == wildcard:
+		p.all = p.all.with(s)
+	case table == wildcard:
+		p.databases[database] = p.databases[database].with(s)
+	default:
+		to := postback.Destination{Database: database, Table: table}
+		p.tables[to] = p.tables[to].with(s)
 	}
-	d := p.databases[name]
-	if d == nil {
-		d = &database{tables: make(map[string]*target)}
-		p.databases[name] = d
-	}
-	if table == wildcard {
-		return &d.target
-	}
-	if d.tables[table] == nil {
-		d.tables[table] = new(target)
-	}
-	return d.tables[table]
 }
 
-func (t *target) add(s *share) {
-	if s.rule.Account == "" {
+// underHold is the same plan, rolled back.
+func (p *Plan) underHold() *Plan {
+	held := *p
+	held.held = true
+	return &held
+}
+
+func (t target) with(s *share) target {
+	switch {
+	case s.rule.Account == "":
 		t.share = s
-		return
+	case t.of == nil:
+		t.of = map[string]*share{s.rule.Account: s}
+	default:
+		t.of[s.rule.Account] = s
 	}
-	if t.of == nil {
-		t.of = make(map[string]*share)
-	}
-	t.of[s.rule.Account] = s
+	return t
 }
 
 // Lane decides about a call to a table. Of a call that names none, or not in a way that
@@ -127,21 +124,17 @@ func (p *Plan) LaneOfAll(c *Caller, tables []postback.Destination) Lane {
 // find finds the most specific rule for a call: of its account and table, its table, its
 // account and database, its database, its account, and the default.
 func (p *Plan) find(account string, to postback.Destination) *share {
-	if d := p.databases[to.Database]; d != nil {
-		if t := d.tables[to.Table]; t != nil {
-			if s := t.find(account); s != nil {
-				return s
-			}
-		}
-		if s := d.find(account); s != nil {
-			return s
-		}
+	if s := p.tables[to].find(account); s != nil {
+		return s
+	}
+	if s := p.databases[to.Database].find(account); s != nil {
+		return s
 	}
 	return p.all.find(account)
 }
 
 // find is the target's rule for an account, or else that for all of them.
-func (t *target) find(account string) *share {
+func (t target) find(account string) *share {
 	if t.of != nil && account != "" {
 		if s := t.of[account]; s != nil {
 			return s

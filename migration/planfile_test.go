@@ -396,7 +396,7 @@ func changeUntilKilled(path string) {
 }
 
 func shareOf(revision uint64) Share {
-	return Share(revision % uint64(AllToV2)) //nolint:gosec // G115: it is less than that
+	return Share(revision % uint64(AllToV2))
 }
 
 // A process is killed again and again while it changes a plan: what it said is in force

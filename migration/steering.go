@@ -25,6 +25,7 @@ type PlanConfig struct {
 // at the same time.
 type Steering struct {
 	current atomic.Pointer[Plan]
+	rolling atomic.Int32 // rollbacks that wait for the mutex
 
 	file  planFile // its mutex is for what is below, too
 	cfg   PlanConfig
@@ -91,9 +92,16 @@ func (s *Steering) Undo(o Order, revision *uint64) (*Outcome, error) {
 }
 
 // Rollback sends everything to the legacy host, from the next call. If that cannot be
-// written, it holds in memory all the same, and Save tries again.
+// written, it holds in memory all the same, and Save tries again. Without a Base, it
+// does not even wait for a change that is being written to a slow disk.
 func (s *Steering) Rollback(o Order) (*Outcome, error) {
-	return s.change(&o, &wish{action: ActionRollback})
+	w := wish{action: ActionRollback, atOnce: o.Base == nil && len(o.Note) <= MaxNote}
+	if w.atOnce {
+		s.rolling.Add(1)
+		for p := s.Plan(); !p.held && !s.current.CompareAndSwap(p, p.underHold()); p = s.Plan() {
+		}
+	}
+	return s.change(&o, &w)
 }
 
 // Resume lifts what Rollback laid over the plan.
@@ -106,6 +114,9 @@ func (s *Steering) change(o *Order, w *wish) (*Outcome, error) {
 	s.file.mu.Lock()
 	defer s.file.mu.Unlock()
 	s.tryAgain()
+	if w.atOnce { // such an order can only be carried out
+		s.rolling.Add(-1)
+	}
 	if err := o.check(s.state, w.action); err != nil {
 		return nil, err
 	}
@@ -146,7 +157,7 @@ func (s *Steering) unsaved() string {
 // enforce puts a plan into force.
 func (s *Steering) enforce(next *planState) {
 	s.state = next
-	s.current.Store(newPlan(next.Rules, next.Hold != nil, s.cfg.Stick))
+	s.current.Store(newPlan(next.Rules, next.Hold != nil || s.rolling.Load() > 0, s.cfg.Stick))
 }
 
 // Configure changes what Open was told of the start and the stick. The start counts only

@@ -3,8 +3,12 @@ package migration
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/td-postback/gateway/postback"
@@ -326,6 +330,78 @@ func TestChangeHoldsFromTheNextCall(t *testing.T) {
 	must(t, s, "resume")
 	if s.Plan().Lane(c, orders) != V2 {
 		t.Error("resumed")
+	}
+}
+
+// A disk takes its time over a change: a rollback holds at once, and the change does not
+// lift it when it is written.
+func TestRollbackWaitsForNoDisk(t *testing.T) {
+	s := openPlan(t, "")
+	must(t, s, "share *.* 50")
+	s.file.mu.Lock() // a change is being written
+	answered := make(chan *Outcome)
+	go func() {
+		out, err := s.Rollback(Order{Time: start, Who: "ann@desk"})
+		if err != nil {
+			t.Error(err)
+		}
+		answered <- out
+	}()
+	for !s.Plan().held {
+		runtime.Gosched()
+	}
+	next, err := s.state.change(&Order{Time: start}, &Change{Action: ActionShare, Rules: []RuleChange{{Rule: DefaultRule, To: new(Share)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.enforce(next) // and it is written
+	if !s.Plan().held {
+		t.Error("the change lifts the rollback")
+	}
+	s.file.mu.Unlock()
+	if out := <-answered; out.Revision != 3 || out.Change.Action != ActionRollback {
+		t.Errorf("%+v", out)
+	}
+	expectSays(t, s, "3: held *.* 0")
+	must(t, s, "resume")
+	if s.Plan().held {
+		t.Error("it is not lifted")
+	}
+}
+
+// Of changes that are made at the same time for the same plan, one is made. Calls are
+// decided about meanwhile.
+func TestChangesAtTheSameTime(t *testing.T) {
+	s := openPlan(t, filepath.Join(t.TempDir(), "plan.db"))
+	var wg sync.WaitGroup
+	var done atomic.Int32
+	const workers, changes = 4, 25
+	for w := range workers {
+		wg.Go(func() {
+			for made := 0; made < changes; {
+				revision := s.Status().Revision
+				_, err := s.Share(Order{Time: start, Base: &revision}, Rule{Target: fmt.Sprint("a.b", w)}, Share(made+1))
+				if _, conflict := errors.AsType[*ConflictError](err); err != nil && !conflict {
+					t.Error(err)
+					break
+				} else if !conflict {
+					made++
+				}
+			}
+			done.Add(1)
+		})
+	}
+	for done.Load() < workers {
+		s.Plan().Lane(&Caller{Client: "203.0.113.7"}, orders)
+		_ = s.Save()
+		_ = s.Shares(inMemory(0), start)
+	}
+	wg.Wait()
+	expectSays(t, s, "100: *.* 0, a.b0 0.25, a.b1 0.25, a.b2 0.25, a.b3 0.25")
+	for i, c := range s.History() {
+		if c.Revision != uint64(i)+1 {
+			t.Fatal(c)
+		}
 	}
 }
 
