@@ -287,12 +287,19 @@ func TestEachRuleHasItsBuckets(t *testing.T) {
 // Nothing and all need no bucket: they hold for every bucket there is.
 func TestNothingAndAllNeverLookAtABucket(t *testing.T) {
 	none, all := planOf(t, "*.* 0", StickClient), planOf(t, "*.* 100", StickClient)
-	for _, p := range []*Plan{none, all} {
-		p.all.share.seed = "another seed"
-	}
 	for _, c := range clients(1000) {
 		if none.Lane(&c, orders) != Legacy || all.Lane(&c, orders) != V2 {
 			t.Fatal(c.Client)
+		}
+	}
+	// For a bucket, there would have to be room for so long a value.
+	long := &Caller{Client: strings.Repeat("x", 2*longBucketText)}
+	for _, tc := range []struct {
+		plan *Plan
+		room bool
+	}{{none, false}, {all, false}, {planOf(t, "*.* 50", StickClient), true}} {
+		if made := testing.AllocsPerRun(10, func() { tc.plan.Lane(long, orders) }); (made > 0) != tc.room {
+			t.Errorf("%s %%: %v allocations", tc.plan.all.share.hundred, made)
 		}
 	}
 }

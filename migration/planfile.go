@@ -116,9 +116,8 @@ func (f *planFile) put(s *planState, text []byte) error {
 	return err
 }
 
-// reopen opens the file for writing, unless it is open and still there.
+// reopen opens the file for writing, unless it is open.
 func (f *planFile) reopen() (err error) {
-	f.leaveLostFile()
 	if f.db != nil {
 		return nil
 	}

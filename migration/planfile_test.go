@@ -161,7 +161,18 @@ func TestPlanThatCannotBeRead(t *testing.T) {
 			func(t *testing.T, path string, second []byte) { writeFile(t, path, second) }, all,
 			"has revision 2, which is older than its copy: the copy counts, with revision 3", false,
 		},
-		"copy gone":    {func(t *testing.T, path string, _ []byte) { removeFile(t, path+copySuffix) }, all, "", false},
+		"copy gone": {func(t *testing.T, path string, _ []byte) { removeFile(t, path+copySuffix) }, all, "", false},
+		"copy older": {
+			func(t *testing.T, path string, second []byte) {
+				older := filepath.Join(t.TempDir(), "older.db")
+				writeFile(t, older, second)
+				s := openPlan(t, older)
+				if err := s.Close(); err != nil {
+					t.Fatal(err)
+				}
+				writeFile(t, path+copySuffix, readFile(t, older+copySuffix))
+			}, all, "", false,
+		},
 		"copy flipped": {func(t *testing.T, path string, _ []byte) { flip(t, path+copySuffix) }, all, "", false},
 		"copy emptied": {func(t *testing.T, path string, _ []byte) { writeFile(t, path+copySuffix, nil) }, all, "", false},
 		"lock damaged": {func(t *testing.T, path string, _ []byte) { writeFile(t, path+lockSuffix, []byte("x")) }, all, "", false},
@@ -179,11 +190,15 @@ func TestPlanThatCannotBeRead(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path, second := newPlanFiles(t)
+			good := readFile(t, path+copySuffix)
 			tc.spoil(t, path, second)
 			s, err := OpenPlan(PlanConfig{Start: Legacy, Path: path})
 			t.Cleanup(func() { _ = s.Close() })
 			for range 2 { // also after a Save and a restart
 				expectSays(t, s, tc.says)
+				if tc.trouble == "" && tc.says == all && !bytes.Equal(readFile(t, path+copySuffix), good) {
+					t.Error("the copy is not the plan")
+				}
 				again, degraded := s.Save(), s.Status().Degraded
 				if tc.trouble == "" && (err != nil || again != nil || degraded != "") {
 					t.Errorf("%v, %v, %s", err, again, degraded)
@@ -210,6 +225,53 @@ func TestPlanThatCannotBeRead(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The file cannot be read for a while, and then its copy is lost, too: what was read of
+// it counts, until the file can be read.
+func TestPlanThatCannotBeReadNow(t *testing.T) {
+	path, _ := newPlanFiles(t)
+	if err := errors.Join(os.Rename(path, path+".away"), os.Mkdir(path, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	s, err := OpenPlan(PlanConfig{Start: V2, Path: path})
+	t.Cleanup(func() { _ = s.Close() })
+	removeFile(t, path+copySuffix)
+	again := s.Save()
+	if err == nil || again == nil {
+		t.Error(err, again)
+	}
+	expectSays(t, s, "3: *.* 0, a.b 5, c.d 7")
+	if _, err := do(s, based(s), "share a.b 6"); err == nil {
+		t.Error("a change of what cannot be read")
+	}
+	expectSays(t, s, "3: *.* 0, a.b 5, c.d 7")
+	if err := errors.Join(os.Remove(path), os.Rename(path+".away", path)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Save(); err != nil {
+		t.Error(err)
+	}
+	must(t, s, "share a.b 6")
+	if s, err = reopenPlan(t, s); err != nil {
+		t.Error(err)
+	}
+	expectSays(t, s, "4: *.* 0, a.b 6, c.d 7")
+}
+
+// Somebody deletes the file before anybody has made a plan: there is none, and no harm.
+func TestFileWithoutAPlanLost(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "plan.db")
+	s := openPlan(t, path)
+	removeFile(t, path)
+	if err := s.Save(); err != nil {
+		t.Error(err)
+	}
+	s, err := reopenPlan(t, s)
+	if err != nil {
+		t.Error(err)
+	}
+	expectSays(t, s, "0: *.* 0")
 }
 
 // A place that cannot be written: changes are refused and nothing moves, but a rollback

@@ -82,6 +82,9 @@ func TestPlanOnAFullDisk(t *testing.T) {
 	s, err = reopenPlan(t, s)
 	t.Logf("opened on the full disk: %v", err)
 	expectSays(t, s, was)
+	if parts, _ := filepath.Glob(filepath.Join(dir, "*.new")); len(parts) > 0 {
+		t.Errorf("a part of a copy takes room: %s", parts)
+	}
 	o = Order{Time: start, Who: "ann@desk", Note: strings.Repeat("n", MaxNote)}
 	out, err := s.Rollback(o)
 	if err != nil || out.Unsaved != "" && !strings.Contains(out.Unsaved, "and begin with "+summary) {
