@@ -603,3 +603,28 @@ func FuzzStateText(f *testing.F) {
 	f.Add([]byte("td-postback plan 1 00000000\n"))
 	f.Fuzz(func(_ *testing.T, text []byte) { _, _ = decodeState(text) })
 }
+
+// A plan that no changes can have made is damaged, whatever its checksum says.
+func TestStateThatCannotBe(t *testing.T) {
+	s := openPlan(t, "")
+	must(t, s, "share a.b 5", "share c.d 6")
+	for name, spoil := range map[string]func(*planState){
+		"rules out of order": func(s *planState) { s.Rules[1], s.Rules[2] = s.Rules[2], s.Rules[1] },
+		"a rule twice":       func(s *planState) { s.Rules[2] = s.Rules[1] },
+		"no default":         func(s *planState) { s.Rules = s.Rules[1:] },
+		"a gap in history":   func(s *planState) { s.History[0].Revision = 7 },
+		"no history":         func(s *planState) { s.History = nil },
+		"another action":     func(s *planState) { s.History[0].Action = "x" },
+	} {
+		state := *s.state
+		state.Rules, state.History = slices.Clone(state.Rules), slices.Clone(state.History)
+		spoil(&state)
+		text, err := state.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := decodeState(text); !errors.Is(err, errState) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
