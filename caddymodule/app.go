@@ -15,7 +15,7 @@ func init() {
 	caddy.RegisterModule(new(App))
 }
 
-// App opens the spools and the report of a configuration when Caddy starts it, and lets the
+// App opens the spools, the report and the plan of a configuration when Caddy starts it, and lets the
 // configuration decide over them once all of it has started. So a configuration
 // that is only checked, or that fails, changes nothing. It warns of a directory
 // that was a spool, and that still holds records, but is in the configuration no
@@ -28,7 +28,7 @@ func init() {
 type App struct {
 	uses         []*spoolUse
 	report       *reportUse // nil without one
-	migrate      *Migrate   // nil without it
+	plan         *planUse   // nil without one
 	fingerprints *fingerprints
 }
 
@@ -108,7 +108,7 @@ func (a *App) leave(use *spoolUse) error {
 	return err
 }
 
-// Start opens the report, and the spools that are not open yet. A spool that another process
+// Start opens the report, the plan, and the spools that are not open yet. A spool that another process
 // has, or that has another key, fails the configuration; one whose disk or
 // cluster is in trouble is tried again later.
 func (a *App) Start() error {
@@ -121,6 +121,9 @@ func (a *App) Start() error {
 	}
 	if a.report != nil {
 		a.report.get()
+	}
+	if a.plan != nil {
+		a.plan.get()
 	}
 	return nil
 }
@@ -141,6 +144,9 @@ func (a *App) Handle(_ context.Context, event caddy.Event) error {
 	noteSpoolDirs(dirs)
 	if a.report != nil {
 		a.report.accept()
+	}
+	if a.plan != nil {
+		a.plan.accept()
 	}
 	return nil
 }

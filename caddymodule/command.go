@@ -249,7 +249,7 @@ func checkFlags(h Handler, sandbox bool) error {
 // next sandbox has another address, and the usual spool may hold real records. Its
 // report of callers is in memory.
 func useSandbox(h *Handler) (err error) {
-	h.Report, reportsStay = new(Report), false
+	h.Report, stateStays = new(Report), false
 	if h.Upstream, err = startSandbox(); err != nil || h.Spool == nil {
 		return err
 	}

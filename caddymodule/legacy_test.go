@@ -203,30 +203,6 @@ func TestPseudonym(t *testing.T) {
 	}
 }
 
-// TestOnePlan: blocks that would have different plans fail the load.
-func TestOnePlan(t *testing.T) {
-	base := Migrate{Start: "legacy", Stick: "client", Dir: "/a"}
-	for _, tc := range []struct {
-		change func(m *Migrate)
-		fails  bool
-	}{
-		{func(*Migrate) {}, false},
-		{func(m *Migrate) { m.Legacy, m.Resolve = "x", "y:1" }, false},
-		{func(m *Migrate) { m.Start = "v2" }, true},
-		{func(m *Migrate) { m.Stick = "key" }, true},
-		{func(m *Migrate) { m.Dir = "/b" }, true},
-	} {
-		app, second := new(App), base
-		tc.change(&second)
-		if err := app.useMigrate(&base); err != nil {
-			t.Fatal(err)
-		}
-		if err := app.useMigrate(&second); (err != nil) != tc.fails {
-			t.Errorf("%+v: got %v", second, err)
-		}
-	}
-}
-
 // FuzzMigrateLegacy: what is taken for the legacy host is a scheme and a host, and an
 // error shows no password.
 func FuzzMigrateLegacy(f *testing.F) {

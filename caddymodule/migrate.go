@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 
@@ -21,17 +20,6 @@ import (
 
 // This file has the option migrate: where the legacy host is, and what decides over the
 // lanes. What the legacy lane does is in legacy.go.
-
-// The values of stick.
-const (
-	stickClient = "client"
-	stickKey    = "key"
-	stickTable  = "table"
-)
-
-var sticks = []string{stickClient, stickKey, stickTable}
-
-var lanes = []string{migration.Legacy.String(), migration.V2.String()}
 
 // Migrate sends requests on to the legacy host, unchanged, as long as they are not moved
 // to v2. It switches the report on.
@@ -77,7 +65,7 @@ func (m *Migrate) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 	case "resolve":
 		m.Resolve, err = wordArg(d, allowedResolve)
 	case "start":
-		m.Start, err = wordArg(d, strings.Join(lanes, " or "))
+		m.Start, err = wordArg(d, allowedStart)
 	case "stick":
 		m.Stick, err = wordArg(d, allowedStick)
 	case "dir":
@@ -90,13 +78,14 @@ func (m *Migrate) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 
 const (
 	allowedLegacy  = "a host such as in.treasuredata.com, maybe with a port, or http:// or https:// and one"
+	allowedStart   = "legacy or v2"
 	allowedStick   = "client, key or table"
 	allowedResolve = "a host or an address, and a port, such as 203.0.113.7:443"
 )
 
 func (m *Migrate) applyDefaults() {
 	setDefault(&m.Start, migration.Legacy.String())
-	setDefault(&m.Stick, stickClient)
+	setDefault(&m.Stick, migration.StickClient.String())
 	setDefault(&m.Dir, filepath.Join(caddy.AppDataDir(), "td_postback", "plan"))
 }
 
@@ -104,13 +93,8 @@ func (m *Migrate) validate() error {
 	if host, port, err := net.SplitHostPort(m.Resolve); m.Resolve != "" && (err != nil || host == "" || port == "" || !validPort(port)) {
 		return fmt.Errorf("migrate resolve %q: must be %s", m.Resolve, allowedResolve)
 	}
-	if !slices.Contains(lanes, m.Start) {
-		return fmt.Errorf("migrate start %q: must be %s%s", m.Start, strings.Join(lanes, " or "), didYouMean(nearest(m.Start, lanes)))
-	}
-	if !slices.Contains(sticks, m.Stick) {
-		return fmt.Errorf("migrate stick %q: must be %s%s", m.Stick, allowedStick, didYouMean(nearest(m.Stick, sticks)))
-	}
-	return nil
+	_, err := m.planConfig()
+	return err
 }
 
 // validateMigrate refuses what does not go together with the other options.
@@ -163,17 +147,11 @@ func (h *Handler) provisionMigrate() error {
 	if h.Handoff {
 		return nil // which Validate refuses
 	}
-	if err := h.app.useMigrate(h.Migrate); err != nil {
+	var err error
+	if h.plan, err = h.app.usePlan(h.Migrate); err != nil {
 		return err
 	}
-	start := migration.Legacy
-	if h.Migrate.Start == migration.V2.String() {
-		start = migration.V2
-	}
-	h.legacy = &legacyLane{
-		decide:    func(laneQuery) migration.Lane { return start },
-		pseudonym: sync.OnceValue(h.app.fingerprints.pseudonym),
-	}
+	h.legacy = &legacyLane{decide: h.plan.decide, pseudonym: sync.OnceValue(h.app.fingerprints.pseudonym)}
 	showResults(migration.Legacy)
 	trust, err := h.trust()
 	if err != nil {
@@ -232,14 +210,4 @@ func (l *legacyLane) close() {
 			r.Close()
 		}
 	}
-}
-
-// useMigrate takes note of a block's options. There is one plan for a configuration.
-func (a *App) useMigrate(m *Migrate) error {
-	if a.migrate != nil && (a.migrate.Start != m.Start || a.migrate.Stick != m.Stick || a.migrate.Dir != m.Dir) {
-		return fmt.Errorf("migrate: another td_postback block has other options for the plan (start %q, stick %q, dir %q): all blocks with migrate share one, so give them the same",
-			a.migrate.Start, a.migrate.Stick, a.migrate.Dir)
-	}
-	a.migrate = m
-	return nil
 }

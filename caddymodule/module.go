@@ -177,6 +177,7 @@ type Handler struct {
 	app           *App
 	spoolUse      *spoolUse     // nil without a spool
 	report        *sharedReport // nil without one
+	plan          *sharedPlan   // nil without migrate
 	logger        *zap.Logger
 	bodies        *bodies
 	redirectHosts []string // in lower case
@@ -547,8 +548,8 @@ func redactUser(value string) string {
 	return value
 }
 
-// Cleanup closes the idle connections to v2, and leaves the spool, the file of keys and
-// the report.
+// Cleanup closes the idle connections to v2, and leaves the spool, the file of keys,
+// the report and the plan.
 func (h *Handler) Cleanup() error {
 	if h.Keys != nil {
 		h.Keys.cleanup()
@@ -560,6 +561,9 @@ func (h *Handler) Cleanup() error {
 		if err := h.app.leave(h.spoolUse); err != nil {
 			h.logger.Error("closing the spool", zap.Error(err))
 		}
+	}
+	if h.plan != nil {
+		h.plan.leave()
 	}
 	if h.legacy != nil {
 		h.legacy.close()

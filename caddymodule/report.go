@@ -99,14 +99,14 @@ func (r *Report) validate() error {
 	return nil
 }
 
-// reportsStay says that reports are kept on disk. Only td-postback --sandbox changes it,
-// before anything is served.
-var reportsStay = true
+// stateStays says that reports and plans are kept on disk. Only td-postback --sandbox
+// changes it, before anything is served.
+var stateStays = true
 
 // config is what package migration needs to know.
 func (r *Report) config(dir string) migration.Config {
 	c := migration.Config{Rows: r.Rows, NoNetworks: r.Networks == networksNone}
-	if reportsStay {
+	if stateStays {
 		c.Path = filepath.Join(dir, reportFile)
 	}
 	return c
@@ -126,8 +126,7 @@ type sharedReport struct {
 
 	mu      sync.Mutex // of what is below
 	options Report     // of current, or those with which it is to be opened
-	stop    chan struct{}
-	stopped chan struct{}
+	saver   *saver     // nil before it is opened
 }
 
 // reportUse is a configuration's use of a report.
@@ -191,8 +190,7 @@ func (s *sharedReport) get() *migration.Report {
 	s.warn(err)
 	s.current.Store(r)
 	s.tellOfKeys(r, time.Now())
-	s.stop, s.stopped = make(chan struct{}), make(chan struct{})
-	go s.saveAgainAndAgain(s.stop, s.stopped)
+	s.saver = startSaver(reportPause, s.save)
 	return r
 }
 
@@ -209,21 +207,6 @@ func (u *reportUse) accept() {
 	u.current.Load().Configure(u.options.config(u.dir), time.Now())
 }
 
-// saveAgainAndAgain saves the report until it is told to stop, and then once more.
-func (s *sharedReport) saveAgainAndAgain(stop, stopped chan struct{}) {
-	defer close(stopped)
-	ticker := time.NewTicker(reportPause)
-	defer ticker.Stop()
-	for running := true; running; {
-		select {
-		case <-ticker.C:
-		case <-stop:
-			running = false
-		}
-		s.save()
-	}
-}
-
 // save saves the report, and tells of its keys.
 func (s *sharedReport) save() {
 	s.mu.Lock()
@@ -238,11 +221,11 @@ func (s *sharedReport) Destruct() error {
 	if shown := shownReport.Load(); shown != nil && shown.sharedReport == s {
 		shownReport.CompareAndSwap(shown, nil)
 	}
-	if s.stop == nil {
+	if s.saver == nil {
 		return nil
 	}
-	close(s.stop)
-	<-s.stopped
+	s.saver.end()
+	s.save()
 	return s.current.Load().Close()
 }
 

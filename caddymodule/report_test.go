@@ -224,8 +224,8 @@ func TestReportThatCannotBeKept(t *testing.T) {
 
 // TestReportInMemory: the sandbox keeps none.
 func TestReportInMemory(t *testing.T) {
-	reportsStay = false
-	t.Cleanup(func() { reportsStay = true })
+	stateStays = false
+	t.Cleanup(func() { stateStays = true })
 	options := aReport(t)
 	_, s := startReport(t, options, "a")
 	countIn(s, "t")

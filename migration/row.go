@@ -1,7 +1,9 @@
 package migration
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,8 +21,21 @@ const (
 
 var laneNames = [...]string{"v2", "legacy"}
 
-// String is the lane's name in reports.
+// String is the lane's name in reports and in the configuration.
 func (l Lane) String() string { return laneNames[l] }
+
+// LaneNames are the names of both lanes.
+func LaneNames() []string { return laneNames[:] }
+
+// ParseLane reads a lane's name.
+func ParseLane(name string) (Lane, error) {
+	for lane, known := range laneNames {
+		if name == known {
+			return Lane(lane), nil
+		}
+	}
+	return 0, fmt.Errorf("must be %s", strings.Join(laneNames[:], " or "))
+}
 
 const (
 	maxExamples = 3
