@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -188,16 +189,33 @@ func TestKeenKeptRest(t *testing.T) {
 	t.Parallel()
 	v2 := newKeenV2(t)
 	log := withSpool(t, v2.h, Spool{})
+	// What v2 does not take is answered when all else is asked: after that answer the
+	// call asks no more.
+	taken, refused, partly := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	isTaken, isRefused, isPartly := sync.OnceFunc(func() { close(taken) }), sync.OnceFunc(func() { close(refused) }), sync.OnceFunc(func() { close(partly) })
+	await := func(asked ...chan struct{}) {
+		for _, table := range asked {
+			select {
+			case <-table:
+			case <-t.Context().Done():
+			}
+		}
+	}
 	v2.says(func(w http.ResponseWriter, r *http.Request) {
 		switch {
-		case strings.HasPrefix(r.URL.Path, "/db/partly"):
-			receipts(206, func(n int, record string) bool { return !strings.Contains(record, `"left"`) })(w, r)
-		case strings.HasPrefix(r.URL.Path, "/db/refused") || strings.HasSuffix(r.URL.Path, "/alone"):
+		case strings.HasPrefix(r.URL.Path, "/db/taken"):
+			isTaken()
+			receipts(200, func(int, string) bool { return true })(w, r)
+		case strings.HasPrefix(r.URL.Path, "/db/refused"):
+			isRefused()
 			_ = batchRecordsOf(r)
 			w.WriteHeader(422)
-		case strings.HasPrefix(r.URL.Path, "/db/taken"):
-			receipts(200, func(int, string) bool { return true })(w, r)
+		case strings.HasPrefix(r.URL.Path, "/db/partly"):
+			isPartly()
+			await(taken, refused)
+			receipts(206, func(n int, record string) bool { return !strings.Contains(record, `"left"`) })(w, r)
 		default:
+			await(taken, refused, partly)
 			isDown(w, r)
 		}
 	})
