@@ -39,6 +39,8 @@ type call struct {
 	badKey  *postback.Refusal // why that key cannot be used
 	over    int64             // the body is longer than max_body: so much is read of it
 	noted   noted             // for the report
+
+	audited bool // it has gone to the legacy host: nothing comes of what is found out about it
 }
 
 // ServeHTTP takes one call through its steps: read the call, where it goes and
@@ -217,6 +219,15 @@ func (h *Handler) readBody(c *call) (refused *postback.Refusal) {
 			return refused
 		}
 	}
+	h.useBody(c)
+	if c.InQuery() {
+		h.bodies.release(c.body)
+	}
+	return nil
+}
+
+// useBody makes the body the record, unless the query is that.
+func (h *Handler) useBody(c *call) {
 	c.out.UseBody(c.body.data, c.body.parts())
 	if len(c.out.Body) < len(c.body.data) {
 		c.noted.findings.Add(migration.MarkRemoved)
@@ -226,24 +237,34 @@ func (h *Handler) readBody(c *call) (refused *postback.Refusal) {
 	} else if c.InQuery() {
 		c.HasBody(&c.out)
 	}
-	if c.InQuery() {
-		h.bodies.release(c.body)
-	}
-	return nil
 }
 
 // serveQuery sends the record that the query holds, or the body beside it, and
 // answers as the query asks for.
 func (h *Handler) serveQuery(c *call) error {
+	if refused := h.useQuery(c); refused != nil {
+		h.refuse(c, refused)
+		return nil
+	}
+	if c.asked.refused != nil {
+		h.warnOfRedirect(c)
+	}
+	c.w = c.asked
+	err := h.forward(c)
+	c.noteAsked()
+	return err
+}
+
+// useQuery makes the record that the query holds the body, unless there is one beside
+// it, and reads how the query asks for the answer.
+func (h *Handler) useQuery(c *call) (refused *postback.Refusal) {
 	from := h.caller(c.r)
 	var rec postback.QueryRecord
 	if c.InBody {
 		c.out.Query, rec = postback.CutAnswer(c.Query)
 	} else {
-		var refused *postback.Refusal
 		if rec, c.body, refused = readQuery(h.bodies, c.Query, from); refused != nil {
-			h.refuse(c, refused)
-			return nil
+			return refused
 		}
 		c.out.UseRecord(rec.Body)
 	}
@@ -251,13 +272,12 @@ func (h *Handler) serveQuery(c *call) error {
 		c.noted.findings.Add(migration.ValueFilled)
 	}
 	c.asked = h.newQueryAnswer(c.w, c.r, rec, from.GlobalID)
-	if c.asked.refused != nil {
-		h.warnOfRedirect(c)
-	}
-	c.w = c.asked
-	err := h.forward(c)
+	return nil
+}
+
+// noteAsked notes that a caller was refused what its query asked for beside its record.
+func (c *call) noteAsked() {
 	if c.asked.replaced && c.asked.refused != nil {
 		c.record, c.result = c.result, c.asked.refused.Code
 	}
-	return err
 }

@@ -16,20 +16,23 @@ import (
 
 // serveJS sends the record of a call, and answers as the SDKs expect it.
 func (h *Handler) serveJS(c *call) error {
-	callback, refused := c.Callback()
-	if refused == nil {
-		refused = h.readRecord(c)
-	}
+	callback, refused := h.readJS(c)
 	if refused != nil {
-		if c.body != nil {
-			h.bodies.release(c.body)
-		}
+		h.dropBody(c)
 		h.refuse(c, refused)
 		return nil
 	}
 	c.asked = &queryAnswer{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: c.w}, h: h, r: c.r, js: true, callback: callback}
 	c.w = c.asked
 	return h.forward(c)
+}
+
+// readJS reads what the answer is to call, and the record.
+func (h *Handler) readJS(c *call) (callback string, refused *postback.Refusal) {
+	if callback, refused = c.Callback(); refused == nil {
+		refused = h.readRecord(c)
+	}
+	return callback, refused
 }
 
 // readRecord makes v2's body of a call's: the one that it has, or the one in its

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/rand"
 	"errors"
+	"io"
 	"net/http"
 	"strconv"
 	"sync"
@@ -74,12 +75,7 @@ func (h *Handler) serveKeen(c *call) {
 		h.bodies.free(k.held.Load())
 		*c = k.call
 	}()
-	events, refused := k.read()
-	if refused == nil {
-		k.events, _ = events.Count()
-		k.Destination = events.Destination()
-		refused = h.checkDatabases(&k.call, events)
-	}
+	events, refused := k.read(k.r.Body)
 	if refused != nil {
 		h.refuse(&k.call, refused)
 		return
@@ -152,14 +148,24 @@ func (k *keenCall) hold(bytes int) bool {
 	return true
 }
 
-// read reads the events.
-func (k *keenCall) read() (*postback.Keen, *postback.Refusal) {
+// read reads the events, and finds out where they go.
+func (k *keenCall) read(body io.Reader) (*postback.Keen, *postback.Refusal) {
+	events, refused := k.parse(body)
+	if refused != nil {
+		return nil, refused
+	}
+	k.events, _ = events.Count()
+	k.Destination = events.Destination()
+	return events, k.h.checkDatabases(&k.call, events)
+}
+
+func (k *keenCall) parse(sent io.Reader) (*postback.Keen, *postback.Refusal) {
 	if refused := postback.CheckKeenKey(k.Key()); refused != nil {
 		return nil, refused
 	}
 	reader := &postback.KeenReader{Arrival: k.arrival, From: k.h.caller(k.r), Random: randomUUID, Hold: k.hold}
 	delete(k.r.Header, "Expect") // the first read tells the caller to continue
-	body, refused, err := reader.ReadBody(k.r.Body, k.r.Header["Content-Encoding"])
+	body, refused, err := reader.ReadBody(sent, k.r.Header["Content-Encoding"])
 	switch {
 	case refused != nil:
 		return nil, refused

@@ -229,19 +229,26 @@ var (
 	}
 )
 
-// unknown counts a call and warns of it, and refuses it, if it is to be refused.
+// unknown counts a call and warns of it, and refuses it, if it is to be refused. Of a
+// call that is only audited it says what it would do.
 func (h *Handler) unknown(c *call, what *strangeness, to postback.Destination) *postback.Refusal {
-	name := fingerprintOf(c.Key())
-	countNamed(what.counter, name)
 	warns := h.Keys.Unknown == unknownWarn
-	if what.named.due(name) {
-		h.logger.Warn(what.message, zap.Inline(keyOwner{owner{c.Account(), to}, c.Key()}), zap.Stringer("surface", c.Kind), zap.Stringer("key", c.Source),
-			zap.Bool("forwarded", warns), zap.String("advice", what.advice))
+	if !c.audited {
+		h.warnOfUnknown(c, what, to, warns)
 	}
 	if warns {
 		return nil
 	}
 	return what.refused
+}
+
+func (h *Handler) warnOfUnknown(c *call, what *strangeness, to postback.Destination, warns bool) {
+	name := fingerprintOf(c.Key())
+	countNamed(what.counter, name)
+	if what.named.due(name) {
+		h.logger.Warn(what.message, zap.Inline(keyOwner{owner{c.Account(), to}, c.Key()}), zap.Stringer("surface", c.Kind), zap.Stringer("key", c.Source),
+			zap.Bool("forwarded", warns), zap.String("advice", what.advice))
+	}
 }
 
 // maxNamedKeys is how many keys are named in warnings in a minute: somebody may try

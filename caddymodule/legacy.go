@@ -48,7 +48,7 @@ func (h *Handler) steer(c *call, refused *postback.Refusal) (served bool) {
 	if !byHead && h.decide(c, nil) == migration.V2 {
 		return false
 	}
-	defer h.dropBody(c)
+	defer h.audit(c, refused, whole)
 	h.relay(c, whole, expect)
 	return true
 }

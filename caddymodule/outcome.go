@@ -91,7 +91,7 @@ func (o *outcome) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	if o.account != "" {
 		enc.AddString("account", o.account)
 	}
-	if (o.kind == postback.K || o.kind == postback.Mobile) && o.lane == migration.V2 {
+	if (o.kind == postback.K || o.kind == postback.Mobile) && (o.lane == migration.V2 || o.events > 0) {
 		enc.AddInt("events", o.events)
 	}
 	if o.steered {

@@ -2,6 +2,8 @@ package caddymodule
 
 import (
 	"bytes"
+	"cmp"
+	"net/http"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -17,6 +19,7 @@ import (
 type noted struct {
 	findings migration.Findings
 	refused  *postback.Refusal // the gateway's last
+	atV2     *postback.Refusal // what it would be by v2's lane, of a call by the other
 	done     bool              // note was called
 	method   string
 	query    string // as it came, with a key that may be in it
@@ -25,12 +28,17 @@ type noted struct {
 // tally counts a call in the report, if there is one, when it is known what became of
 // it. Then its body goes back: an example is made of it.
 func (h *Handler) tally(c *call) {
-	if h.report != nil && c.result != preflightResult { // no event
+	if h.report != nil && !c.isPreflight() {
 		h.tellReport(c)
 	}
 	if c.ready && !h.Handoff {
 		h.bodies.release(c.body)
 	}
+}
+
+// isPreflight reports whether a call is no event.
+func (c *call) isPreflight() bool {
+	return c.result == preflightResult || c.audited && c.r.Method == http.MethodOptions && (c.noted.atV2 == nil || c.Foreign)
 }
 
 // tellReport counts a call in the report.
@@ -91,11 +99,11 @@ func (c *call) note() {
 	c.noted.done = true
 	c.noted.method, c.noted.query = c.r.Method, c.r.URL.RawQuery
 	f := &c.noted.findings
-	switch {
-	case c.noted.refused == postback.NoGlobalID:
+	switch refused := cmp.Or(c.noted.atV2, c.noted.refused); {
+	case refused == postback.NoGlobalID:
 		f.Add(migration.JSSDK)
 		return
-	case c.noted.refused == postback.NotFound && c.Source == postback.KeyNone:
+	case refused == postback.NotFound && c.Source == postback.KeyNone:
 		return // a scanner's, or a check of the gateway's health: it means no record
 	}
 	*f |= kindFindings[c.Kind]
@@ -105,6 +113,7 @@ func (c *call) note() {
 		}
 	}
 	fromQuery := c.out.FromQuery || c.InQuery() || c.Kind == postback.JSONP
+	note(migration.LegacyPath, c.audited && c.Foreign)
 	note(migration.FromQuery, fromQuery)
 	note(migration.KeyInURL, c.Source == postback.KeyParam)
 	note(migration.AuthorizationDropped, c.Source != postback.KeyNone && c.Authorization == "" && len(c.r.Header["Authorization"]) > 0)
@@ -132,6 +141,11 @@ var kindFindings = func() (of [len(postback.KindNames)]migration.Findings) {
 
 // resultFindings are those that what became of a call is one of, or shows.
 func (c *call) resultFindings() (found migration.Findings) {
+	if c.noted.atV2 != nil && !c.Foreign { // nothing of what is foreign goes to v2
+		if f, ok := migration.FindingOf(c.noted.atV2.Code); ok {
+			found.Add(f)
+		}
+	}
 	switch {
 	case c.result == forwardedResult:
 	case c.result == upstream4xxResult:

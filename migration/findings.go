@@ -30,6 +30,7 @@ const (
 	MobileSDK
 	SeveralEvents
 	PlainHTTP
+	LegacyPath
 
 	InvalidPath
 	InvalidWriteKey
@@ -91,6 +92,8 @@ var findingTexts = [findings]struct {
 	MobileSDK:            {"mobile_sdk", Changed, "Use version 1 of the mobile SDK, which speaks v2's batch API: v2 has no /android/v3/event and no /ios/v3/event."},
 	SeveralEvents:        {"several_events", Changed, "Send the events as {\"events\":[…]} to v2's batch API, /{database}/{table}, at most 500 in a request."},
 	PlainHTTP:            {"plain_http", Changed, "Send to https: the gateway adds TLS on the way to v2."},
+
+	LegacyPath: {"legacy_path", Changed, "See what it wants of the legacy host: v2 has nothing at this path, and migrate sends it on only as long as that host lives."},
 
 	InvalidPath:        {"invalid_path", Refused, "Write the path as /postback/v3/event/{database}/{table}, in letters, digits and _."},
 	InvalidWriteKey:    {"invalid_write_key", Refused, "Send the write key as Treasure Data shows it, 1234/ and hexadecimal digits, once and without quotes."},

@@ -1,0 +1,215 @@
+package caddymodule
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/td-postback/gateway/migration"
+	"github.com/td-postback/gateway/postback"
+	"github.com/td-postback/gateway/sandbox"
+	"github.com/td-postback/gateway/upstream"
+)
+
+// auditedCalls are calls that the lane of v2 takes otherwise than the legacy host, beside
+// talliedCalls.
+var auditedCalls = []struct {
+	name, method, uri, body string
+	headers                 []string
+}{
+	{name: "no object", method: "POST", uri: keyed, body: `[1]`},
+	{name: "no whole object", method: "POST", uri: keyed, body: `{"a":1`},
+	{name: "no body", method: "POST", uri: keyed},
+	{name: "white space", method: "POST", uri: keyed, body: " \n"},
+	{name: "a beacon", method: "POST", uri: keyed + "&a=1&td_ua=td_ua"},
+	{name: "a beacon without a key", method: "POST", uri: events + "?a=1"},
+	{name: "a pixel with a body that is none", method: "POST", uri: keyed + "&td_format=pixel&a=1", body: "x"},
+	{name: "GET with a body", method: "GET", uri: keyed + "&a=1", body: `{"b":2}`},
+	{name: "GET without a column", method: "GET", uri: keyed},
+	{name: "a record of a query that is too large", method: "GET", uri: keyed + "&a=" + strings.Repeat("%22", 600_000)},
+	{name: "HEAD", method: "HEAD", uri: keyed},
+	{name: "a bad path, by HEAD", method: "HEAD", uri: "/postback/v3/event/db"},
+	{name: "a bad path, by OPTIONS", method: "OPTIONS", uri: "/postback/v3/event/db"},
+	{name: "js without a record", method: "POST", uri: asJS},
+	{name: "js with a bad callback", method: "GET", uri: asJS + data(`{}`) + "&callback=alert(1)"},
+	{name: "js with a batch", method: "POST", uri: asJS, body: `{"events":[]}`, headers: []string{"Content-Type", "application/vnd.treasuredata.v1+json"}},
+	{name: "js with an array", method: "POST", uri: asJS, body: `[]`},
+	{name: "js, no UTF-8", method: "POST", uri: asJS, body: "{\"a\":\"\xff\"}"},
+	{name: "js, in several parts", method: "POST", uri: asJS, body: `{"td_ip":"td_ip","a":"` + strings.Repeat("x", 200_000) + `"}`},
+	{name: "js by DELETE", method: "DELETE", uri: asJS},
+	{name: "k, no JSON", method: "POST", uri: "/js/v3/event", body: `{`, headers: []string{"X-Td-Write-Key", benchKey}},
+	{name: "k without a mark, and no events", method: "POST", uri: "/js/v3/event", body: `{"a":1}`, headers: []string{"X-Td-Write-Key", benchKey}},
+	{name: "k without a key", method: "POST", uri: "/js/v3/event", body: `{"db.t":[{}]}`},
+	{name: "k with a key for no batch", method: "POST", uri: "/js/v3/event", body: `{"db.t":[{}]}`, headers: []string{"X-Td-Write-Key", "1;2"}},
+	{name: "k for a name that is none", method: "POST", uri: "/js/v3/event", body: `{"db":[{}]}`, headers: []string{"X-Td-Write-Key", benchKey, "X-Td-Data-Type", "k"}},
+	{name: "k, its gzip cut", method: "POST", uri: "/js/v3/event", body: "\x1f\x8b\x08", headers: []string{"X-Td-Write-Key", benchKey}},
+	{name: "mobile, of several tables", method: "POST", uri: "/ios/v3/event/", body: `{"db.t":[{}],"db.u":[{},{}]}`, headers: []string{"X-Td-Write-Key", benchKey}},
+	{name: "mobile, by GET", method: "GET", uri: "/ios/v3/event?api_key=" + benchKey},
+	{name: "mobile, a bad path", method: "POST", uri: "/ios/v3/event/db", body: `{}`},
+}
+
+// TestAuditIsWhatV2Does sends each call by both lanes. The report must say the same of it,
+// but for the lane and what became of the call.
+func TestAuditIsWhatV2Does(t *testing.T) {
+	type tried struct {
+		name, method, uri, body string
+		headers                 []string
+	}
+	calls := make([]tried, 0, len(talliedCalls)+len(auditedCalls))
+	for _, tc := range talliedCalls {
+		calls = append(calls, tried{tc.name, tc.method, tc.uri, tc.body, tc.headers})
+	}
+	for _, tc := range auditedCalls {
+		calls = append(calls, tried(tc))
+	}
+	strict := upstreamAt(t, httptest.NewServer(new(sandbox.Sandbox)))
+	for _, tc := range calls {
+		for name, change := range map[string]func(h *Handler, r *http.Request){
+			"":                 func(*Handler, *http.Request) {},
+			", with keys":      func(h *Handler, _ *http.Request) { knowOnly(t, h, &Keys{Accounts: []string{"77"}}) },
+			", with databases": func(h *Handler, _ *http.Request) { knowOnly(t, h, &Keys{Databases: []string{"other"}}) },
+			", with a warning only": func(h *Handler, _ *http.Request) {
+				knowOnly(t, h, &Keys{Accounts: []string{"77"}, Unknown: unknownWarn})
+			},
+			", to another region": func(h *Handler, r *http.Request) { h.byRegion, r.Host = map[string]*route{}, "other.example" },
+		} {
+			t.Run(tc.name+name, func(t *testing.T) {
+				row := func(lane migration.Lane) migration.Row {
+					h := steered(stubHandler(), always(lane))
+					h.single.Client = strict
+					h.redirectHosts = []string{"shop.example"}
+					r := taggedRequest(tc.method, tc.uri, tc.body, tc.headers...)
+					change(h, r)
+					judged.used.Store(0)
+					return tallied(t, h, r)
+				}
+				legacy, v2 := row(migration.Legacy), row(migration.V2)
+				if got, want := strings.Join(foundIn(legacy), " "), strings.Join(foundIn(v2), " "); got != want {
+					t.Errorf("the audit finds %s, and v2's lane %s with %v", got, want, v2.Results)
+				}
+				for _, r := range []*migration.Row{&legacy, &v2} {
+					r.Key = strings.Split(r.Key, "#")[0] // each handler has a secret of its own
+					r.Lanes, r.Results, r.Findings = nil, nil, nil
+				}
+				if legacy.FirstSeen, legacy.LastSeen = v2.FirstSeen, v2.LastSeen; !reflect.DeepEqual(legacy, v2) {
+					t.Errorf("the row is\n%+v, and by v2's lane\n%+v", legacy, v2)
+				}
+			})
+		}
+	}
+}
+
+// knowOnly lets a handler know these keys and no others.
+func knowOnly(t *testing.T, h *Handler, k *Keys) {
+	t.Helper()
+	k.applyDefaults()
+	if err := k.provision(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.cleanup)
+	h.Keys = k
+}
+
+// upstreamAt is a client of this server.
+func upstreamAt(t *testing.T, s *httptest.Server) *upstream.Client {
+	t.Helper()
+	t.Cleanup(s.Close)
+	to, err := url.Parse(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := upstream.New(upstream.Config{URL: to, Timeout: time.Minute, DialTimeout: time.Minute, MaxConns: 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	return client
+}
+
+// TestAuditTellsNobody: an unknown key is no news as long as it does not matter.
+func TestAuditTellsNobody(t *testing.T) {
+	h, logs := watchedHandler(t, &Keys{Accounts: []string{"77"}})
+	steered(h, always(migration.Legacy))
+	row := tallied(t, h, taggedRequest(http.MethodPost, keyed, `{}`))
+	if got := strings.Join(foundIn(row), " "); got != "key_in_url unknown_key" || row.Results["forwarded"] != 1 || logs.Len() > 0 {
+		t.Errorf("got %s, %v and %v", got, row.Results, logs.All())
+	}
+}
+
+// TestAuditOfALongBody: a body is too large for v2 by what its head says, or as soon as it
+// is; events may be more, and then nothing is known of them.
+func TestAuditOfALongBody(t *testing.T) {
+	const declared, chunked = postback.MaxBody + 1, -1
+	for _, tc := range []struct {
+		name, method, uri string
+		length            int64
+		want              string
+	}{
+		{"declared", "POST", keyed, declared, "key_in_url payload_too_large plain_http"},
+		{"in chunks", "POST", keyed, chunked, "key_in_url payload_too_large plain_http"},
+		{"of a JavaScript SDK", "POST", asJS, chunked, "js_sdk key_in_url payload_too_large plain_http"},
+		{"of a pixel", "POST", keyed + "&td_format=pixel&a=1", declared, "answered_with_image from_query key_in_url payload_too_large plain_http"},
+		{"of a GET", "GET", keyed + "&a=1", declared, "from_query key_in_url plain_http"},
+		{"several events", "POST", "/ios/v3/event?api_key=" + benchKey, declared, "key_in_url mobile_sdk plain_http"},
+		{"several events in chunks", "POST", "/ios/v3/event?api_key=" + benchKey, chunked, "key_in_url mobile_sdk plain_http"},
+		{"several events without a key", "POST", "/ios/v3/event", chunked, "missing_write_key mobile_sdk"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h := steered(stubHandler(), always(migration.Legacy))
+			r := taggedRequest(tc.method, tc.uri, "")
+			r.Body, r.ContentLength = &stubBody{data: benchBody(declared)}, tc.length
+			if got := strings.Join(foundIn(tallied(t, h, r)), " "); got != tc.want {
+				t.Errorf("got %s", got)
+			}
+		})
+	}
+}
+
+// TestJudgedBytes: in each second, so many are looked at, and those of one body more.
+func TestJudgedBytes(t *testing.T) {
+	var s secondly
+	now := time.Unix(1796000000, 0)
+	for i, tc := range []struct {
+		amount int64
+		later  time.Duration
+		want   bool
+	}{
+		{judgedASecond - 1, 0, true}, {1000, time.Second / 2, true}, {1, 0, false}, {0, 0, false},
+		{judgedASecond, time.Second, true}, {1, time.Second, false}, {1, 0, true},
+	} {
+		if got := s.take(tc.amount, now.Add(tc.later)); got != tc.want {
+			t.Errorf("%d: got %v", i, got)
+		}
+	}
+}
+
+// BenchmarkAudit is what a call costs with a report, by the lane of v2, and by the other
+// with the audit.
+func BenchmarkAudit(b *testing.B) {
+	for _, tc := range []struct {
+		name, method, uri string
+		size              int
+	}{
+		{"post", http.MethodPost, benchPath, 300},
+		{"post64K", http.MethodPost, benchPath, 64 << 10},
+		{"post1M", http.MethodPost, benchPath, 1<<20 - 1<<10},
+		{"pixel", http.MethodGet, benchPath + "&" + benchQuery, 0},
+		{"jsonp", http.MethodGet, benchJSONP(), 0},
+	} {
+		for _, lane := range []migration.Lane{migration.V2, migration.Legacy} {
+			b.Run(tc.name+"/"+lane.String(), func(b *testing.B) {
+				h := steered(stubHandler(), always(lane))
+				withReport(b, h)
+				send := sender(b, h, tc.method, tc.uri, tc.size)
+				b.ReportAllocs()
+				for b.Loop() {
+					send()
+				}
+			})
+		}
+	}
+}
