@@ -141,7 +141,7 @@ func registerMetrics(registry *prometheus.Registry) error {
 	for _, collector := range []prometheus.Collector{
 		requestsTotal, resultsTotal, bodyBytes, upstreamDuration, requestsInFlight, bufferedBytes, retriesTotal, connectionsTotal,
 		buildInfo, spoolRecordsTotal, spoolFatesTotal, spoolDuplicates, spoolRepeatsSafe, spoolCommits,
-		batchRecords, batchBytes, batchPlainBytes, unknownTotal, keySignals, spoolGauges{}, bookkeeping{}, keyGauges{},
+		batchRecords, batchBytes, batchPlainBytes, unknownTotal, keySignals, spoolGauges{}, bookkeeping{}, keyGauges{}, planGauges{},
 	} {
 		if err := registry.Register(collector); err != nil && !errors.As(err, new(prometheus.AlreadyRegisteredError)) {
 			return err
@@ -295,6 +295,14 @@ var (
 		"What dead letters may take.", "spool")
 )
 
+// oneIf is a gauge's value for what is or is not.
+func oneIf(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
+}
+
 func newDesc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(prometheus.BuildFQName("caddy", "td_postback", name), help, labels, nil)
 }
@@ -312,11 +320,7 @@ func (spoolGauges) Collect(metrics chan<- prometheus.Metric) {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 	}
 	for _, status := range spoolStatuses() {
-		available := 0.0
-		if status.Available {
-			available = 1
-		}
-		gauge(spoolAvailable, available, status.Spool)
+		gauge(spoolAvailable, oneIf(status.Available), status.Spool)
 		gauge(spoolBytes, float64(status.Bytes), status.Spool)
 		gauge(spoolLimit, float64(status.MaxBytes), status.Spool)
 		gauge(spoolDeadBytes, float64(status.Dead), status.Spool)
@@ -329,11 +333,7 @@ func (spoolGauges) Collect(metrics chan<- prometheus.Metric) {
 				age = max(0, time.Since(*q.Oldest).Seconds())
 			}
 			gauge(spoolOldest, age, status.Spool, q.Name)
-			down := 0.0
-			if q.Down {
-				down = 1
-			}
-			gauge(spoolDown, down, status.Spool, q.Name)
+			gauge(spoolDown, oneIf(q.Down), status.Spool, q.Name)
 			gauge(spoolPaused, float64(q.Paused), status.Spool, q.Name)
 		}
 	}

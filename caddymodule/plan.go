@@ -32,6 +32,7 @@ var sharedPlans = caddy.NewUsagePool()
 type sharedPlan struct {
 	dir     string
 	current atomic.Pointer[migration.Steering] // nil before it is opened
+	trouble atomic.Bool                        // it could not be read or written, the last time
 
 	mu     sync.Mutex           // of what is below
 	config migration.PlanConfig // of current, or that with which it is to be opened
@@ -142,8 +143,9 @@ func (s *sharedPlan) Destruct() error {
 }
 
 // warn tells of a plan that could not be read or written. Calls go by the plan that is in
-// memory.
+// memory. Without an error, it could.
 func (s *sharedPlan) warn(err error) {
+	s.trouble.Store(err != nil)
 	if err == nil {
 		return
 	}

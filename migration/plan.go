@@ -1,6 +1,10 @@
 package migration
 
-import "github.com/td-postback/gateway/postback"
+import (
+	"time"
+
+	"github.com/td-postback/gateway/postback"
+)
 
 // Plan decides which lane a call goes by. It never changes: a change makes another one.
 // The zero value sends everything to the legacy host.
@@ -8,6 +12,7 @@ type Plan struct {
 	held     bool
 	stick    Stick
 	accounts bool // a rule is for an account
+	signals  PlanSignals
 
 	all       target
 	databases map[string]target
@@ -33,6 +38,22 @@ type share struct {
 	rule    Rule
 }
 
+// PlanSignals is what metrics say of a plan.
+type PlanSignals struct {
+	Revision uint64
+	Changed  time.Time // by the last change; zero as long as nobody has made a plan
+	Held     bool
+
+	None, Some, All int // rules that send nothing, a part or all to v2, whatever is held
+}
+
+// Signals is what metrics say of the plan. It waits for nothing, as Lane.
+func (p *Plan) Signals() PlanSignals {
+	signals := p.signals
+	signals.Held = p.held
+	return signals
+}
+
 // newPlan makes a plan of rules. One of them is the default.
 func newPlan(rules []RuleShare, held bool, stick Stick) *Plan {
 	p := &Plan{held: held, stick: stick, databases: make(map[string]target), tables: make(map[postback.Destination]target)}
@@ -45,6 +66,14 @@ func newPlan(rules []RuleShare, held bool, stick Stick) *Plan {
 
 // add adds a rule to what it names.
 func (p *Plan) add(s *share) {
+	switch s.hundred {
+	case NoneToV2:
+		p.signals.None++
+	case AllToV2:
+		p.signals.All++
+	default:
+		p.signals.Some++
+	}
 	database, table := s.rule.names()
 	switch {
 	case database == wildcard:

@@ -157,7 +157,12 @@ func (s *Steering) unsaved() string {
 // enforce puts a plan into force.
 func (s *Steering) enforce(next *planState) {
 	s.state = next
-	s.current.Store(newPlan(next.Rules, next.Hold != nil || s.rolling.Load() > 0, s.cfg.Stick))
+	p := newPlan(next.Rules, next.Hold != nil || s.rolling.Load() > 0, s.cfg.Stick)
+	p.signals.Revision = next.Revision
+	if last := len(next.History) - 1; last >= 0 {
+		p.signals.Changed = next.History[last].Time
+	}
+	s.current.Store(p)
 }
 
 // Configure changes what Open was told of the start and the stick. The start counts only

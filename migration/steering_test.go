@@ -433,3 +433,22 @@ func TestConfigurationOfAPlan(t *testing.T) {
 		t.Error("a reload lifts a rollback")
 	}
 }
+
+// TestPlanSignals: a plan counts its rules by what they send to v2, and a rollback changes
+// none of them.
+func TestPlanSignals(t *testing.T) {
+	s := openPlan(t, "")
+	if got, want := s.Plan().Signals(), (PlanSignals{None: 1}); got != want {
+		t.Errorf("at the start: got %+v, want %+v", got, want)
+	}
+	must(t, s, "share shop.orders 0.01", "share shop.* 99.99 1234", "share crm.* 100", "share crm.leads 0", "rollback")
+	want := PlanSignals{Revision: 5, Changed: start, Held: true, None: 2, Some: 2, All: 1}
+	if got := s.Plan().Signals(); got != want {
+		t.Errorf("rolled back: got %+v, want %+v", got, want)
+	}
+	must(t, s, "resume", "unset shop.orders")
+	want = PlanSignals{Revision: 7, Changed: start, None: 2, Some: 1, All: 1}
+	if got := s.Plan().Signals(); got != want {
+		t.Errorf("resumed: got %+v, want %+v", got, want)
+	}
+}
