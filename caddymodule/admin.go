@@ -8,6 +8,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/td-postback/gateway/migration"
 	"github.com/td-postback/gateway/spool"
 )
 
@@ -16,7 +17,7 @@ func init() {
 }
 
 // adminAPI is the gateway's part of Caddy's admin endpoint: its health, its
-// spools, its callers, and the metrics as soon as the endpoint exists. Caddy replaces the
+// spools, its callers, its plan, and the metrics as soon as the endpoint exists. Caddy replaces the
 // endpoint before it loads anything else of a new configuration: when that
 // fails, the old handlers still serve, and without this their metrics would be
 // gone.
@@ -35,8 +36,8 @@ func (adminAPI) Provision(ctx caddy.Context) error {
 	return registerMetrics(ctx.GetMetricsRegistry())
 }
 
-// Routes returns what the admin API shows of spools and of callers. The metrics are
-// at Caddy's own /metrics.
+// Routes returns what the admin API shows of spools, of callers and of the plan. The
+// metrics are at Caddy's own /metrics.
 func (adminAPI) Routes() []caddy.AdminRoute {
 	route := func(pattern, method string, handle func(http.ResponseWriter, *http.Request) error) caddy.AdminRoute {
 		return caddy.AdminRoute{Pattern: pattern, Handler: caddy.AdminHandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
@@ -48,7 +49,14 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 	}
 	return []caddy.AdminRoute{
 		route("/td_postback/health", http.MethodGet, serveHealth),
+		route("/td_postback/migration", http.MethodGet, servePlan),
 		route("/td_postback/migration/callers", http.MethodGet, serveCallers),
+		route("/td_postback/migration/history", http.MethodGet, serveHistory),
+		route("/td_postback/migration/share", http.MethodPost, planChange(migration.ActionShare)),
+		route("/td_postback/migration/unset", http.MethodPost, planChange(migration.ActionUnset)),
+		route("/td_postback/migration/undo", http.MethodPost, planChange(migration.ActionUndo)),
+		route("/td_postback/migration/rollback", http.MethodPost, planChange(migration.ActionRollback)),
+		route("/td_postback/migration/resume", http.MethodPost, planChange(migration.ActionResume)),
 		route("/td_postback/spool", http.MethodGet, serveSpools),
 		route("/td_postback/spool/records", http.MethodGet, serveRecords),
 		route("/td_postback/spool/record", http.MethodGet, serveRecord),
@@ -57,13 +65,27 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 	}
 }
 
+// healthAnswer is how the gateway is: the worst of its parts.
+type healthAnswer struct {
+	Status spool.Health            `json:"status"`
+	Spools map[string]spool.Health `json:"spools"`
+	Plan   *planHealth             `json:"plan,omitempty"` // nil without migrate
+}
+
+// planHealth is how the plan of the lanes is. It refuses nothing: calls go by the plan
+// that is in memory.
+type planHealth struct {
+	Status  spool.Health `json:"status"`            // ok or degraded
+	Problem string       `json:"problem,omitempty"` // why it is degraded
+}
+
 // serveHealth answers 200 as long as the gateway can keep records, 503 when it
 // cannot.
 func serveHealth(w http.ResponseWriter, _ *http.Request) error {
-	answer := struct {
-		Status spool.Health            `json:"status"`
-		Spools map[string]spool.Health `json:"spools"`
-	}{spool.HealthOK, map[string]spool.Health{}}
+	answer := healthAnswer{Status: spool.HealthOK, Spools: map[string]spool.Health{}, Plan: healthOfPlan()}
+	if answer.Plan != nil {
+		answer.Status = answer.Plan.Status
+	}
 	worst := []spool.Health{spool.HealthOK, spool.HealthDegraded, spool.HealthRefusing}
 	for _, status := range spoolStatuses() {
 		health := status.Health()
@@ -77,6 +99,18 @@ func serveHealth(w http.ResponseWriter, _ *http.Request) error {
 		code = http.StatusServiceUnavailable
 	}
 	return writeJSON(w, code, answer)
+}
+
+// healthOfPlan is nil without a plan.
+func healthOfPlan() *planHealth {
+	shown := shownPlan.Load()
+	if shown == nil {
+		return nil
+	}
+	if err := shown.get().Trouble(); err != nil {
+		return &planHealth{spool.HealthDegraded, err.Error()}
+	}
+	return &planHealth{Status: spool.HealthOK}
 }
 
 func writeJSON(w http.ResponseWriter, status int, value any) error {

@@ -1,0 +1,331 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/td-postback/gateway/migration"
+)
+
+// This file is what an operator sees of the plan, and how it is changed, over the admin
+// API. The td-migrate command is a client of it.
+
+// maxPlanBody is the longest body of a change, in bytes: several times what the longest
+// rule and the longest note take.
+const maxPlanBody = 16 << 10
+
+var errNoPlan = errors.New("there is no plan of the lanes: write migrate into td_postback, and reload")
+
+// planAnswer is the plan, and what has become of the calls of the last hour.
+type planAnswer struct {
+	migration.Status
+	Rules []migration.RuleStatus `json:"rules"` // the first is the default
+	Start string                 `json:"start"` // the lane of all calls before the first change
+
+	// LastChange is nil as long as nobody has made a plan.
+	LastChange *migration.Change `json:"last_change"`
+}
+
+// outcomeAnswer is what became of a change.
+type outcomeAnswer struct {
+	migration.Outcome
+	Message string `json:"message,omitempty"` // says so, if nothing has changed
+}
+
+// movesAnswer is what a share would move.
+type movesAnswer struct {
+	Revision uint64           `json:"revision"` // of the plan, which has not changed
+	DryRun   bool             `json:"dry_run"`
+	Moves    *migration.Moves `json:"moves"`
+}
+
+// conflictAnswer says what others have changed meanwhile. Its error stands where Caddy's
+// own answers have it.
+type conflictAnswer struct {
+	Error    string             `json:"error"`
+	Revision uint64             `json:"revision"`
+	Changes  []migration.Change `json:"changes"` // since the revision of If-Match, as far as they are kept
+}
+
+// shownMigration is the plan and the report of the configuration that runs.
+func shownMigration() (*planUse, *migration.Report, error) {
+	plan, report := shownPlan.Load(), shownReport.Load()
+	if plan == nil || report == nil {
+		return nil, nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Err: errNoPlan}
+	}
+	return plan, report.get(), nil
+}
+
+func servePlan(w http.ResponseWriter, _ *http.Request) error {
+	plan, report, err := shownMigration()
+	if err != nil {
+		return err
+	}
+	// The revision comes first: who changes the plan by an older one is told so.
+	answer := planAnswer{Status: *plan.get().Status(), Start: plan.config.Start.String()}
+	answer.Rules = plan.get().Shares(report, time.Now())
+	if history := plan.get().History(); len(history) > 0 {
+		answer.LastChange = &history[len(history)-1]
+	}
+	return writePlan(w, http.StatusOK, answer.Revision, answer)
+}
+
+func serveHistory(w http.ResponseWriter, _ *http.Request) error {
+	plan, _, err := shownMigration()
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, append([]migration.Change{}, plan.get().History()...))
+}
+
+// writePlan answers with the plan's revision as ETag.
+func writePlan(w http.ResponseWriter, status int, revision uint64, answer any) error {
+	w.Header().Set("ETag", etagOf(revision))
+	return writeJSON(w, status, answer)
+}
+
+// etagOf is a revision as If-Match names it.
+func etagOf(revision uint64) string { return `"` + strconv.FormatUint(revision, 10) + `"` }
+
+// planRequest is the body of a change.
+type planRequest struct {
+	Rule     string           `json:"rule,omitempty"`
+	Account  string           `json:"account,omitempty"`
+	Percent  *migration.Share `json:"percent,omitempty"`
+	Revision *uint64          `json:"revision,omitempty"` // of undo
+	Note     string           `json:"note,omitempty"`
+	Who      string           `json:"who,omitempty"`
+	DryRun   bool             `json:"dry_run,omitempty"`
+}
+
+// planField is a field of such a body.
+type planField struct {
+	into    any
+	allowed string
+}
+
+// fields are those that a change has.
+func (b *planRequest) fields(action migration.Action) map[string]planField {
+	fields := map[string]planField{
+		"note": {&b.Note, "a string"},
+		"who":  {&b.Who, "a string, such as alice@host"},
+	}
+	if action == migration.ActionShare || action == migration.ActionUnset {
+		fields["rule"] = planField{&b.Rule, `a string, such as "shop.orders"`}
+		fields["account"] = planField{&b.Account, `a string, such as "1234"`}
+	}
+	if action == migration.ActionShare {
+		fields["percent"] = planField{&b.Percent, allowedPercent}
+		fields["dry_run"] = planField{&b.DryRun, "true or false"}
+	}
+	if action == migration.ActionUndo {
+		fields["revision"] = planField{&b.Revision, "a whole number"}
+	}
+	return fields
+}
+
+const allowedPercent = "a number from 0 to 100, with at most two digits behind the point, such as 25 or 12.34"
+
+// readPlanRequest reads the body of a change. What does not need one may be without. An
+// error shows nothing of the body: a key may be in it.
+func readPlanRequest(body io.Reader, action migration.Action) (*planRequest, error) {
+	b := new(planRequest)
+	err := readObject(body, b.fields(action))
+	ofRule := action == migration.ActionShare || action == migration.ActionUnset
+	switch {
+	case errors.Is(err, io.EOF) && ofRule:
+		return nil, errNoObject
+	case err != nil && !errors.Is(err, io.EOF):
+		return nil, err
+	case ofRule && b.Rule == "":
+		return nil, errors.New("rule: is not set: it must be " + allowedRule)
+	case action == migration.ActionShare && b.Percent == nil:
+		return nil, errors.New("percent: is not set: it must be " + allowedPercent)
+	}
+	return b, nil
+}
+
+const allowedRule = "database.table, database.* or *.*"
+
+var errNoObject = errors.New(`the body must be one JSON object, such as {"rule":"shop.orders","percent":25}`)
+
+// readObject reads a JSON object, and nothing behind it. A field that is not known, or is
+// there twice, is an error: a change must not mean something else than it says. If there
+// is nothing at all, the error is io.EOF.
+func readObject(body io.Reader, fields map[string]planField) error {
+	in := json.NewDecoder(body)
+	begin, err := in.Token()
+	if errors.Is(err, io.EOF) {
+		return err
+	}
+	if begin != json.Delim('{') {
+		return objectError(err)
+	}
+	seen := make(map[string]bool)
+	for in.More() {
+		token, err := in.Token()
+		if err != nil {
+			return objectError(err)
+		}
+		name, _ := token.(string)
+		field, known := fields[name]
+		if !known {
+			return unknownField(name, slices.Sorted(maps.Keys(fields)))
+		}
+		if seen[name] {
+			return fmt.Errorf("%s: must be given once", name)
+		}
+		seen[name] = true
+		if err := in.Decode(field.into); err != nil {
+			return field.problem(name, err)
+		}
+	}
+	if _, err := in.Token(); err != nil {
+		return objectError(err)
+	}
+	if _, err := in.Token(); !errors.Is(err, io.EOF) {
+		return objectError(err)
+	}
+	return nil
+}
+
+// objectError says what of a body is wrong that is not one object.
+func objectError(err error) error {
+	if long, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return fmt.Errorf("the body must have at most %d bytes", long.Limit)
+	}
+	return errNoObject
+}
+
+// problem says what of a field is wrong.
+func (f planField) problem(name string, err error) error {
+	_, malformed := errors.AsType[*json.SyntaxError](err)
+	_, long := errors.AsType[*http.MaxBytesError](err)
+	if malformed || long || errors.Is(err, io.ErrUnexpectedEOF) {
+		return objectError(err)
+	}
+	return fmt.Errorf("%s: must be %s", name, f.allowed)
+}
+
+func unknownField(name string, known []string) error {
+	return fmt.Errorf("the body has a field that is not known%s: it may have %s", didYouMean(nearest(name, known)), strings.Join(known, ", "))
+}
+
+// baseOf is the revision that a change is based on, or nil if it does not say so.
+func baseOf(r *http.Request) (*uint64, error) {
+	values := r.Header.Values("If-Match")
+	if len(values) == 0 {
+		return nil, nil //nolint:nilnil // there is none, and that is no error
+	}
+	revision, err := strconv.ParseUint(strings.Trim(values[0], `"`), 10, 64)
+	if err != nil || len(values) > 1 || values[0] != etagOf(revision) {
+		return nil, badRequest(`If-Match: must be one revision of the plan in quotes, such as "41", as GET /td_postback/migration has it`)
+	}
+	return &revision, nil
+}
+
+// whoOf is who makes a change: who says so, or else where the request comes from.
+func whoOf(r *http.Request, said string) string {
+	if said != "" {
+		return said
+	}
+	const api = "admin API"
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil || host == "" {
+		return api // it comes by a socket of this machine
+	}
+	return api + " from " + host
+}
+
+// planChange makes the admin API's route of a change.
+func planChange(action migration.Action) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		plan, report, err := shownMigration()
+		if err != nil {
+			return err
+		}
+		base, err := baseOf(r)
+		if err != nil {
+			return err
+		}
+		body, err := readPlanRequest(http.MaxBytesReader(w, r.Body, maxPlanBody), action)
+		if err != nil {
+			return badRequest("%w", err)
+		}
+		order := migration.Order{Time: time.Now(), Who: whoOf(r, body.Who), Note: body.Note, Base: base}
+		if body.DryRun {
+			return tryShare(w, plan.get(), report, order, body)
+		}
+		outcome, err := body.apply(plan.get(), order, action)
+		if err != nil {
+			return planError(w, err)
+		}
+		answer := outcomeAnswer{Outcome: *outcome}
+		if outcome.Change == nil {
+			answer.Message = "nothing has changed: the plan is like that already"
+		}
+		return writePlan(w, http.StatusOK, outcome.Revision, answer)
+	}
+}
+
+// apply carries a change out.
+func (b *planRequest) apply(plan *migration.Steering, order migration.Order, action migration.Action) (*migration.Outcome, error) {
+	rule := migration.Rule{Target: b.Rule, Account: b.Account}
+	switch action {
+	case migration.ActionShare:
+		return plan.Share(order, rule, *b.Percent)
+	case migration.ActionUnset:
+		return plan.Unset(order, rule)
+	case migration.ActionUndo:
+		return plan.Undo(order, b.Revision)
+	case migration.ActionResume:
+		return plan.Resume(order)
+	default:
+		return plan.Rollback(order)
+	}
+}
+
+// tryShare says what a share would move. It need not name a revision, since it changes
+// nothing.
+func tryShare(w http.ResponseWriter, plan *migration.Steering, report *migration.Report, order migration.Order, body *planRequest) error {
+	if order.Base == nil {
+		revision := plan.Status().Revision
+		order.Base = &revision
+	}
+	moves, err := plan.TryShare(order, migration.Rule{Target: body.Rule, Account: body.Account}, *body.Percent, report)
+	if err != nil {
+		return planError(w, err)
+	}
+	return writePlan(w, http.StatusOK, *order.Base, movesAnswer{*order.Base, true, moves})
+}
+
+// planError answers to a change that is not made.
+func planError(w http.ResponseWriter, err error) error {
+	conflict, isConflict := errors.AsType[*migration.ConflictError](err)
+	_, isInvalid := errors.AsType[*migration.InvalidError](err)
+	_, notSaved := errors.AsType[*migration.NotSavedError](err)
+	switch {
+	case isConflict:
+		return writePlan(w, http.StatusPreconditionFailed, conflict.Revision,
+			conflictAnswer{err.Error(), conflict.Revision, append([]migration.Change{}, conflict.Changes...)})
+	case errors.Is(err, migration.ErrNoBase):
+		return caddy.APIError{HTTPStatus: http.StatusPreconditionRequired, Err: fmt.Errorf(`%w, as GET /td_postback/migration has it: If-Match: "41"`, err)}
+	case isInvalid:
+		return badRequest("%w", err)
+	case notSaved:
+		return caddy.APIError{HTTPStatus: http.StatusServiceUnavailable, Err: err}
+	default:
+		return err
+	}
+}
