@@ -22,12 +22,25 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "td-migrate",
-		Usage: "callers",
-		Short: "Shows who sends what through the gateway, and what is left to change",
+		Usage: "status|share|unset|rollback|resume|history|undo|callers",
+		Short: "Moves traffic from the legacy host to v2, and back, and shows what is left to change",
 		Long: `
-Asks a running gateway, over Caddy's admin API, for its report of callers: one row
-for each key, table, surface, agent and source. A key is shown by its fingerprint,
-and no value of a record is shown. The option report of td_postback switches it on.
+Asks a running gateway, over Caddy's admin API, for its plan, which says what goes to
+v2 and what to the legacy host, and changes it. A change holds from the next request.
+The option migrate of td_postback switches it on.
+
+	$ caddy td-migrate status
+	$ caddy td-migrate share shop.orders 5 --dry-run
+	$ caddy td-migrate share shop.orders 5 --note "first shops"
+	$ caddy td-migrate share 'shop.*' 12.34 --account 1234
+	$ caddy td-migrate rollback
+	$ caddy td-migrate resume
+	$ caddy td-migrate history
+	$ caddy td-migrate undo
+
+callers shows the report of callers: one row for each key, table, surface, agent and
+source. A key is shown by its fingerprint, and no value of a record is shown. The
+option report of td_postback switches it on, and migrate does.
 
 	$ caddy td-migrate callers
 	$ caddy td-migrate callers --left
@@ -44,6 +57,7 @@ and no value of a record is shown. The option report of td_postback switches it 
 			callers.Flags().String("format", formatTable, "One of "+strings.Join(formats, ", "))
 			callers.RunE = caddycmd.WrapCommandFuncForCobra(callersCommand)
 			cmd.AddCommand(callers)
+			addPlanCommands(cmd)
 		},
 	})
 }

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -111,13 +112,29 @@ func addAddress(cmd *cobra.Command) {
 	cmd.PersistentFlags().String("address", "", "Address of the gateway's admin API (default "+caddy.DefaultAdminListen+", or else "+unitSocket+")")
 }
 
+// adminRequest is a request to a gateway's admin API.
+type adminRequest struct {
+	method, uri string
+	header      http.Header
+	body        []byte // JSON, or nil
+}
+
 // askAdmin asks a running gateway's admin API and decodes its answer into value.
 func askAdmin(fs caddycmd.Flags, method, uri string, value any) error {
+	return sendAdmin(fs, &adminRequest{method: method, uri: uri}, value)
+}
+
+// sendAdmin is askAdmin with a header and a body.
+func sendAdmin(fs caddycmd.Flags, r *adminRequest, value any) error {
 	address, err := adminAddress(fs.String("address"))
 	if err != nil {
 		return err
 	}
-	resp, err := caddycmd.AdminAPIRequest(address, method, uri, nil, nil)
+	var body io.Reader
+	if r.body != nil {
+		body = bytes.NewReader(r.body)
+	}
+	resp, err := caddycmd.AdminAPIRequest(address, r.method, r.uri, r.header, body)
 	if err != nil {
 		return plainly(address, err)
 	}
@@ -131,11 +148,17 @@ func askAdmin(fs caddycmd.Flags, method, uri string, value any) error {
 // plainly takes the gateway's own words out of Caddy's error, which has them as
 // JSON.
 func plainly(address string, err error) error {
-	var said struct{ Error, Message string } // a refusal of a record has a message
+	var said struct {
+		Message        string // of a refusal of a record
+		conflictAnswer        // any other one has an error alone
+	}
 	_, answer, answered := strings.Cut(err.Error(), ": HTTP ")
 	_, text, _ := strings.Cut(answer, ": ")
 	switch {
 	case json.Unmarshal([]byte(text), &said) == nil && said.Error != "" && said.Message == "":
+		if said.Changes != nil {
+			return errors.New(conflictText(&said.conflictAnswer))
+		}
 		return errors.New(said.Error)
 	case answered:
 		return fmt.Errorf("what answers at %s is no gateway's admin endpoint: HTTP %s", address, strings.TrimSpace(answer))

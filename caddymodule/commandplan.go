@@ -1,0 +1,347 @@
+package caddymodule
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
+
+	"github.com/td-postback/gateway/migration"
+)
+
+// This file has the subcommands of td-migrate that show and change the plan.
+
+// addPlanCommands adds them.
+func addPlanCommands(cmd *cobra.Command) {
+	add := func(use, short string, args cobra.PositionalArgs, run caddycmd.CommandFunc) *cobra.Command {
+		sub := &cobra.Command{Use: use, Short: short, Args: args}
+		sub.RunE = caddycmd.WrapCommandFuncForCobra(run)
+		cmd.AddCommand(sub)
+		return sub
+	}
+	noted := func(sub *cobra.Command) *cobra.Command {
+		sub.Flags().String("note", "", "Why, for the history; at most "+strconv.Itoa(migration.MaxNote)+" bytes")
+		return sub
+	}
+	ofAccount := func(sub *cobra.Command) *cobra.Command {
+		sub.Flags().String("account", "", "Only requests of this account, by its number")
+		return noted(sub)
+	}
+	add("status", "Shows which share of each rule is to go to v2, and which does", cobra.NoArgs, planStatusCommand)
+	add("history", "Lists the changes of the plan, the newest first", cobra.NoArgs, planHistoryCommand)
+	share := ofAccount(add("share <database.table> <percent>", "Sends a share to v2, from the next request; the rest goes to the legacy host", ruleAndPercent, shareCommand))
+	share.Flags().Bool("dry-run", false, "Change nothing, and say how much of the last hour would move")
+	ofAccount(add("unset <database.table>", "Takes a rule away: the next more general one holds", oneRule, unsetCommand))
+	noted(add("rollback", "Sends everything to the legacy host, from the next request, whatever the rules say", cobra.NoArgs, rollbackCommand))
+	noted(add("resume", "Lifts a rollback: the rules hold again", cobra.NoArgs, resumeCommand))
+	noted(add("undo [<revision>]", "Takes back the last change of the rules, or makes a revision's rules the newest", maybeRevision, undoCommand))
+}
+
+func ruleAndPercent(_ *cobra.Command, args []string) error {
+	if len(args) != 2 {
+		return errors.New("give a rule and a percentage, such as shop.orders 25; quote a rule with a *, such as 'shop.*'")
+	}
+	if _, err := migration.ParseShare(args[1]); err != nil {
+		return fmt.Errorf("%w, without a percent sign", err)
+	}
+	return oneRule(nil, args[:1])
+}
+
+func oneRule(_ *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return errors.New("give one rule, such as shop.orders; quote one with a *, such as 'shop.*'")
+	}
+	_, err := migration.ParseRule(args[0], "")
+	return err
+}
+
+func maybeRevision(_ *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return errors.New("give one revision, as history shows it, or none to take back the last change of the rules")
+	}
+	for _, arg := range args {
+		if _, err := strconv.ParseUint(arg, 10, 64); err != nil {
+			return errors.New("the revision must be a whole number, as history shows it")
+		}
+	}
+	return nil
+}
+
+// exitRefused is the exit code of a command that could not do what it was to.
+const exitRefused = 1
+
+const planURI = "/td_postback/migration"
+
+// planOf asks a running gateway for its plan.
+func planOf(fs caddycmd.Flags) (*planAnswer, error) {
+	plan := new(planAnswer)
+	return plan, askAdmin(fs, http.MethodGet, planURI, plan)
+}
+
+// changePlan asks a running gateway for a change, and decodes its answer into value. If
+// the change is based on no revision, base is nil.
+func changePlan(fs caddycmd.Flags, action migration.Action, base *uint64, body *planRequest, value any) error {
+	body.Note, body.Who = fs.String("note"), whoAmI()
+	text, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	header := http.Header{}
+	if base != nil {
+		header.Set("If-Match", etagOf(*base))
+	}
+	return sendAdmin(fs, &adminRequest{http.MethodPost, planURI + "/" + string(action), header, text}, value)
+}
+
+// basedChange is a change of the plan that there is now. It says whether that is rolled
+// back.
+func basedChange(fs caddycmd.Flags, action migration.Action, body *planRequest) (outcome outcomeAnswer, held bool, err error) {
+	plan, err := planOf(fs)
+	if err != nil {
+		return outcome, false, err
+	}
+	err = changePlan(fs, action, &plan.Revision, body, &outcome)
+	return outcome, plan.Hold != nil, err
+}
+
+// whoAmI is the user and the host of this command, for the history.
+func whoAmI() string {
+	name := strconv.Itoa(os.Getuid())
+	if u, err := user.Current(); err == nil {
+		name = cmp.Or(u.Username, name)
+	}
+	if person := os.Getenv("SUDO_USER"); person != "" && os.Getuid() == 0 {
+		name = person + " as " + name
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return name
+	}
+	return name + "@" + host
+}
+
+func shareCommand(fs caddycmd.Flags) (int, error) {
+	rule, err := migration.ParseRule(fs.Arg(0), fs.String("account"))
+	if err != nil {
+		return exitRefused, err
+	}
+	share, err := migration.ParseShare(fs.Arg(1))
+	if err != nil {
+		return exitRefused, err
+	}
+	body := &planRequest{Rule: rule.Target, Account: rule.Account, Percent: &share, DryRun: fs.Bool("dry-run")}
+	if body.DryRun {
+		return dryRun(fs, migration.RuleShare{Rule: rule, Share: share}, body)
+	}
+	return changeRules(fs, migration.ActionShare, body)
+}
+
+// dryRun says what a share would move.
+func dryRun(fs caddycmd.Flags, wanted migration.RuleShare, body *planRequest) (int, error) {
+	var answer movesAnswer
+	if err := changePlan(fs, migration.ActionShare, nil, body, &answer); err != nil {
+		return exitRefused, err
+	}
+	m, about := answer.Moves, ""
+	if !m.Exact {
+		about = "about "
+	}
+	fmt.Printf("With %s, %d of %d callers of the last hour would send something by the other lane:\n%s%d of %d events would move to v2, and %s%d to the legacy host.\n",
+		wanted, m.Callers, m.OfCallers, about, m.ToV2, m.OfEvents, about, m.ToLegacy)
+	if m.Held {
+		fmt.Println("The plan is rolled back, so nothing would move before td-migrate resume.")
+	}
+	fmt.Printf("Nothing has changed: the plan has revision %d.\n", answer.Revision)
+	return caddy.ExitCodeSuccess, nil
+}
+
+func unsetCommand(fs caddycmd.Flags) (int, error) {
+	rule, err := migration.ParseRule(fs.Arg(0), fs.String("account"))
+	if err != nil {
+		return exitRefused, err
+	}
+	return changeRules(fs, migration.ActionUnset, &planRequest{Rule: rule.Target, Account: rule.Account})
+}
+
+func undoCommand(fs caddycmd.Flags) (int, error) {
+	body := new(planRequest)
+	if fs.NArg() > 0 {
+		revision, err := strconv.ParseUint(fs.Arg(0), 10, 64)
+		if err != nil {
+			return exitRefused, err
+		}
+		body.Revision = &revision
+	}
+	return changeRules(fs, migration.ActionUndo, body)
+}
+
+// changeRules changes the rules, and says what has become of them.
+func changeRules(fs caddycmd.Flags, action migration.Action, body *planRequest) (int, error) {
+	outcome, held, err := basedChange(fs, action, body)
+	if err != nil {
+		return exitRefused, err
+	}
+	if outcome.Change == nil {
+		fmt.Printf("Nothing has changed: the rules are like that already. The plan has revision %d.\n", outcome.Revision)
+		return caddy.ExitCodeSuccess, nil
+	}
+	from := "in force from the next request"
+	if held {
+		from = "in force after td-migrate resume: until then it is rolled back"
+	}
+	fmt.Printf("Revision %d, %s:\n", outcome.Revision, from)
+	for _, r := range outcome.Change.Rules {
+		fmt.Println("  " + ruleChangeText(r))
+	}
+	fmt.Println("Back: td-migrate undo, or at once for everything td-migrate rollback.")
+	return caddy.ExitCodeSuccess, nil
+}
+
+// ruleChangeText says what a change did to a rule.
+func ruleChangeText(r migration.RuleChange) string {
+	switch {
+	case r.To == nil:
+		return fmt.Sprintf("%s: taken away, was %s %% to v2", r.Rule, r.From)
+	case r.From == nil:
+		return fmt.Sprintf("%s: %s %% to v2, a new rule", r.Rule, r.To)
+	default:
+		return fmt.Sprintf("%s: %s %% to v2, was %s %%", r.Rule, r.To, r.From)
+	}
+}
+
+// rollbackCommand is a single request, which depends on nothing else.
+func rollbackCommand(fs caddycmd.Flags) (int, error) {
+	var outcome outcomeAnswer
+	if err := changePlan(fs, migration.ActionRollback, nil, new(planRequest), &outcome); err != nil {
+		return exitRefused, err
+	}
+	if outcome.Change == nil {
+		fmt.Printf("Nothing has changed: it is rolled back already. The plan has revision %d.\n", outcome.Revision)
+	} else {
+		fmt.Printf("Rolled back: everything goes to the legacy host, from the next request. Revision %d.\nWhat the spool holds for v2 still goes to v2.\n", outcome.Revision)
+	}
+	if outcome.Unsaved != "" {
+		fmt.Println("Do not restart the gateway: " + oneLine(outcome.Unsaved))
+	}
+	fmt.Println("Back: td-migrate resume.")
+	return caddy.ExitCodeSuccess, nil
+}
+
+func resumeCommand(fs caddycmd.Flags) (int, error) {
+	outcome, _, err := basedChange(fs, migration.ActionResume, new(planRequest))
+	switch {
+	case err != nil:
+		return exitRefused, err
+	case outcome.Change == nil:
+		fmt.Printf("Nothing has changed: it is not rolled back. The plan has revision %d.\n", outcome.Revision)
+	default:
+		fmt.Printf("Resumed: the rules hold again, from the next request. Revision %d. td-migrate status shows them.\nBack: td-migrate rollback.\n", outcome.Revision)
+	}
+	return caddy.ExitCodeSuccess, nil
+}
+
+func planStatusCommand(fs caddycmd.Flags) (int, error) {
+	plan, err := planOf(fs)
+	if err != nil {
+		return exitRefused, err
+	}
+	fmt.Printf("Revision %d. ", plan.Revision)
+	if c := plan.LastChange; c != nil {
+		fmt.Printf("The last change: %s, %s.\n", changeText(c), byWhom(c.Who, c.Time, c.Note))
+	} else {
+		fmt.Printf("Nobody has changed the plan yet: %s is the start.\n", plan.Start)
+	}
+	if h := plan.Hold; h != nil {
+		fmt.Printf("It is rolled back, %s: everything goes to the legacy host. The shares below are those after td-migrate resume.\n", byWhom(h.Who, h.Time, h.Note))
+	}
+	for _, problem := range []string{plan.Unsaved, plan.Degraded} {
+		if problem != "" {
+			fmt.Println("Degraded: " + oneLine(problem))
+		}
+	}
+	fmt.Printf("\nShares to v2, asked for and real, and events by lane in the last hour; a share sticks to the %s:\n\n", plan.Stick)
+	table := newTable("RULE", "ACCOUNT", "ASKED", "REAL", "V2", "LEGACY")
+	for i := range plan.Rules {
+		r := &plan.Rules[i]
+		real := "-"
+		if r.Real != nil {
+			real = r.Real.String() + " %"
+		}
+		table.row(r.Target, cmp.Or(r.Account, "-"), r.Share.String()+" %", real, strconv.FormatUint(r.V2, 10), strconv.FormatUint(r.Events-r.V2, 10))
+	}
+	return caddy.ExitCodeSuccess, table.Flush()
+}
+
+func planHistoryCommand(fs caddycmd.Flags) (int, error) {
+	var history []migration.Change
+	if err := askAdmin(fs, http.MethodGet, planURI+"/history", &history); err != nil {
+		return exitRefused, err
+	}
+	if len(history) == 0 {
+		fmt.Println("Nobody has changed the plan yet.")
+		return caddy.ExitCodeSuccess, nil
+	}
+	table := newTable("REVISION", "TIME", "WHO", "CHANGE", "NOTE")
+	for _, c := range slices.Backward(history) {
+		table.row(strconv.FormatUint(c.Revision, 10), c.Time.UTC().Format(time.RFC3339), c.Who, changeText(&c), cmp.Or(c.Note, "-"))
+	}
+	return caddy.ExitCodeSuccess, table.Flush()
+}
+
+// maxTold is how many rules of a change are told: an undo may change thousands.
+const maxTold = 3
+
+// changeText says in a line what a change did.
+func changeText(c *migration.Change) string {
+	text := string(c.Action)
+	if c.Undo != nil {
+		text += fmt.Sprintf(" to revision %d", *c.Undo)
+	}
+	told := make([]string, 0, maxTold+1)
+	for i, r := range c.Rules {
+		if i == maxTold {
+			told = append(told, fmt.Sprintf("and %d rules more", len(c.Rules)-i))
+			break
+		}
+		told = append(told, ruleChangeText(r))
+	}
+	if len(told) == 0 {
+		return text
+	}
+	return text + " (" + strings.Join(told, "; ") + ")"
+}
+
+// byWhom says who made a change, when and why.
+func byWhom(who string, at time.Time, note string) string {
+	text := "by " + who + " at " + at.UTC().Format(time.RFC3339)
+	if note != "" {
+		text += fmt.Sprintf(" (%s)", note)
+	}
+	return text
+}
+
+// oneLine is a text of several errors in a line.
+func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
+
+// conflictText says who has changed the plan meanwhile, and what.
+func conflictText(c *conflictAnswer) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "the plan was changed meanwhile, so this was not done. It has revision %d now", c.Revision)
+	for i := range c.Changes {
+		change := &c.Changes[i]
+		fmt.Fprintf(&b, "; revision %d: %s, %s", change.Revision, changeText(change), byWhom(change.Who, change.Time, change.Note))
+	}
+	b.WriteString(". Look at td-migrate status, and try again")
+	return b.String()
+}
