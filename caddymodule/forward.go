@@ -158,7 +158,7 @@ func (h *Handler) keep(c *call, judge bool) error {
 	if judge && timed == postback.TimeNoObject && c.out.SurelyRefused() {
 		return errNotAsked
 	}
-	err := c.to.queue.Put(spool.Record{Arrival: c.arrival, Data: *buf}, h.Spool.Mode == spoolAlways)
+	err := c.to.queue.Put(spool.Record{Arrival: c.arrival, Data: *buf}, h.Spool.Mode == spoolAlways && !c.to.legacy)
 	if err != nil {
 		return err
 	}
@@ -176,18 +176,29 @@ var errNotAsked = errors.New("v2 has not been asked")
 var errNoMemory = errors.New("max_buffered is used up")
 
 // refuseUnkept tells a caller that its record is neither delivered nor kept.
-func (h *Handler) refuseUnkept(c *call, err error) {
-	refused, advice := postback.SpoolUnavailable, "see to the spool's disk or cluster; the callers have got 503"
+func (h *Handler) refuseUnkept(c *call, err error) { h.refuse(c, h.warnOfUnkept(c, err)) }
+
+// warnOfUnkept tells the operator of such a record. It returns why it is not kept. A
+// caller of the legacy lane may have been answered already.
+func (h *Handler) warnOfUnkept(c *call, err error) *postback.Refusal {
+	refused, advice := postback.SpoolUnavailable, "see to the spool's disk or cluster"
 	switch {
 	case errors.Is(err, errNoMemory):
 		refused = postback.Overloaded
-		advice = "a record that is kept counts four times in max_buffered: raise it and with it GOMEMLIMIT; the callers have got 503"
+		advice = "a record that is kept counts four times in max_buffered: raise it and with it GOMEMLIMIT"
+	case errors.Is(err, spool.ErrFull) && c.to.legacy:
+		refused = postback.SpoolFull
+		advice = "the legacy host has been away for too long for max_size: raise it"
 	case errors.Is(err, spool.ErrFull):
 		refused = postback.SpoolFull
-		advice = "v2 has been away for too long for max_size: raise it; the callers have got 503"
+		advice = "v2 has been away for too long for max_size: raise it"
 	}
-	h.warn(&unkeptWarning, c, refused, err, advice)
-	h.refuse(c, refused)
+	heard := "; the callers have got 503"
+	if c.result != "" {
+		heard = "; the callers have got the legacy host's answer"
+	}
+	h.warn(&unkeptWarning, c, refused, err, advice+heard)
+	return refused
 }
 
 // keptCopies is how many copies of a record there are at most until it is

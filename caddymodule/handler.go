@@ -40,7 +40,8 @@ type call struct {
 	over    int64             // the body is longer than max_body: so much is read of it
 	noted   noted             // for the report
 
-	audited bool // it has gone to the legacy host: nothing comes of what is found out about it
+	audited  bool // it has gone to the legacy host: nothing comes of what is found out about it
+	keepable bool // in the legacy lane: the spool may keep its record
 }
 
 // ServeHTTP takes one call through its steps: read the call, where it goes and

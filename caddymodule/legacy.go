@@ -49,6 +49,7 @@ func (h *Handler) steer(c *call, refused *postback.Refusal) (served bool) {
 		return false
 	}
 	defer h.audit(c, refused, whole)
+	c.keepable = whole && refused == nil && c.isKeepable()
 	h.relay(c, whole, expect)
 	return true
 }
@@ -105,11 +106,14 @@ func (h *Handler) relay(c *call, whole bool, expect []string) {
 	c.out.Forwarded = h.legacyForwarded(c.r)
 	q.LegacyRequest = postback.NewLegacyRequest(c.r, whole && len(c.body.data) == 0)
 	q.Host, q.Forwarded, q.Expect = c.to.host, c.out.Forwarded, expect
-	if err := c.to.Relay(c.w, c.r, &q, &c.trip); err != nil {
+	if c.keepable && c.to.queue != nil {
+		h.relayOrKeep(c, &q)
+	} else if err := c.to.Relay(c.w, c.r, &q, &c.trip); err != nil {
 		h.refuseUnrelayed(c, err)
 		return
+	} else {
+		c.result = upstreamResult(c.trip.Status)
 	}
-	c.result = upstreamResult(c.trip.Status)
 	if rest != nil && !rest.ended {
 		leaveBody(c.w, c.r)()
 	}

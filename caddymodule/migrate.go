@@ -181,11 +181,14 @@ func (h *Handler) newLegacyRoute(host string, trust *tls.Config) (*route, error)
 	}
 	cfg := h.upstreamConfig(target, trust)
 	cfg.Addr, cfg.Begin = h.Migrate.Resolve, h.closeIfLeaving
+	if h.Spool != nil {
+		cfg.Withhold = spoolTakes
+	}
 	client, err := upstream.New(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &route{host: target.Host, url: target, Client: client}, nil
+	return &route{host: target.Host, url: target, Client: client, legacy: true}, nil
 }
 
 // routeFor finds the way to the legacy host for a request's Host.
@@ -200,14 +203,22 @@ func (l *legacyLane) routeFor(host string) (*route, *postback.Refusal) {
 	return l.byRegion[region], nil
 }
 
-// close gives up the idle connections.
-func (l *legacyLane) close() {
+// routes are the ways to all legacy hosts.
+func (l *legacyLane) routes() (routes []*route) {
 	if l.single != nil {
-		l.single.Close()
+		routes = append(routes, l.single)
 	}
 	for _, r := range l.byRegion {
 		if r != nil {
-			r.Close()
+			routes = append(routes, r)
 		}
+	}
+	return routes
+}
+
+// close gives up the idle connections.
+func (l *legacyLane) close() {
+	for _, r := range l.routes() {
+		r.Close()
 	}
 }

@@ -192,12 +192,13 @@ type Handler struct {
 	byRegion map[string]*route
 }
 
-// route leads to one v2 host.
+// route leads to one v2 host, or to a legacy one.
 type route struct {
 	host             string        // what Host says
 	url              *url.URL      // nil with handoff
 	*upstream.Client               // the same
 	queue            *spool.Outbox // nil without a spool
+	legacy           bool          // the host is a legacy one, not v2
 }
 
 // CaddyModule returns the Caddy module information.
@@ -253,8 +254,12 @@ func (h *Handler) provisionSpool() (err error) {
 	if h.spoolUse, outboxes, err = h.app.use(h.Spool, h.spoolBlock()); err != nil {
 		return err
 	}
-	for _, r := range h.routes() {
-		r.queue = outboxes[r.url.String()]
+	routes := h.routes()
+	if h.legacy != nil {
+		routes = append(routes, h.legacy.routes()...)
+	}
+	for _, r := range routes {
+		r.queue = outboxes[r.queueName()]
 	}
 	return nil
 }

@@ -261,9 +261,27 @@ func (h *Handler) spoolBlock() *spool.Block {
 		Sender: h.newSender,
 	}
 	for _, r := range h.routes() {
-		b.Targets = append(b.Targets, r.url.String())
+		b.Targets = append(b.Targets, r.queueName())
+	}
+	if h.legacy != nil {
+		for _, r := range h.legacy.routes() {
+			b.Alone = append(b.Alone, r.queueName())
+		}
+		b.Targets = append(b.Targets, b.Alone...)
 	}
 	return b
+}
+
+// legacyQueue begins the name of a legacy host's queue. So it is never taken for that of
+// a v2 host, whatever a later configuration says of the host.
+const legacyQueue = "legacy+"
+
+// queueName names the queue of the route's host.
+func (to *route) queueName() string {
+	if to.legacy {
+		return legacyQueue + to.url.String()
+	}
+	return to.url.String()
 }
 
 // upstreamSender sends records that were kept.
@@ -272,9 +290,12 @@ type upstreamSender struct {
 	host string
 }
 
-// newSender makes who delivers a queue: its name is a v2 host's URL. The
-// connections are its own, so that a backlog takes none from callers.
+// newSender makes who delivers a queue: its name is a v2 host's URL, or says that it is a
+// legacy host's. The connections are its own, so that a backlog takes none from callers.
 func (h *Handler) newSender(queue string) (spool.Sender, error) {
+	if strings.HasPrefix(queue, legacyQueue) {
+		return h.newLegacySender(queue)
+	}
 	target, err := parseUpstream(queue)
 	if err != nil {
 		return nil, err
@@ -318,6 +339,7 @@ var spoolAdvice = map[spool.EventKind]string{
 	spool.SetAside:    "check the disk; keep the file if you miss records, and delete it otherwise",
 	spool.SmallDisk:   "give the spool a larger disk, or a smaller max_size: else the disk is full before the spool is, and whatever else is on it fails too",
 	spool.Unnoted:     "see to the disk; v2 has these records, and gets them again",
+	spool.Stranded:    strandedAdvice,
 	spool.Unnamed:     "see to the disk; while a queue has no name, its records are delivered one by one, not in batches",
 }
 
@@ -390,6 +412,10 @@ func clusterReporter(place string) func(spool.Event) {
 	return func(e spool.Event) {
 		text := cmp.Or(e.Text, clusterTexts[e.Kind], e.String())
 		logger := caddy.Log().Named(handlerID)
+		if e.Kind == spool.Stranded { // which is about the configuration, and told once for each
+			reportDisk(place, e)
+			return
+		}
 		if e.Kind == spool.Recovered {
 			logger.Info(text, zap.String("spool", place))
 			return

@@ -37,6 +37,10 @@ func tellOpened(place string, encrypted bool, log spool.Log) {
 // leftAdvice is what an operator can do about a spool that nobody opens.
 const leftAdvice = "they are not delivered: configure this spool again until td-spool status shows none, or delete it"
 
+// strandedAdvice is what an operator can do about records for a host that no
+// configuration knows: a legacy host, when migrate is gone.
+const strandedAdvice = "they are not delivered, and what was kept for the legacy host goes nowhere else: configure migrate again, with this legacy host, until td-spool status shows none, or delete the queue's directory"
+
 // tellLeft warns of a spool that goes out of the configuration with records in it.
 func (s *sharedSpool) tellLeft() {
 	log := s.Log()

@@ -42,6 +42,7 @@ var (
 	limitWarning       = warning{message: "Postback v2 did not take a record"} // likewise
 	keptWarning        = warning{message: "record kept for later"}
 	keptLimitWarning   = warning{message: "record kept for later"} // one account's limit must not hide that v2 is down
+	keptLegacyWarning  = warning{message: "record kept for later"} // nor must the legacy host's trouble
 	keptPartWarning    = warning{message: "record kept for later"} // nor must a record that v2 refuses
 	noBatchesWarning   = warning{message: "v2 takes no batches"}
 	deadLetterWarning  = warning{message: "a kept record became a dead letter"}
@@ -305,6 +306,14 @@ func warnOfKept(logger *zap.Logger, result *spool.Result, host string, owner zap
 	if c := of.check(logger); c != nil {
 		c.Write(zap.Int("status", result.Status), zap.String("upstream", host), zap.Error(result.Err), words(result.Words), zap.Inline(owner),
 			zap.String("advice", advice))
+	}
+}
+
+// warnOfKeptForLegacy is warnOfKept for a record that the legacy host did not take.
+func warnOfKeptForLegacy(logger *zap.Logger, result *spool.Result, host string, owner zapcore.ObjectMarshaler) {
+	if c := keptLegacyWarning.check(logger); c != nil {
+		c.Write(zap.Int("status", result.Status), zap.String("upstream", host), zap.Error(result.Err), zap.Inline(owner),
+			zap.String("advice", "check the legacy host and the way there; the records are delivered to it, and never to v2, when it takes them again"))
 	}
 }
 

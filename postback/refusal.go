@@ -153,11 +153,11 @@ var (
 	}
 	SpoolFull = &Refusal{
 		Status: http.StatusServiceUnavailable, Code: "spool_full", RetryAfter: 30,
-		Message: "Postback v2 does not take records now, and the gateway has no room to keep more; send the record again later",
+		Message: "Treasure Data does not take records now, and the gateway has no room to keep more; send the record again later",
 	}
 	SpoolUnavailable = &Refusal{
 		Status: http.StatusServiceUnavailable, Code: "spool_unavailable", RetryAfter: 5,
-		Message: "Postback v2 does not take records now, and the gateway cannot keep them; send the record again later",
+		Message: "Treasure Data does not take records now, and the gateway cannot keep them; send the record again later",
 	}
 )
 

@@ -6,7 +6,7 @@ type Event struct {
 	Text    string // what happened, if Kind does not say it well enough
 	Queue   string // that it concerns, if it is about one
 	File    string // the same
-	Records int    // how many it concerns, for NotSealed, Damaged, SetAside and Unnoted
+	Records int    // how many it concerns, for NotSealed, Damaged, SetAside, Unnoted and Stranded
 	Err     error  // why, if something failed
 }
 
@@ -25,9 +25,10 @@ const (
 	Damaged     EventKind = "a record in the spool is damaged"       // it is a dead letter now
 	SetAside    EventKind = "a file of the spool is damaged"         // it was renamed; so many of its records are delivered, maybe again
 	SmallDisk   EventKind = "the spool's disk has less room than it may use"
-	Unnoted     EventKind = "that records were delivered could not be noted" // so many come again
-	Disturbed   EventKind = "the spool's cluster is disturbed"               // no record is refused or lost
-	Unnamed     EventKind = "a queue of the spool has no name now"           // its records have no Namespace; it is tried again
+	Unnoted     EventKind = "that records were delivered could not be noted"                 // so many come again
+	Disturbed   EventKind = "the spool's cluster is disturbed"                               // no record is refused or lost
+	Stranded    EventKind = "a queue of the spool is for a host that is in no configuration" // it holds so many records and dead letters
+	Unnamed     EventKind = "a queue of the spool has no name now"                           // its records have no Namespace; it is tried again
 )
 
 // String says what happened.

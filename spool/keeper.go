@@ -60,8 +60,12 @@ type Sender interface {
 // Block is one configuration's use of a spool. It is not changed while it is
 // attached.
 type Block struct {
-	// Targets are the queues that records are put into: the URLs of v2 hosts.
+	// Targets are the queues that records are put into: the URLs of v2 hosts, or
+	// other names that Sender knows.
 	Targets []string
+
+	// Alone are those of the Targets whose records never share a request.
+	Alone []string
 
 	// MaxSize is how many bytes the records may take, and DeadSize the dead
 	// letters.
@@ -104,7 +108,8 @@ type Outbox struct {
 	Gate
 	name      string
 	keeper    *Keeper
-	used      bool // it is delivered; keeper.mu
+	used      bool   // it is delivered; keeper.mu
+	stranded  *Block // for which it was told that nobody delivers; keeper.mu
 	sender    atomic.Pointer[Sender]
 	deliverer atomic.Pointer[Deliverer] // nil until a Block is accepted and the Log is open
 }
@@ -268,15 +273,38 @@ func (k *Keeper) adopt() {
 		if !o.used {
 			continue // its configuration has not been accepted
 		}
-		if sender := k.decider(o.name).senderTo(o.name); sender != nil {
+		decider := k.decider(o.name)
+		if sender := decider.senderTo(o.name); sender != nil {
 			o.sender.Store(&sender)
+		} else {
+			o.sender.Store(nil)
+			k.tellStranded(o, log, decider)
+		}
+		limits := last.Limits
+		if slices.Contains(decider.Alone, o.name) {
+			limits.Batching = Batching{}
 		}
 		if d := o.deliverer.Load(); d != nil {
-			d.SetLimits(last.Limits)
+			d.SetLimits(limits)
 		} else {
-			k.deliver(o, log, last.Limits)
+			k.deliver(o, log, limits)
 		}
 	}
+}
+
+// tellStranded tells, once for each configuration, of a queue with records that it
+// cannot deliver. k.mu is held.
+func (k *Keeper) tellStranded(o *Outbox, log Log, decider *Block) {
+	if o.stranded == decider {
+		return
+	}
+	o.stranded = decider
+	k.ended.Go(func() { // a cluster may be slow to say
+		depth, _ := log.Depth(o.name) // what is known
+		if n := depth.Records + depth.Dead; n > 0 {
+			k.report(Event{Kind: Stranded, Queue: o.name, Records: n, Err: errNoSender})
+		}
+	})
 }
 
 // decider is the last Block that is accepted, and that has a queue among its

@@ -21,6 +21,10 @@ const (
 	seoul = "https://seoul.example"
 )
 
+// legacy is a host of these tests to which only a configuration that names it can
+// deliver.
+const legacy = "legacy+https://legacy.example"
+
 // keeping is a Keeper of a Log in memory, and what it has told.
 type keeping struct {
 	*spool.Keeper
@@ -138,7 +142,7 @@ func configure(maxSize int64, rate int, targets ...string) *configuration {
 		MaxSize: maxSize,
 		Limits:  spool.Limits{InFlight: 10, Rate: rate, MaxAge: 6 * day},
 		Sender: func(target string) (spool.Sender, error) {
-			if target == "garbage" {
+			if target == "garbage" || target == legacy && !slices.Contains(targets, legacy) {
 				return nil, errors.New("no host")
 			}
 			c.mu.Lock()
@@ -344,6 +348,80 @@ func TestKeeperSendsBatches(t *testing.T) {
 				t.Errorf("configuration %d: %d in batches, %d alone", round, got, c.got(tokyo))
 			}
 			defer k.Detach(c.Block)
+		}
+	})
+}
+
+// TestKeeperSendsAlone has a queue whose records share no request beside one whose do.
+func TestKeeperSendsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeping(t)
+		c := configure(1<<20, 1000, tokyo, legacy)
+		c.Limits.Batching = spool.Batching{Most: 500, Wait: batchWait}
+		c.Alone = []string{legacy}
+		boxes := k.Attach(c.Block)
+		k.Accept(c.Block)
+		put(t, boxes[tokyo], 10)
+		put(t, boxes[legacy], 10)
+		time.Sleep(time.Second)
+		if alone, batched := c.host(legacy), c.host(tokyo); len(alone.batches.sizes()) != 0 || c.got(legacy) != 10 || len(batched.batches.sizes()) == 0 || c.got(tokyo) != 0 {
+			t.Errorf("%d of the legacy host's in batches, %d alone; %d and %d of v2's", len(alone.batches.sizes()), c.got(legacy), len(batched.batches.sizes()), c.got(tokyo))
+		}
+	})
+}
+
+// TestKeeperStranded takes a queue's host out of the configuration, and brings it back.
+// Meanwhile its records go nowhere, also not by what has delivered them before, and each
+// configuration tells of them once.
+func TestKeeperStranded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeping(t)
+		told := func() (n int) {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			for _, e := range k.events {
+				if e.Kind == spool.Stranded && e.Queue == legacy && e.Records == 3 {
+					n++
+				}
+			}
+			return n
+		}
+		with := configure(1<<20, 1000, tokyo, legacy)
+		boxes := k.Attach(with.Block)
+		k.Accept(with.Block)
+		time.Sleep(time.Second)
+		without := configure(1<<20, 1000, tokyo)
+		k.Attach(without.Block)
+		k.Accept(without.Block)
+		put(t, boxes[legacy], 1)
+		time.Sleep(time.Second)
+		if with.got(legacy) != 1 || told() != 0 {
+			t.Errorf("as long as one knows the host, it gets %d records, and it is told %d times", with.got(legacy), told())
+		}
+		for range 3 {
+			k.log.queue(legacy).append("a")
+		}
+		k.Detach(with.Block)
+		time.Sleep(time.Hour)
+		if with.got(legacy)+without.got(legacy) != 1 || told() != 1 {
+			t.Errorf("then it gets %d records, and it is told %d times", with.got(legacy)+without.got(legacy), told())
+		}
+		k.Accept(without.Block)
+		again := configure(1<<20, 1000, tokyo)
+		k.Attach(again.Block)
+		k.Accept(again.Block)
+		k.Detach(without.Block)
+		time.Sleep(time.Second)
+		if told() != 2 {
+			t.Errorf("the next one tells of it %d times", told()-1)
+		}
+		back := configure(1<<20, 1000, tokyo, legacy)
+		k.Attach(back.Block)
+		k.Accept(back.Block)
+		k.Detach(again.Block)
+		time.Sleep(time.Hour) // each may have been tried often
+		if back.got(legacy) != 3 || told() != 2 {
+			t.Errorf("when it is back, it gets %d records, and it is told %d times", back.got(legacy), told()-2)
 		}
 	})
 }

@@ -99,7 +99,7 @@ type Config struct {
 	Begin func(http.ResponseWriter, *http.Request)
 
 	// Withhold reports whether an answer with this status is not for the caller;
-	// nil for none. Forward then fails with ErrWithheld.
+	// nil for none. Forward then fails with ErrWithheld, and Relay if Instead agrees.
 	Withhold func(status int) bool
 }
 
@@ -301,7 +301,10 @@ func (c *Client) receive(x *exchange, br *bufio.Reader, t *Trip) (reusable bool,
 			return false, fmt.Errorf("it answered %d and did not read the request: %w", t.Status, err)
 		}
 	}
-	if x.relayed {
+	switch {
+	case x.relayed && x.withheld(c.Withhold, t):
+		return x.skipRelayed(br, t), ErrWithheld
+	case x.relayed:
 		return x.relayAnswer(br, c.Begin, t)
 	}
 	withheld := x.w != nil && c.Withhold != nil && c.Withhold(t.Status)

@@ -30,6 +30,7 @@ type exchange struct {
 
 	relayed bool           // the request and its answer go on as they came: see relay.go
 	expects bool           // its caller has asked for 100 Continue, and gets it here
+	instead func() bool    // of such a request: see Relayed
 	rest    *restOfRequest // what is sent behind pieces as it comes; nil for nothing
 
 	aside   bool       // the request is long, and sent in a goroutine of its own
@@ -62,7 +63,7 @@ func (x *exchange) put() {
 	clear(x.pieces)
 	x.w, x.r, x.conn, x.fixed.r = nil, nil, nil, nil
 	x.whole, x.said = false, nil
-	x.relayed, x.expects, x.rest, x.sendErr = false, false, nil, nil
+	x.relayed, x.expects, x.instead, x.rest, x.sendErr = false, false, nil, nil, nil
 	exchanges.Put(x)
 }
 

@@ -33,6 +33,11 @@ type Relayed struct {
 	Body []byte    // what is there of its body, or the first part of it
 	More [][]byte  // the parts behind that
 	Rest io.Reader // what the caller has still to send; nil for nothing
+
+	// Instead is asked whether the caller gets another answer than one that is not for
+	// it, as Withhold says. The Trip has what the host says; nil for no. If Instead says
+	// no, the host's answer goes to the caller all the same.
+	Instead func() bool
 }
 
 // CallerError says that the rest of a request could not be read from its caller.
@@ -49,7 +54,7 @@ func (c *Client) Relay(w http.ResponseWriter, r *http.Request, q *Relayed, t *Tr
 	x := exchanges.Get().(*exchange)
 	defer x.put()
 	x.w, x.r, x.timeout = w, r, c.Timeout
-	x.relayed, x.expects = true, len(q.Expect) > 0
+	x.relayed, x.expects, x.instead = true, len(q.Expect) > 0, q.Instead
 	x.composeRelayed(q)
 	pool := c.pool
 	if x.rest != nil {
@@ -195,6 +200,29 @@ func (x *exchange) relayInterim() {
 	x.w.WriteHeader(status)
 	clear(header)
 	maps.Copy(header, own)
+}
+
+// withheld asks whether the caller gets another answer than this one.
+func (x *exchange) withheld(withhold func(status int) bool, t *Trip) bool {
+	if x.instead == nil || withhold == nil || !withhold(t.Status) {
+		return false
+	}
+	t.RetryAfter = parseRetryAfter(x.retryAfter(), x.started)
+	if !x.instead() {
+		x.extend() // to ask may have taken long
+		return false
+	}
+	return true
+}
+
+// skipRelayed reads an answer that is for nobody, if it is short. What it says is not
+// noted: it may quote a key from where a request to v2 has none.
+func (x *exchange) skipRelayed(br *bufio.Reader, t *Trip) (reusable bool) {
+	x.relayed = false // the trailer goes to nobody
+	_ = x.conn.SetReadDeadline(time.Now().Add(restTime))
+	reusable, _ = x.skip(br, t)
+	t.Words = ""
+	return reusable
 }
 
 // relayAnswer passes the answer on as it came. A body in chunks goes on piece by piece

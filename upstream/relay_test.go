@@ -138,6 +138,59 @@ func TestRelaySlowCaller(t *testing.T) {
 	})
 }
 
+// TestRelayInstead: an answer that is not for the caller goes to nobody if it has got
+// another one, and else to the caller as it came.
+func TestRelayInstead(t *testing.T) {
+	const chunked = "HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbusy\r\n0\r\nX-A: 1\r\n\r\n"
+	for _, tc := range []struct {
+		name    string
+		answer  string
+		instead bool
+		asked   int
+		fails   bool // with ErrWithheld
+		status  int
+		dialed  int // for this request and the next one
+	}{
+		{"it is for the caller", okAnswer, true, 0, false, 200, 1},
+		{"a refusal is, too", refusal, true, 0, false, 403, 1},
+		{"the caller has another", busyAnswer, true, 1, true, 0, 1},
+		{"the same in chunks", chunked, true, 1, true, 0, 1},
+		{"it breaks off", "HTTP/1.1 503 Busy\r\nContent-Length: 9\r\n\r\nbusy" + cut, true, 1, true, 0, 2},
+		{"the caller has none", busyAnswer, false, 1, false, 503, 1},
+		{"nor one in chunks", chunked, false, 1, false, 503, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				host := &script{conns: [][]string{{tc.answer, okAnswer}, {okAnswer}}}
+				client := newScripted(t, host, func(cfg *Config) { cfg.Withhold = func(status int) bool { return status == 503 } })
+				w, trip, asked := httptest.NewRecorder(), Trip{}, 0
+				q := &Relayed{Body: []byte("one"), Instead: func() bool {
+					asked++
+					if trip.Status != 503 || w.Code != 200 || len(w.Header()) > 0 {
+						t.Errorf("asked about %+v, when %d %q was written", trip, w.Code, w.Header())
+					}
+					return tc.instead
+				}}
+				q.Method, q.Target, q.Host, q.Length = http.MethodPost, "/x", "legacy.test", 3
+				err := client.Relay(w, httptest.NewRequest(http.MethodPost, "/x", nil), q, &trip)
+				if asked != tc.asked || errors.Is(err, ErrWithheld) != tc.fails || (err == nil) == tc.fails || trip.Words != "" {
+					t.Errorf("asked %d times, got %v and %+v", asked, err, trip)
+				}
+				if !tc.fails && w.Code != tc.status || tc.fails && len(w.Header())+w.Body.Len() > 0 {
+					t.Errorf("the caller got %d %q %q", w.Code, w.Header(), w.Body)
+				}
+				if tc.asked > 0 && !strings.HasSuffix(tc.answer, cut) && trip.RetryAfter != 7*time.Second {
+					t.Errorf("the host wants %v", trip.RetryAfter)
+				}
+				var next Trip
+				if w, err := relay(client, http.MethodPost, "one", nil, &next); err != nil || w.Code != 200 || trip.Dialed+next.Dialed != tc.dialed {
+					t.Errorf("the next one: %v, %d, after %d dials", err, w.Code, trip.Dialed+next.Dialed)
+				}
+			})
+		})
+	}
+}
+
 // TestRelayCutCaller: what breaks off at the caller is no whole request at the host, and
 // the error says whose fault it is.
 func TestRelayCutCaller(t *testing.T) {

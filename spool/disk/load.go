@@ -51,8 +51,7 @@ func (d *Disk) load() error {
 func (d *Disk) queueIn(entry os.DirEntry) (name string, ours bool) {
 	path := filepath.Join(d.cfg.Dir, entry.Name())
 	name, err := url.QueryUnescape(entry.Name())
-	u, parseErr := url.Parse(name)
-	ours = err == nil && parseErr == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && url.QueryEscape(name) == entry.Name()
+	ours = err == nil && isQueueName(name) && url.QueryEscape(name) == entry.Name()
 	if entry.Type()&os.ModeSymlink != 0 { // an operator may have moved it to another disk
 		info, err := os.Stat(path)
 		return name, ours && (err != nil || info.IsDir())
@@ -61,6 +60,17 @@ func (d *Disk) queueIn(entry os.DirEntry) (name string, ours bool) {
 		d.report(spool.Event{Kind: spool.Foreign, File: path})
 	}
 	return name, ours && entry.IsDir()
+}
+
+// isQueueName reports whether a text is the URL of a host. Its scheme may say more before
+// a plus sign.
+func isQueueName(name string) bool {
+	u, err := url.Parse(name)
+	if err != nil || u.Host == "" {
+		return false
+	}
+	scheme := u.Scheme[strings.LastIndexByte(u.Scheme, '+')+1:]
+	return scheme == "http" || scheme == "https"
 }
 
 // keyFits reports whether something in the queue was encrypted with the key.

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -71,7 +72,7 @@ func TestForeignDirectories(t *testing.T) {
 	if err := errors.Join(os.Rename(ours, linked), os.Symlink(linked, ours)); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"backup", "https%3a%2f%2flower.example", "ftp%3A%2F%2Fx.example", "%zz", "lost+found", ".git"} {
+	for _, name := range []string{"backup", "https%3a%2f%2flower.example", "ftp%3A%2F%2Fx.example", "legacy%2Bftp%3A%2F%2Fx.example", "%zz", "lost+found", ".git"} {
 		if err := os.Mkdir(filepath.Join(cfg.Dir, name), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -86,8 +87,32 @@ func TestForeignDirectories(t *testing.T) {
 	if e := take(t, d, 1)[0]; string(e.Data) != "a" {
 		t.Errorf("%q comes", e.Data)
 	}
-	if told := ev.of(spool.Foreign); len(told) != 5 || len(ev.all) != 5 {
+	if told := ev.of(spool.Foreign); len(told) != 6 || len(ev.all) != 6 {
 		t.Errorf("told %+v", ev.all)
+	}
+}
+
+// A queue's scheme may say more of its host.
+func TestQueueNames(t *testing.T) {
+	t.Parallel()
+	var ev events
+	cfg := Config{Dir: t.TempDir(), OnEvent: ev.add}
+	d := open(t, cfg)
+	const plain, special = "http://h.example:8080", "legacy+http://h.example:8080"
+	for _, queue := range []string{plain, special} {
+		if err := d.Append(queue, spool.Record{Arrival: time.Now(), Data: []byte(queue)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shut(t, d)
+	d = open(t, cfg)
+	if queues := d.Queues(); !slices.Equal(queues, []string{plain, special}) || len(ev.all) != 0 {
+		t.Errorf("the queues are %q, and told %+v", queues, ev.all)
+	}
+	for _, queue := range []string{plain, special} {
+		if entries, err := d.Records(queue, 0, 10); err != nil || len(entries) != 1 || string(entries[0].Data) != queue {
+			t.Errorf("%s has %+v, %v", queue, entries, err)
+		}
 	}
 }
 
