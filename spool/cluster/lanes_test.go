@@ -21,8 +21,8 @@ func accountOf(data []byte) string {
 }
 
 // TestLimitedAccount has the records of an account waiting that v2 answers 429, and
-// sends some of healthy accounts behind them, of its own lane and of others.
-// SPOOL_RECORDS is how many wait.
+// sends some of healthy accounts behind them, of its own lane and of others: the first
+// ones when v2 has not said so yet. SPOOL_RECORDS is how many wait.
 func TestLimitedAccount(t *testing.T) {
 	backlog := 22_000
 	if value := os.Getenv("SPOOL_RECORDS"); value != "" {
@@ -33,14 +33,16 @@ func TestLimitedAccount(t *testing.T) {
 	}
 	l := open(t, cluster(t), func(c *Config) { c.MaxSize, c.Account = 1<<30, accountOf })
 	fill(t, l, backlog)
-	add(t, l, testQueue, inLaneOf("noisy", 1)[0]+" waits behind them")
-	delivered := make(chan string, 100)
+	early := inLaneOf("noisy", 1)[0] + " waits behind them"
+	add(t, l, testQueue, early)
+	delivered, limited := make(chan string, 100), make(chan struct{})
 	d := spool.NewDeliverer(l.Queue(testQueue), &spool.Gate{}, spool.Delivery{
 		Send: func(data []byte) spool.Result {
 			if accountOf(data) == "noisy" {
+				<-limited
 				return spool.Result{Status: 429, RetryAfter: time.Hour}
 			}
-			delivered <- accountOf(data)
+			delivered <- string(data)
 			return spool.Result{Status: 200}
 		},
 		Account: accountOf,
@@ -52,39 +54,50 @@ func TestLimitedAccount(t *testing.T) {
 	running.Go(func() { d.Run(ctx) })
 	defer running.Wait()
 	defer cancel()
+	answers := sync.OnceFunc(func() { close(limited) })
+	defer answers()
 	until(t, "it is known who jams its lane", func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		return l.jams[laneToken(tokenOf(testQueue), int(hashOf("noisy")%lanes))].keeps(0)
 	})
-	accounts := append(inLaneOf("noisy", 12)[1:], "healthy", "well", "fine")
-	took := make([]time.Duration, 0, len(accounts))
-	await := func(account string) {
+	came := map[string]bool{}
+	await := func(record string) {
 		t.Helper()
-		for late := time.After(5 * wait); ; {
+		for late := time.After(5 * wait); !came[record]; {
 			select {
 			case got := <-delivered:
-				if got == account {
-					return
-				}
+				came[got] = true
 			case <-late:
-				t.Fatalf("a record of %s was not sent", account)
+				t.Fatalf("%q was not sent", record)
 			}
 		}
 	}
-	for i, account := range accounts {
-		sent := time.Now()
-		add(t, l, testQueue, fmt.Sprintf("%s %d", account, i))
+	accounts := append(inLaneOf("noisy", 12)[1:], "healthy", "well", "fine")
+	slowest := time.Duration(0)
+	for _, account := range accounts {
+		add(t, l, testQueue, account+" comes before the answer")
 		d.Arrived(1, 10)
-		await(account)
-		took = append(took, time.Since(sent))
 	}
-	t.Logf("%d records wait, and healthy ones were sent after %v at most", backlog, slices.Max(took))
-	if slices.Max(took) > 2*time.Second {
-		t.Errorf("healthy records were sent after %v", took)
-	}
+	answers()
 	began := time.Now()
-	await(inLaneOf("noisy", 1)[0])
+	for _, account := range accounts {
+		await(account + " comes before the answer")
+		slowest = max(slowest, time.Since(began))
+	}
+	for _, account := range accounts {
+		began = time.Now()
+		add(t, l, testQueue, account+" comes later")
+		d.Arrived(1, 10)
+		await(account + " comes later")
+		slowest = max(slowest, time.Since(began))
+	}
+	t.Logf("%d records wait, and healthy ones were sent after %v at most", backlog, slowest)
+	if slowest > 2*time.Second {
+		t.Errorf("healthy records were sent after %v", slowest)
+	}
+	began = time.Now()
+	await(early)
 	t.Logf("what was among them already was sent %v later", time.Since(began))
 }
 
@@ -216,38 +229,57 @@ func TestLaneFails(t *testing.T) {
 	until(t, "somebody is told", func() bool { return strings.Contains(said.String(), "maximum consumers limit") })
 }
 
-// A lane is jammed for others than who jams it, until v2 takes a record of that
-// account. With all lanes jammed, each account keeps to its own.
+// A lane with a backlog is jammed for whom few of it are, until that is given out. With
+// all lanes jammed, each account keeps to its own.
 func TestJam(t *testing.T) {
 	l := &Log{config: Config{Account: accountOf}, putOffs: newPutOffs()}
 	noisy, other := []byte("noisy"), []byte(inLaneOf("noisy", 1)[0])
 	own := l.laneFor("q", noisy)
+	give := func(lane string, data []byte, n int) {
+		for range n {
+			l.given(lane, data, jammedBehind)
+		}
+	}
 	jammed := func() bool { return l.laneFor("q", other) != own }
 	if jammed() {
 		t.Error("nobody jams the lane yet")
 	}
-	l.jams[own] = jam{hashOf("noisy"): jammedAt - 1, hashOf("another"): 1}
-	if jammed() {
-		t.Error("too few were put off")
+	if give(own, noisy, jammedAt-1); jammed() {
+		t.Error("too little is known of who jams it")
 	}
-	l.jams[own][hashOf("noisy")]++
-	if !jammed() || l.laneFor("q", noisy) != own {
+	if give(own, other, 1); !jammed() || l.laneFor("q", noisy) != own {
 		t.Error("the lane is jammed for others alone")
 	}
 	free := l.laneFor("q", other)
 	for lane := range lanes {
-		l.jams[laneToken("q", lane)] = jam{hashOf("noisy"): jammedAt}
+		if token := laneToken("q", lane); token != free {
+			give(token, noisy, jammedAt)
+		}
 	}
-	delete(l.jams, free)
 	if l.laneFor("q", other) != free {
 		t.Error("one lane is free, and not found")
 	}
-	l.jams[free] = jam{hashOf("noisy"): jammedAt}
-	if jammed() {
+	if give(free, noisy, jammedAt); jammed() {
 		t.Error("all lanes are jammed, and it is not in its own")
 	}
-	l.passed(free, jammedBehind-1)
-	if !jammed() {
-		t.Error("a lane is not jammed that has given out its backlog")
+	if l.given(free, noisy, jammedBehind-1); l.laneFor("q", other) != free {
+		t.Error("a lane is jammed that has given out its backlog")
+	}
+}
+
+// TestJamOfMany: among thousands of accounts, who has most of a backlog stays known.
+func TestJamOfMany(t *testing.T) {
+	noisy, j := hashOf("noisy"), jam{}
+	for i := range 10_000 {
+		j.count(hashOf(fmt.Sprintf("healthy%d", i)))
+		for range 3 {
+			j.count(noisy)
+		}
+		if len(j) > 2*maxJammers {
+			t.Fatalf("%d accounts are counted", len(j))
+		}
+		if i > jammedAt && (j.keeps(noisy) || !j.keeps(hashOf("new"))) {
+			t.Fatalf("with %d others, the lane is %v", i, j)
+		}
 	}
 }

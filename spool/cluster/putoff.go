@@ -26,13 +26,14 @@ const (
 	// maxTried bounds of how many records it is known how often they were tried.
 	maxTried = 100_000
 
-	// A lane is jammed for others than an account when so many records of this have
-	// been put off, none taken since, and so many records wait that it has not given
-	// out yet.
-	jammedAt     = 2000
+	// A lane is jammed for an account when so many records wait that it has not given
+	// out yet, and of what it has given out since, so many at least, less than half is
+	// the account's. It does not matter what v2 says: of an account that it limits it
+	// takes some records, too.
 	jammedBehind = 1000
+	jammedAt     = 16
 
-	// maxJammers bounds how many accounts of a lane are counted.
+	// maxJammers is about how many accounts of a lane are counted.
 	maxJammers = 64
 )
 
@@ -40,25 +41,36 @@ const (
 type putOffs struct {
 	tries     map[identity]int
 	calendars map[string]*calendar // by lane
-	jams      map[string]jam       // the same, of lanes with a backlog
+	jams      map[string]jam       // the same, of those with a backlog
 }
 
 func newPutOffs() putOffs {
 	return putOffs{map[identity]int{}, map[string]*calendar{}, map[string]jam{}}
 }
 
-// jam counts the records of a lane that were put off, by account, since one of the
-// account was taken.
+// jam counts the records that a lane with a backlog has given out, by account.
 type jam map[uint32]int
 
 // keeps reports whether the lane is jammed for an account, by others.
 func (j jam) keeps(account uint32) bool {
-	for other, n := range j {
-		if other != account && n >= jammedAt {
-			return true
+	all := 0
+	for _, n := range j {
+		all += n
+	}
+	return all >= jammedAt && 2*j[account] < all
+}
+
+// count counts a record of an account. Those with many stay known, however many have
+// few.
+func (j jam) count(account uint32) {
+	if _, known := j[account]; !known && len(j) >= maxJammers {
+		for other := range j {
+			if j[other] /= 2; j[other] == 0 {
+				delete(j, other)
+			}
 		}
 	}
-	return false
+	j[account]++
 }
 
 // calendar says how many records come again in which second.
@@ -104,20 +116,10 @@ func (l *Log) putOff(e spool.Entry, msg jetstream.Msg, after time.Duration) time
 		l.tried(identityOf(e), e.Tries)
 		return 0
 	}
-	lane, account, behind := laneOf(msg), l.accountOf(e.Data), uint64(0)
-	if meta, err := msg.Metadata(); err == nil { // always: it was given out
-		behind = meta.NumPending
-	}
+	lane := laneOf(msg)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.tried(identityOf(e), e.Tries+1)
-	l.passed(lane, behind)
-	if j := l.jams[lane]; j != nil {
-		if len(j) >= maxJammers {
-			clear(j)
-		}
-		j[account]++
-	}
 	c := l.calendars[lane]
 	if c == nil {
 		c = &calendar{booked: map[int64]int{}}
@@ -138,23 +140,20 @@ func (l *Log) tried(id identity, tries int) {
 	l.tries[id] = tries
 }
 
-// passed notes how many records a lane has not given out yet. l.mu is held.
-func (l *Log) passed(lane string, behind uint64) {
-	switch {
-	case behind < jammedBehind:
-		delete(l.jams, lane)
-	case l.jams[lane] == nil:
-		l.jams[lane] = jam{}
-	}
-}
-
-// taken notes that v2 has taken a record: its account jams nothing.
-func (l *Log) taken(e spool.Entry, msg jetstream.Msg) {
+// given notes what a lane gives out, with so many records behind it that it has not
+// given out yet.
+func (l *Log) given(lane string, data []byte, behind uint64) {
+	account := l.accountOf(data)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if j := l.jams[laneOf(msg)]; len(j) > 0 {
-		delete(j, l.accountOf(e.Data))
+	if behind < jammedBehind {
+		delete(l.jams, lane)
+		return
 	}
+	if l.jams[lane] == nil {
+		l.jams[lane] = jam{}
+	}
+	l.jams[lane].count(account)
 }
 
 // accountOf is the account of a record, as a number that few share.

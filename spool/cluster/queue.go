@@ -144,10 +144,11 @@ func (q *queue) entry(msg jetstream.Msg) (e spool.Entry, ok bool) {
 		return e, false
 	}
 	id := identify(msg.Headers(), meta.Sequence.Stream, meta.Timestamp)
-	tries, ok := q.hold(id, msg, meta.NumPending)
+	tries, ok := q.hold(id, msg)
 	if !ok {
 		return e, false
 	}
+	q.given(laneOf(msg), data, meta.NumPending)
 	return spool.Entry{
 		ID: spool.ID(id.seq), Namespace: id.namespace,
 		Record: spool.Record{
@@ -163,10 +164,9 @@ type holding struct {
 	since time.Time
 }
 
-// hold notes what is given out, with so many records behind it in its lane. It says
-// how often it was tried, and no if it has been given out already: the servers have
-// not heard of this gateway for a while.
-func (l *Log) hold(id identity, msg jetstream.Msg, behind uint64) (tries int, ok bool) {
+// hold notes what is given out. It says how often it was tried, and no if it has been
+// given out already: the servers have not heard of this gateway for a while.
+func (l *Log) hold(id identity, msg jetstream.Msg) (tries int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.held == nil {
@@ -174,9 +174,6 @@ func (l *Log) hold(id identity, msg jetstream.Msg, behind uint64) (tries int, ok
 	}
 	_, again := l.held[id]
 	l.held[id] = holding{msg, time.Now()}
-	if len(l.jams) > 0 && behind < jammedBehind {
-		delete(l.jams, laneOf(msg))
-	}
 	return l.tries[id], !again
 }
 
@@ -227,7 +224,6 @@ func (l *Log) heldFor(d time.Duration) (msgs []jetstream.Msg) {
 // again, and if this gateway ends before, the record comes again.
 func (q *queue) Ack(e spool.Entry) {
 	if msg := q.release(e); msg != nil {
-		q.taken(e, msg)
 		q.lost(q.acknowledge(msg))
 	}
 }
