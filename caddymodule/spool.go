@@ -349,8 +349,8 @@ var failedAdvice = []struct {
 	advice string
 }{
 	{[]error{syscall.ENOSPC, syscall.EDQUOT}, "free space on the disk, or names (df -i), or raise the quota"},
-	{[]error{fs.ErrPermission, syscall.EROFS}, "give the gateway's user the right to write the directory and all that is in it, and see that the disk is not mounted read-only; it may have become so after an error (dmesg)"},
-	{[]error{fs.ErrNotExist, syscall.ENOTDIR}, "see that dir is a directory, and that its disk is mounted"},
+	{[]error{fs.ErrPermission, syscall.EACCES, syscall.EPERM, syscall.EROFS}, "give the gateway's user the right to write the directory and all that is in it, and see that the disk is not mounted read-only; it may have become so after an error (dmesg)"},
+	{[]error{fs.ErrNotExist, syscall.ENOENT, syscall.ENOTDIR}, "see that dir is a directory, and that its disk is mounted"},
 	{[]error{syscall.EFBIG}, "raise the limit on the size of a file (ulimit -f, LimitFSIZE)"},
 	{[]error{syscall.EMFILE, syscall.ENFILE}, "raise the limit on open files (LimitNOFILE)"},
 	{[]error{syscall.EIO}, "the disk is failing (dmesg): move the callers to another gateway"},

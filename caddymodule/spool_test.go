@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -323,5 +325,24 @@ func TestStartRefusesWhatIsLocked(t *testing.T) {
 	g.load(t, g.handler(v2.URL))
 	if status := onlySpool(t); !status.Available {
 		t.Errorf("got %+v", status)
+	}
+}
+
+// TestAdviceOnADisk: the advice is about what is wrong. Only a full disk is to be freed.
+func TestAdviceOnADisk(t *testing.T) {
+	for errno, says := range map[syscall.Errno]string{
+		syscall.ENOSPC: "free space", syscall.EDQUOT: "free space",
+		syscall.EACCES: "right to write", syscall.EPERM: "right to write", syscall.EROFS: "mounted read-only",
+		syscall.ENOENT: "see that dir is a directory", syscall.ENOTDIR: "see that dir is a directory",
+		syscall.EFBIG: "ulimit -f", syscall.EMFILE: "LimitNOFILE", syscall.ENFILE: "LimitNOFILE",
+		syscall.EIO: "the disk is failing", syscall.EINVAL: "by what the error says",
+	} {
+		path := &fs.PathError{Op: "open", Path: "/spool/queue", Err: errno}
+		for _, err := range []error{path, fmt.Errorf("%w: %w", spool.ErrUnavailable, path), errors.New(path.Error())} { // bbolt keeps only the text of some
+			advice := adviceOn(spool.Event{Kind: spool.Failed, Err: err})
+			if !strings.Contains(advice, says) || strings.Contains(advice, "free space") != (says == "free space") {
+				t.Errorf("%v: %s", err, advice)
+			}
+		}
 	}
 }
