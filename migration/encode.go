@@ -55,6 +55,12 @@ func appendOthers(b []byte, o *others, rows int) []byte {
 	return appendSum(b, start, othersKey)
 }
 
+// appendOthersFound appends the findings about all that has no row.
+func appendOthersFound(b []byte, all []found) []byte {
+	start := len(b)
+	return appendSum(appendFound(append(b, encodingVersion), all), start, foundKey)
+}
+
 func appendTotals(b []byte, t *totals) []byte {
 	b = binary.AppendVarint(b, t.first)
 	b = binary.AppendVarint(b, t.last)
@@ -152,6 +158,16 @@ func decodeOthers(value []byte) (o others, rows int, err error) {
 		return others{}, 0, errEncoding
 	}
 	return o, rows, nil
+}
+
+// decodeFound reads what appendOthersFound wrote.
+func decodeFound(value []byte) ([]found, error) {
+	r := openValue(foundKey, value)
+	all := r.found()
+	if r.bad || len(r.left) > 0 {
+		return nil, errEncoding
+	}
+	return all, nil
 }
 
 // isRowKey reports whether a text can be a row's key.

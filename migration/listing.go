@@ -73,6 +73,8 @@ type Others struct {
 	Events7d  uint64    `json:"events_7d"`
 	Events    uint64    `json:"events"`
 	Error     uint64    `json:"error"` // the most events that one of them can have
+
+	Findings []RowFinding `json:"findings,omitempty"` // about some of them, of the last 7 days in which they were there
 }
 
 // State says how far a caller is.
@@ -126,7 +128,7 @@ func (r *row) list(now time.Time) Row {
 		Key: parts[0], Database: parts[1], Table: parts[2], Surface: parts[3], Agent: parts[4], Source: parts[5],
 		State: d.state(parts[0], now), FirstSeen: timeOf(d.first), LastSeen: timeOf(d.last),
 		Events24h: d.hours.lastDay(hourOf(now)), Events7d: d.hours.lastWeek(hourOf(now)), Events: d.events, Error: d.missed,
-		Lanes: map[string]uint64{}, Results: map[string]uint64{}, Findings: []RowFinding{}, Examples: []RowExample{},
+		Lanes: map[string]uint64{}, Results: map[string]uint64{}, Examples: []RowExample{},
 	}
 	for lane, events := range d.lanes {
 		if events > 0 {
@@ -136,12 +138,7 @@ func (r *row) list(now time.Time) Row {
 	for _, result := range d.results {
 		out.Results[result.name] = result.events
 	}
-	for _, f := range d.findings {
-		if f.last < d.last-int64(leftFor/time.Second) {
-			continue // it does that no more: there is nothing to change
-		}
-		out.Findings = append(out.Findings, RowFinding{f.of.String(), f.of.Kind().String(), f.events, timeOf(f.last), f.of.Advice()})
-	}
+	out.Findings = listFound(d.findings, d.last)
 	for _, e := range d.examples {
 		names := []string{}
 		for f := range e.Findings.All() {
@@ -150,6 +147,18 @@ func (r *row) list(now time.Time) Row {
 		out.Examples = append(out.Examples, RowExample{e.Request, names})
 	}
 	return out
+}
+
+// listFound lists the findings of a week in which the last event came. What is older is
+// done no more: there is nothing to change.
+func listFound(all []found, last int64) []RowFinding {
+	listed := make([]RowFinding, 0, len(all))
+	for _, f := range all {
+		if f.last >= last-int64(leftFor/time.Second) {
+			listed = append(listed, RowFinding{f.of.String(), f.of.Kind().String(), f.events, timeOf(f.last), f.of.Advice()})
+		}
+	}
+	return listed
 }
 
 // state is the state of a caller with this key.
@@ -174,6 +183,7 @@ func (o *others) list(now time.Time) Others {
 	return Others{
 		Rows: o.rows, FirstSeen: timeOf(o.first), LastSeen: timeOf(o.last),
 		Events24h: o.hours.lastDay(hourOf(now)), Events7d: o.hours.lastWeek(hourOf(now)), Events: o.events, Error: o.missed,
+		Findings: listFound(o.findings, o.last),
 	}
 }
 

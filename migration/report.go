@@ -80,6 +80,8 @@ type others struct {
 
 	// missed is how many events at most a caller without a row has had.
 	missed uint64
+
+	findings []found
 }
 
 // newReport makes a report without what is in its file.
@@ -120,6 +122,9 @@ func (o *others) add(more *others) {
 	o.merge(&more.totals)
 	o.rows += more.rows
 	o.missed = max(o.missed, more.missed)
+	for _, f := range more.findings {
+		o.findings = addFound(o.findings, f)
+	}
 }
 
 // Count counts a call. It is quick: for a caller that is known, it waits for no file
@@ -211,7 +216,7 @@ func (r *Report) giveWay(old *row, now time.Time) {
 		hour = hourOf(now)
 	}
 	r.others.hours.advance(hour)
-	r.others.add(&others{totals: old.data.totals, rows: 1})
+	r.others.add(&others{totals: old.data.totals, rows: 1, findings: old.data.findings})
 }
 
 // forget takes away the rows of callers that have gone. Those that are to come, by a clock
@@ -222,6 +227,7 @@ func (r *Report) forget(now time.Time) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	foundNotAfter(r.others.findings, now.Add(maxAhead).Unix())
 	r.order.keep(func(old *row) bool {
 		switch {
 		case old.data.last > now.Add(maxAhead).Unix():

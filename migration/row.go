@@ -109,15 +109,15 @@ func addTo(tallies []tally, name string, events uint64, limit int) []tally {
 }
 
 // addFound counts events of which a finding was true.
-func (d *rowData) addFound(more found) {
-	for i := range d.findings {
-		if f := &d.findings[i]; f.of == more.of {
+func addFound(all []found, more found) []found {
+	for i := range all {
+		if f := &all[i]; f.of == more.of {
 			f.events += more.events
 			f.last = max(f.last, more.last)
-			return
+			return all
 		}
 	}
-	d.findings = append(d.findings, more)
+	return append(all, more)
 }
 
 // weight is what the row's place depends on: how many events it may have had.
@@ -140,7 +140,7 @@ func (d *rowData) add(c *Call) {
 	d.recent.add(recentStepOf(c.Time), c.Lane, events)
 	d.results = addTo(d.results, clean(c.Result, maxResult), events, maxResults)
 	for f := range c.Findings.All() {
-		d.addFound(found{events, now, f})
+		d.findings = addFound(d.findings, found{events, now, f})
 	}
 	if c.legacyForm() {
 		d.formSeen = now
@@ -180,7 +180,7 @@ func (d *rowData) merge(saved *rowData) {
 		d.results = addTo(d.results, t.name, t.events, maxResults)
 	}
 	for _, f := range saved.findings {
-		d.addFound(f)
+		d.findings = addFound(d.findings, f)
 	}
 	for _, e := range saved.examples {
 		if d.wantsExample(e.Findings) {
@@ -193,10 +193,14 @@ func (d *rowData) merge(saved *rowData) {
 // notAfter brings to the present what was counted while the clock was ahead.
 func (d *rowData) notAfter(now int64) {
 	d.first, d.last, d.formSeen = min(d.first, now), min(d.last, now), min(d.formSeen, now)
-	for i := range d.findings {
-		d.findings[i].last = min(d.findings[i].last, now)
-	}
+	foundNotAfter(d.findings, now)
 	d.changed = true
+}
+
+func foundNotAfter(all []found, now int64) {
+	for i := range all {
+		all[i].last = min(all[i].last, now)
+	}
 }
 
 // merge adds the counts of another row, or of several.

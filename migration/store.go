@@ -23,6 +23,7 @@ import (
 
 const (
 	othersKey     = "others"
+	foundKey      = "findings" // the others': a version that does not know them reads the rest
 	damagedSuffix = ".damaged" // of a file that was set aside
 	lockSuffix    = ".lock"    // of a file that is locked as long as the report has its own
 
@@ -281,6 +282,11 @@ func (r *Report) load() error {
 					damaged++
 				}
 			}
+			if value := tx.Bucket(othersBucket).Get([]byte(foundKey)); value != nil {
+				if rest.findings, err = decodeFound(value); err != nil {
+					damaged++
+				}
+			}
 			return tx.Bucket(rowsBucket).ForEach(func(key, value []byte) error {
 				if d, err := decodeRow(string(key), value); err == nil {
 					all[string(key)] = &d
@@ -326,7 +332,7 @@ func (r *Report) takeIn(all map[string]*rowData, rest *others) {
 			r.order.append(made)
 		default:
 			r.gone[key] = true
-			r.others.add(&others{totals: d.totals, rows: 1, missed: d.weight()})
+			r.others.add(&others{totals: d.totals, rows: 1, missed: d.weight(), findings: d.findings})
 		}
 	}
 }
@@ -336,6 +342,7 @@ type news struct {
 	rows   map[string][]byte // values by key
 	gone   map[string]bool
 	others []byte
+	found  []byte // the others' findings
 }
 
 // takeNews takes what has changed since the last time. Calls wait only while it lists
@@ -361,7 +368,7 @@ func (n *news) encode(rest *others, rows int, changed []listed) {
 		}
 		l.row.mu.Unlock()
 	}
-	n.others = appendOthers(nil, rest, rows)
+	n.others, n.found = appendOthers(nil, rest, rows), appendOthersFound(nil, rest.findings)
 }
 
 // listed is a row that has changed.
@@ -383,7 +390,9 @@ func (r *Report) listChanged(n *news) (rest others, rows int, changed []listed) 
 			d.saved = true
 		}
 	}
-	return r.others, len(r.rows), changed
+	rest = r.others
+	rest.findings = slices.Clone(rest.findings)
+	return rest, len(r.rows), changed
 }
 
 // giveBack notes that news were not written.
@@ -424,5 +433,5 @@ func (n *news) write(tx *bolt.Tx) error {
 			return err
 		}
 	}
-	return tx.Bucket(othersBucket).Put([]byte(othersKey), n.others)
+	return errors.Join(tx.Bucket(othersBucket).Put([]byte(othersKey), n.others), tx.Bucket(othersBucket).Put([]byte(foundKey), n.found))
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -417,10 +418,17 @@ func FuzzRow(f *testing.F) {
 	}
 	others := appendOthers(nil, &r.others, 3)
 	f.Add(othersKey, others[:len(others)-4])
+	found := appendOthersFound(nil, []found{{7, start.Unix(), KeyInURL}, {1, 0, LegacyRefused}})
+	f.Add(foundKey, found[:len(found)-4])
 	f.Fuzz(func(t *testing.T, key string, body []byte) {
 		if o, rows, err := decodeOthers(appendSum(body, 0, othersKey)); err == nil {
-			if again, n, err := decodeOthers(appendOthers(nil, &o, rows)); err != nil || again != o || n != rows {
+			if again, n, err := decodeOthers(appendOthers(nil, &o, rows)); err != nil || fmt.Sprint(again) != fmt.Sprint(o) || n != rows {
 				t.Errorf("%+v, then %+v: %v", o, again, err)
+			}
+		}
+		if all, err := decodeFound(appendSum(body, 0, foundKey)); err == nil {
+			if again, err := decodeFound(appendOthersFound(nil, all)); err != nil || !slices.Equal(again, all) {
+				t.Errorf("%+v, then %+v: %v", all, again, err)
 			}
 		}
 		d, err := decodeRow(key, appendSum(body, 0, key))
