@@ -26,10 +26,11 @@ nothing, and makes and changes no file.
 	$ caddy td-doctor --config Caddyfile
 	$ caddy td-doctor --config caddy.json --offline
 
-It also asks each v2 host of the configuration, with a record without a key,
-which v2 refuses and cannot store, and looks at this machine: memory, open
-files, the spool's disk. Run it where the gateway runs, as its user and with its
-environment. --offline asks nobody.
+It also asks each v2 host of the configuration, and with migrate each legacy
+host, with a record without a key, which they refuse and cannot store, and looks
+at this machine: memory, open files, the directories of the spool, the plan and
+the report. Run it where the gateway runs, as its user and with its environment.
+--offline asks nobody.
 
 The exit code is 1 if something would lose records, or if the configuration
 cannot be read, and else 0.
@@ -37,7 +38,7 @@ cannot be read, and else 0.
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Flags().StringP("config", "c", "Caddyfile", "The configuration to look at; - for the standard input")
 			cmd.Flags().StringP("adapter", "a", "", "The configuration's form (default caddyfile; none for a .json file)")
-			cmd.Flags().Bool("offline", false, "Ask no v2 host")
+			cmd.Flags().Bool("offline", false, "Ask no v2 host, and no legacy host")
 			cmd.Args = noArguments
 			cmd.SetFlagErrorFunc(nearestFlag)
 			cmd.RunE = runDoctor
@@ -66,7 +67,7 @@ func runDoctor(cmd *cobra.Command, _ []string) error {
 	e.json = adapter != "caddyfile"
 	all := slices.Concat(checkConfiguration(e), noteKeys(e), noteOpen(e), probeMachine(e))
 	if !flags.Bool("offline") {
-		all = slices.Concat(all, probeUpstreams(e), probeClusters(e))
+		all = slices.Concat(all, probeUpstreams(e), probeLegacies(e), probeClusters(e))
 	}
 	if printFindings(cmd.OutOrStdout(), file, all) {
 		cmd.SilenceErrors = true

@@ -204,7 +204,7 @@ func (w *walk) fateOf(handlers []json.RawMessage) fate {
 func (w *walk) fateAt(raw json.RawMessage) fate {
 	h, _ := readBlock(raw) // what cannot be read fails the load
 	switch {
-	case slices.Contains(h.Surfaces, w.form.surface):
+	case slices.Contains(h.Surfaces, w.form.surface), h.Migrate != nil: // the rest goes to the legacy host
 		return arrives
 	case h.PassThru, h.Handoff:
 		return unanswered

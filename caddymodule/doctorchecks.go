@@ -49,7 +49,7 @@ func checkConfiguration(e *examined) []finding {
 	}
 	var all []finding
 	for _, check := range []func(*examined) []finding{
-		checkShadows, checkCalls, checkPath, checkPassword, checkBodySize, checkOptions, checkRedirects, checkCatchAll, checkAuto, checkSpools, checkSpoolDir, checkNext,
+		checkShadows, checkCalls, checkPath, checkPassword, checkBodySize, checkOptions, checkRedirects, checkCatchAll, checkAuto, checkSpools, checkSpoolDir, checkMigrate, checkState, checkNext,
 		checkHeaderSize, checkHandover, checkLogs, checkUpstream, checkGrace, checkTimeouts, checkUnreached, checkPlainHTTP, checkProxies,
 	} {
 		all = append(all, check(e)...)
@@ -402,7 +402,7 @@ func checkNext(e *examined) (all []finding) {
 			"Write `reverse_proxy https://us01.records.in.treasuredata.com` (your region's host) behind td_postback, or take `handoff` out: td_postback forwards by itself.",
 		})
 	}
-	if places := e.places(func(b *foundBlock) bool { return b.handler.PassThru && len(b.behind) == 0 }); places != "" {
+	if places := e.places(func(b *foundBlock) bool { return b.handler.PassThru && b.handler.Migrate == nil && len(b.behind) == 0 }); places != "" {
 		all = append(all, finding{
 			bites,
 			"`pass_thru` leaves other paths to the next handler, and there is none, at " + places + ".",
@@ -703,6 +703,10 @@ func checkMemory(e *examined, limit, machine int64) []finding {
 		if b.handler.Spool.Batch > 0 {
 			holds += batchHeadroom
 		}
+		legacy, _ := b.legacyTargets() // what is wrong is said already
+		for _, target := range legacy {
+			queues[target] = max(queues[target], minHeadroom)
+		}
 		for _, target := range b.targets() {
 			queues[target] = max(queues[target], holds)
 		}
@@ -735,7 +739,8 @@ func checkMemory(e *examined, limit, machine int64) []finding {
 func checkFiles(e *examined, limit uint64) []finding {
 	need := uint64(otherFiles)
 	for _, b := range e.blocks {
-		for range b.targets() {
+		legacy, _ := b.legacyTargets() // what is wrong is said already
+		for range slices.Concat(b.targets(), legacy) {
 			need += 2 * uint64(b.handler.MaxConns) //nolint:gosec // G115: it is validated
 			if b.handler.Spool != nil {
 				need += maxDeliveries

@@ -44,6 +44,7 @@ func probeMachine(e *examined) (all []finding) {
 			}
 		}
 	}
+	all = append(all, probeState(e)...)
 	all = append(all, probeCertificates(e)...)
 	all = append(all, probeProxies(e)...)
 	limit, machine := memory()
@@ -237,8 +238,9 @@ func probeClusters(e *examined) (all []finding) {
 	return all
 }
 
-// clientFor makes the client of a block for a target. It opens no connection.
-func clientFor(h *Handler, target string) (*upstream.Client, error) {
+// clientFor makes the client of a block for a target, which is where resolve says, if it
+// says so. It opens no connection.
+func clientFor(h *Handler, target, resolve string) (*upstream.Client, error) {
 	address, err := parseUpstream(target)
 	if err != nil {
 		return nil, nil //nolint:nilnil,nilerr // the options are wrong, which is said already
@@ -249,7 +251,7 @@ func clientFor(h *Handler, target string) (*upstream.Client, error) {
 	}
 	h.leaving = new(atomic.Bool) // what Provision would have set
 	cfg := h.upstreamConfig(address, trust)
-	cfg.Retries = 0
+	cfg.Retries, cfg.Addr = 0, resolve
 	return upstream.New(cfg)
 }
 
@@ -257,8 +259,9 @@ func clientFor(h *Handler, target string) (*upstream.Client, error) {
 // nobody.
 func probeProxies(e *examined) (all []finding) {
 	for _, b := range e.blocks {
-		for _, target := range b.targets() {
-			client, err := clientFor(b.handler, target)
+		legacy, _ := b.legacyTargets() // what is wrong is said already
+		for _, target := range slices.Concat(b.targets(), legacy) {
+			client, err := clientFor(b.handler, target, "")
 			if client != nil {
 				client.Close()
 			}
@@ -277,7 +280,7 @@ func probeProxies(e *examined) (all []finding) {
 // probeUpstream sends a record without a key, which v2 refuses and cannot store,
 // by the way of real ones.
 func probeUpstream(h *Handler, target string) []finding {
-	client, err := clientFor(h, target)
+	client, err := clientFor(h, target, "")
 	if err != nil || client == nil {
 		return nil // which is said without asking
 	}

@@ -29,18 +29,19 @@ func TestDoctor(t *testing.T) {
 		code  int
 		texts []string
 	}{
-		"the example":                     {[]string{"--config", write(t, "Caddyfile", tried)}, 0, []string{"403 to a record without a key, as it should", "The clock agrees", "would lose no record"}},
-		"the example, offline":            {[]string{"--config", "../Caddyfile.example", "--offline"}, 0, nil},
-		"the example, adapter":            {[]string{"--config", write(t, "gateway.conf", tried), "--adapter", "caddyfile", "--offline"}, 0, nil},
-		"a redirect":                      {[]string{"--config", write(t, "Caddyfile", strings.NewReplacer("auto_https disable_redirects", "", "http://{$POSTBACK_HOST:localhost}, ", "").Replace(tried)), "--offline"}, 1, []string{"redirected to https"}},
-		"nothing":                         {[]string{"--config", write(t, "Caddyfile", ":8080\nrespond ok\n"), "--offline"}, 1, []string{"LOSES RECORDS", "There is no td_postback", "do not use it like this"}},
-		"JSON":                            {[]string{"--config", write(t, "caddy.json", "{}"), "--offline"}, 1, []string{"There is no td_postback", `{"handler": "td_postback", "region": "us01"}`}},
-		"a misspelt option":               {[]string{"--config", write(t, "Caddyfile", ":8080\ntd_postback us01 {\n\tmax_bod 1\n}\n")}, 1, []string{"max_bod is no option of td_postback"}},
-		"no file":                         {[]string{"--config", "nosuch"}, 1, []string{"nosuch"}},
-		"no such adapter":                 {[]string{"--config", "../Caddyfile.example", "--adapter", "toml"}, 1, []string{`--adapter "toml"`}},
-		"a stray argument":                {[]string{"../Caddyfile.example"}, 1, []string{"takes no argument"}},
-		"v2 that cannot be reached":       {[]string{"--config", write(t, "Caddyfile", strings.Replace(tried, stand.URL, "http://"+freeAddr(t), 1))}, 1, []string{"takes no connection", "Nothing listens there: start it, or correct `upstream`", "--offline"}},
-		"a certificate that is not there": {[]string{"--config", write(t, "Caddyfile", "https://a.example {\ntls nosuch.pem nosuch.key\ntd_postback us01\n}\n"), "--offline"}, 1, []string{"does not start", "nosuch.pem"}},
+		"the example":                          {[]string{"--config", write(t, "Caddyfile", tried)}, 0, []string{"403 to a record without a key, as it should", "The clock agrees", "would lose no record"}},
+		"the example, offline":                 {[]string{"--config", "../Caddyfile.example", "--offline"}, 0, nil},
+		"the example, adapter":                 {[]string{"--config", write(t, "gateway.conf", tried), "--adapter", "caddyfile", "--offline"}, 0, nil},
+		"a redirect":                           {[]string{"--config", write(t, "Caddyfile", strings.NewReplacer("auto_https disable_redirects", "", "http://{$POSTBACK_HOST:localhost}, ", "").Replace(tried)), "--offline"}, 1, []string{"redirected to https"}},
+		"nothing":                              {[]string{"--config", write(t, "Caddyfile", ":8080\nrespond ok\n"), "--offline"}, 1, []string{"LOSES RECORDS", "There is no td_postback", "do not use it like this"}},
+		"JSON":                                 {[]string{"--config", write(t, "caddy.json", "{}"), "--offline"}, 1, []string{"There is no td_postback", `{"handler": "td_postback", "region": "us01"}`}},
+		"a misspelt option":                    {[]string{"--config", write(t, "Caddyfile", ":8080\ntd_postback us01 {\n\tmax_bod 1\n}\n")}, 1, []string{"max_bod is no option of td_postback"}},
+		"no file":                              {[]string{"--config", "nosuch"}, 1, []string{"nosuch"}},
+		"no such adapter":                      {[]string{"--config", "../Caddyfile.example", "--adapter", "toml"}, 1, []string{`--adapter "toml"`}},
+		"a stray argument":                     {[]string{"../Caddyfile.example"}, 1, []string{"takes no argument"}},
+		"v2 that cannot be reached":            {[]string{"--config", write(t, "Caddyfile", strings.Replace(tried, stand.URL, "http://"+freeAddr(t), 1))}, 1, []string{"takes no connection", "Nothing listens there: start it, or correct `upstream`", "--offline"}},
+		"a legacy host that cannot be reached": {[]string{"--config", write(t, "Caddyfile", ":8080 {\n\ttd_postback us01 {\n\t\tupstream "+stand.URL+"\n\t\tmigrate {\n\t\t\tlegacy http://"+freeAddr(t)+"\n\t\t}\n\t}\n}\n")}, 1, []string{"takes no connection", "`legacy` and `resolve` in `migrate`"}},
+		"a certificate that is not there":      {[]string{"--config", write(t, "Caddyfile", "https://a.example {\ntls nosuch.pem nosuch.key\ntd_postback us01\n}\n"), "--offline"}, 1, []string{"does not start", "nosuch.pem"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

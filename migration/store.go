@@ -228,6 +228,17 @@ func (s *store) takeLock() error {
 	return err
 }
 
+// InUse reports whether a process has a file of a report or of a plan. It makes no file.
+func InUse(path string) bool {
+	return errors.Is(guard(func() error {
+		lock, err := bolt.Open(path+lockSuffix, 0, &bolt.Options{ReadOnly: true, Timeout: lockWait})
+		if err == nil {
+			err = lock.Close()
+		}
+		return err
+	}), berrors.ErrTimeout)
+}
+
 // leaveLostFile closes a file that somebody has deleted or replaced: what is written
 // there, nobody reads again.
 func (s *store) leaveLostFile() {
