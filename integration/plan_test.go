@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
@@ -229,7 +230,7 @@ func TestMigrateConflict(t *testing.T) {
 	// Between the two requests of a command, somebody else changes the plan.
 	var other atomic.Pointer[func()]
 	to := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: g.admin})
-	between := serveHandler(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPost {
 			if change := other.Swap(nil); change != nil {
 				(*change)()
@@ -238,6 +239,8 @@ func TestMigrateConflict(t *testing.T) {
 		r.Host, r.Header["Origin"] = g.admin, nil
 		to.ServeHTTP(w, r)
 	}))
+	t.Cleanup(server.Close)
+	between := server.Listener.Addr().String()
 	for n, line := range []string{"share db.tbl 50", "unset db.tbl", "undo", "resume"} {
 		change := func() { g.says(t, words(fmt.Sprintf("share db.other %d --note mine", n+1))) }
 		other.Store(&change)
@@ -249,19 +252,6 @@ func TestMigrateConflict(t *testing.T) {
 	if output, ok := migrateAt(t, between, "rollback"); !ok || !strings.Contains(output, "Revision 6") {
 		t.Errorf("the rollback: %s", output)
 	}
-}
-
-// serveHandler serves a handler on a free port.
-func serveHandler(t *testing.T, h http.Handler) (addr string) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: h}
-	t.Cleanup(func() { _ = server.Close() })
-	go func() { _ = server.Serve(l) }()
-	return l.Addr().String()
 }
 
 // TestMigrateAPI: the admin API asks for the revision that a change is based on, and
@@ -349,7 +339,7 @@ func TestMigrateWithout(t *testing.T) {
 // TestMigrateSocket: the commands ask at a socket too, as the systemd unit has it.
 func TestMigrateSocket(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "td") // a socket's path is short
+	dir, err := os.MkdirTemp("", "td") //nolint:usetesting // a socket's path is short
 	if err != nil {
 		t.Fatal(err)
 	}

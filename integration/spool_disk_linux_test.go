@@ -144,19 +144,22 @@ func serveOnDisk(t *testing.T, options, upstream, spool string) (g *spooling, in
 	_, port, _ := net.SplitHostPort(addr)
 	g = &spooling{admin: admin, dir: mountpoint + "/spool"}
 	g.caddyfile = spoolCaddyfile(admin, port, spoolBlock(upstream, g.dir, "", spool))
-	p := startWith(t, "/bin/sh", nil, func(cmd *exec.Cmd) {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
-		if os.Geteuid() != 0 {
-			cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-			cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
-			cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
-		}
-	}, "-c", mount+` --make-rprivate / && `+mount+` -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@"`, "sh", options, mountpoint,
+	p := startWith(t, "/bin/sh", nil, ownMounts, "-c", mount+` --make-rprivate / && `+mount+` -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@"`, "sh", options, mountpoint,
 		binary, "run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile", g.caddyfile))
 	g.gateway = &gateway{addr: addr, process: p}
 	g.await(t, "serving initial configuration", 1)
 	saysNoSecret(t, p)
 	return g, fmt.Sprintf("/proc/%d/root%s", p.cmd.Process.Pid, mountpoint)
+}
+
+// ownMounts gives a command mounts of its own.
+func ownMounts(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	if os.Geteuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
+	}
 }
 
 // fill writes a file until its disk has not a byte left.
