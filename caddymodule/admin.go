@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -107,10 +108,15 @@ func healthOfPlan() *planHealth {
 	if shown == nil {
 		return nil
 	}
-	if err := shown.get().Trouble(); err != nil {
-		return &planHealth{spool.HealthDegraded, err.Error()}
+	trouble, ok := within(time.Second, func() error { return shown.get().Trouble() })
+	switch {
+	case !ok:
+		return &planHealth{spool.HealthDegraded, "the plan's disk does not answer"}
+	case trouble != nil:
+		return &planHealth{spool.HealthDegraded, trouble.Error()}
+	default:
+		return &planHealth{Status: spool.HealthOK}
 	}
-	return &planHealth{Status: spool.HealthOK}
 }
 
 func writeJSON(w http.ResponseWriter, status int, value any) error {

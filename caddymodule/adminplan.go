@@ -72,11 +72,17 @@ func servePlan(w http.ResponseWriter, _ *http.Request) error {
 	if err != nil {
 		return err
 	}
-	// The revision comes first: who changes the plan by an older one is told so.
-	answer := planAnswer{Status: *plan.get().Status(), Start: plan.config.Start.String()}
-	answer.Rules = plan.get().Shares(report, time.Now())
-	if history := plan.get().History(); len(history) > 0 {
-		answer.LastChange = &history[len(history)-1]
+	answer, ok := within(diskPatience, func() (a planAnswer) {
+		// The revision comes first: who changes the plan by an older one is told so.
+		a.Status, a.Start = *plan.get().Status(), plan.config.Start.String()
+		a.Rules = plan.get().Shares(report, time.Now())
+		if history := plan.get().History(); len(history) > 0 {
+			a.LastChange = &history[len(history)-1]
+		}
+		return a
+	})
+	if !ok {
+		return errSlowDisk
 	}
 	return writePlan(w, http.StatusOK, answer.Revision, answer)
 }
@@ -86,7 +92,32 @@ func serveHistory(w http.ResponseWriter, _ *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, append([]migration.Change{}, plan.get().History()...))
+	history, ok := within(diskPatience, plan.get().History)
+	if !ok {
+		return errSlowDisk
+	}
+	return writeJSON(w, http.StatusOK, append([]migration.Change{}, history...))
+}
+
+// diskPatience is how long who asks for the plan, or rolls it back, waits for a change
+// that is on its way to the disk.
+const diskPatience = 5 * time.Second
+
+var errSlowDisk error = caddy.APIError{
+	HTTPStatus: http.StatusServiceUnavailable,
+	Err:        errors.New("the plan's disk does not answer: a change is being written, and not in force yet. Calls go by the plan, and a rollback holds at once; see to the disk, and ask again"),
+}
+
+// within is what do returns, unless that takes longer than the limit.
+func within[T any](limit time.Duration, do func() T) (result T, ok bool) {
+	done := make(chan T, 1)
+	go func() { done <- do() }()
+	select {
+	case result = <-done:
+		return result, true
+	case <-time.After(limit):
+		return result, false
+	}
 }
 
 // writePlan answers with the plan's revision as ETag.
@@ -272,7 +303,7 @@ func planChange(action migration.Action) func(http.ResponseWriter, *http.Request
 			return planError(w, err)
 		}
 		answer := outcomeAnswer{Outcome: *outcome}
-		if outcome.Change == nil {
+		if outcome.Change == nil && outcome.Unsaved == "" {
 			answer.Message = "nothing has changed: the plan is like that already"
 		}
 		return writePlan(w, http.StatusOK, outcome.Revision, answer)
@@ -292,9 +323,33 @@ func (b *planRequest) apply(plan *migration.Steering, order migration.Order, act
 	case migration.ActionResume:
 		return plan.Resume(order)
 	default:
-		return plan.Rollback(order)
+		return rollback(plan, order)
 	}
 }
+
+// rollback rolls back. That is in force before it is on the disk, and a disk that does not
+// answer holds up nobody.
+func rollback(plan *migration.Steering, order migration.Order) (*migration.Outcome, error) {
+	type result struct {
+		outcome *migration.Outcome
+		err     error
+	}
+	got, ok := within(diskPatience, func() (r result) {
+		r.outcome, r.err = plan.Rollback(order)
+		return r
+	})
+	now := plan.Plan().Signals()
+	switch {
+	case ok:
+		return got.outcome, got.err
+	case now.Held:
+		return &migration.Outcome{Revision: now.Revision, Unsaved: unsavedYet}, nil
+	default:
+		return nil, errSlowDisk // it names a revision, which cannot be compared now
+	}
+}
+
+const unsavedYet = "the rollback is in force, but the plan's disk does not answer; until it does, a restart would lift it, and begin with the plan before"
 
 // tryShare says what a share would move. It need not name a revision, since it changes
 // nothing.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -407,6 +408,21 @@ func TestPlanNotSaved(t *testing.T) {
 	if got := askPlan(t, http.MethodGet, "health", ""); got.text != `{"status":"ok","spools":{},"plan":{"status":"ok"}}`+"\n" {
 		t.Errorf("the health is %+v", got)
 	}
+}
+
+// TestWithin: what takes too long is not waited for.
+func TestWithin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		stuck := make(chan bool)
+		began := time.Now()
+		if _, ok := within(time.Second, func() bool { return <-stuck }); ok || time.Since(began) != time.Second {
+			t.Errorf("after %s: %v", time.Since(began), ok)
+		}
+		close(stuck)
+		if got, ok := within(time.Second, func() int { time.Sleep(time.Second - 1); return 7 }); !ok || got != 7 {
+			t.Errorf("got %d %v", got, ok)
+		}
+	})
 }
 
 // TestPlanWithout: without migrate there is nothing to see or to change, and health does

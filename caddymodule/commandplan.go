@@ -226,7 +226,7 @@ func rollbackCommand(fs caddycmd.Flags) (int, error) {
 	if err := changePlan(fs, migration.ActionRollback, nil, new(planRequest), &outcome); err != nil {
 		return exitRefused, err
 	}
-	if outcome.Change == nil {
+	if outcome.Message != "" {
 		fmt.Printf("Nothing has changed: it is rolled back already. The plan has revision %d.\n", outcome.Revision)
 	} else {
 		fmt.Printf("Rolled back: everything goes to the legacy host, from the next request. Revision %d.\nWhat the spool holds for v2 still goes to v2.\n", outcome.Revision)

@@ -1,10 +1,14 @@
 package integration
 
 import (
+	"net/http"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 )
 
-// This file has a plan whose disk is read-only.
+// This file has a plan whose disk is read-only, or does not answer.
 
 // TestMigrateReadOnly: where the plan's directory is read-only, the plan in it counts, a
 // share is refused, and a rollback holds and says what a restart would do.
@@ -25,4 +29,54 @@ func TestMigrateReadOnly(t *testing.T) {
 	g.restart(t) // where it can be written
 	g.goesTo(t, "v2")
 	g.says(t, words("status"), "Revision 1. The last change: share")
+}
+
+// TestMigrateHungDisk: while the plan's disk does not answer, events go on, a rollback
+// holds and is told, and health and status say what is wrong. When it answers, all of it
+// is written.
+func TestMigrateHungDisk(t *testing.T) {
+	t.Parallel()
+	disk := mountForgetful(t)
+	g := servePlanIn(t, disk.dir, "start v2")
+	g.goesTo(t, "v2")
+	disk.mu.Lock()
+	unlock := sync.OnceFunc(disk.mu.Unlock)
+	t.Cleanup(unlock)
+	shared := make(chan string)
+	go func() {
+		output, _ := migrateAt(t, g.admin, words("share db.tbl 100")...)
+		shared <- output
+	}()
+	g.awaitHung(t)
+	g.goesTo(t, "v2")
+	g.says(t, words("rollback"), "Rolled back: everything goes to the legacy host", "Do not restart the gateway: the rollback is in force, but the plan's disk does not answer")
+	g.goesTo(t, "legacy")
+	refuses(t, g.admin, words("status"), "the plan's disk does not answer")
+	unlock()
+	if output := <-shared; !strings.Contains(output, "Revision 1") {
+		t.Errorf("the share: %s", output)
+	}
+	g.goesTo(t, "legacy")
+	g.says(t, words("status"), "Revision 2", "It is rolled back, by ")
+	g.restart(t)
+	g.goesTo(t, "legacy")
+	g.says(t, words("undo"), "db.tbl: taken away")
+}
+
+// awaitHung waits until health says that the disk does not answer.
+func (g *planned) awaitHung(t *testing.T) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; {
+		var health struct {
+			Status string
+			Plan   struct{ Problem string }
+		}
+		status := askAdmin(t, http.MethodGet, g.admin, "health", &health)
+		if status == http.StatusOK && health.Status == "degraded" && health.Plan.Problem == "the plan's disk does not answer" {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("health is %d %+v", status, health)
+		}
+	}
 }

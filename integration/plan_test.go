@@ -31,7 +31,13 @@ type planned struct {
 // servePlan runs one. migrate has more options of that block.
 func servePlan(t *testing.T, migrate string) *planned {
 	t.Helper()
-	g := &planned{admin: freeAddr(t), dir: t.TempDir(), legacy: startLegacy(t, nil), v2: startRecorder(t, nil)}
+	return servePlanIn(t, t.TempDir(), migrate)
+}
+
+// servePlanIn keeps what it keeps in this directory.
+func servePlanIn(t *testing.T, dir, migrate string) *planned {
+	t.Helper()
+	g := &planned{admin: freeAddr(t), dir: dir, legacy: startLegacy(t, nil), v2: startRecorder(t, nil)}
 	addr := freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	g.caddyfile = fmt.Sprintf("{\n%s\n storage file_system %s/storage\n}\nhttp://:%s {\n%s\n}\n", withAdmin(g.admin), g.dir, port, g.block(migrate))
