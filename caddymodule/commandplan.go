@@ -270,7 +270,7 @@ func planStatusCommand(fs caddycmd.Flags) (int, error) {
 			fmt.Println("Degraded: " + oneLine(problem))
 		}
 	}
-	fmt.Printf("\nShares to v2, asked for and real, and events by lane in the last hour; a share sticks to the %s:\n\n", plan.Stick)
+	fmt.Printf("\nThe share of each rule that is to go to v2, and what went by each lane, v2 or legacy, in the last hour. A share sticks to the %s.\n\n", plan.Stick)
 	table := newTable("RULE", "ACCOUNT", "ASKED", "REAL", "V2", "LEGACY")
 	for i := range plan.Rules {
 		r := &plan.Rules[i]
