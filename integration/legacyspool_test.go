@@ -460,7 +460,6 @@ func TestLegacySpoolDead(t *testing.T) {
 // sends them nowhere. When it is back, they are delivered.
 func TestLegacySpoolLeft(t *testing.T) {
 	t.Parallel()
-	const left = "a queue of the spool is for a host that is in no configuration"
 	v2, legacy := startFickle(t), startFickleLegacy(t)
 	legacy.goAway(closes)
 	home, dir := "XDG_DATA_HOME="+t.TempDir(), filepath.Join(t.TempDir(), "spool")
@@ -475,9 +474,9 @@ func TestLegacySpoolLeft(t *testing.T) {
 		if status, problem := reload(t, g.admin, strings.Replace(g.caddyfile, with, site, 1)); status != 200 {
 			t.Fatalf("%d %s", status, problem)
 		}
-		g.await(t, left, n+1)
+		g.await(t, strandedWarning, n+1)
 	}
-	if line := warningLine(g.text(), left); !strings.Contains(line, `"records":3`) || !strings.Contains(line, `"spool":"`+dir+`"`) ||
+	if line := warningLine(g.text(), strandedWarning); !strings.Contains(line, `"records":3`) || !strings.Contains(line, `"spool":"`+dir+`"`) ||
 		!strings.Contains(line, `"queue":"`+legacyQueue(legacy)+`"`) || !strings.Contains(line, "configure migrate again") {
 		t.Errorf("logged %s", line)
 	}
@@ -485,7 +484,7 @@ func TestLegacySpoolLeft(t *testing.T) {
 	g.stop()
 	legacy.comeBack()
 	g = serveSpoolSite(t, dir, without, home)
-	g.await(t, left, 1)
+	g.await(t, strandedWarning, 1)
 	isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, withID("again"))))
 	if s := g.state(t); s.depth(legacyQueue(legacy)) != 3 {
 		t.Errorf("the queue is %+v", s)
@@ -500,7 +499,7 @@ func TestLegacySpoolLeft(t *testing.T) {
 	if n := len(v2.all()); n != 2 {
 		t.Errorf("v2 has %d records", n)
 	}
-	if line := warningLine(g.text(), left); line != "" {
+	if line := warningLine(g.text(), strandedWarning); line != "" {
 		t.Errorf("logged %s", line)
 	}
 }
@@ -567,32 +566,33 @@ func TestLegacySpoolQueuesStayApart(t *testing.T) {
 	})
 }
 
-func queuesStayApart(t *testing.T, v2, legacy *fickle, site func(start string) string) {
+// strandedWarning tells of records for a host that is in no configuration.
+const strandedWarning = "a queue of the spool is for a host that is in no configuration"
+
+func queuesStayApart(t *testing.T, v2, legacy *fickle, site func(start string) string) *spooling {
 	v2.goAway(closes)
 	legacy.goAway(closes)
-	addr, admin := freeAddr(t), freeAddr(t)
-	_, port, _ := net.SplitHostPort(addr)
-	home := "XDG_DATA_HOME=" + t.TempDir()
+	admin := freeAddr(t)
+	addr, socket := outsideSocket(t)
 	serveAll := func(start string) *spooling {
-		g := &spooling{admin: admin, caddyfile: spoolCaddyfile(admin, port, site(start))}
-		g.gateway = serveCaddyfile(t, addr, g.caddyfile, home)
+		g := &spooling{admin: admin, caddyfile: socketCaddyfile(admin, site(start))}
+		g.gateway = &gateway{process: startOn(t, g.caddyfile, socket), addr: addr}
 		saysNoSecret(t, g.process)
 		return g
 	}
 	g := serveAll("v2")
+	g.awaitState(t, func(s *spoolState) bool { return s.Available })
 	const each = 50
 	var ids [2][]string
 	for n, lane := range []string{"v2", "legacy"} {
-		if status, problem := reload(t, admin, spoolCaddyfile(admin, port, site(lane))); status != 200 {
+		if status, problem := reload(t, admin, socketCaddyfile(admin, site(lane))); status != 200 {
 			t.Fatalf("%d %s", status, problem)
 		}
 		var bodies []string
 		ids[n], bodies = numbered(lane, each)
 		sendRecords(t, addr, spoolTarget, bodies)
 	}
-	if s := g.state(t); s.depth(v2.url()) != each || s.depth(legacyQueue(legacy)) != each {
-		t.Errorf("kept: %+v", s)
-	}
+	g.awaitState(t, func(s *spoolState) bool { return s.depth(v2.url()) == each && s.depth(legacyQueue(legacy)) == each })
 	kill(g.process)
 	g = serveAll("legacy")
 	legacy.comeBack()
@@ -610,4 +610,5 @@ func queuesStayApart(t *testing.T, v2, legacy *fickle, site func(start string) s
 	if len(v2.all()) != each || len(legacy.all()) != each {
 		t.Errorf("v2 has %d, and the legacy host %d", len(v2.all()), len(legacy.all()))
 	}
+	return g
 }

@@ -111,7 +111,8 @@ type Outbox struct {
 	used      bool   // it is delivered; keeper.mu
 	stranded  *Block // for which it was told that nobody delivers; keeper.mu
 	sender    atomic.Pointer[Sender]
-	deliverer atomic.Pointer[Deliverer] // nil until a Block is accepted and the Log is open
+	deliverer atomic.Pointer[Deliverer] // nil until a Block is accepted that can deliver, and the Log is open
+	stop      context.CancelFunc        // ends the deliverer; keeper.mu
 }
 
 // NewKeeper makes a Keeper. Nothing is opened, and nothing is on disk, before
@@ -274,12 +275,13 @@ func (k *Keeper) adopt() {
 			continue // its configuration has not been accepted
 		}
 		decider := k.decider(o.name)
-		if sender := decider.senderTo(o.name); sender != nil {
-			o.sender.Store(&sender)
-		} else {
-			o.sender.Store(nil)
-			k.tellStranded(o, log, decider)
+		sender := decider.senderTo(o.name)
+		if sender == nil {
+			k.strand(o, log, decider)
+			continue
 		}
+		o.sender.Store(&sender)
+		o.stranded = nil
 		limits := last.Limits
 		if slices.Contains(decider.Alone, o.name) {
 			limits.Batching = Batching{}
@@ -292,20 +294,32 @@ func (k *Keeper) adopt() {
 	}
 }
 
-// tellStranded tells, once for each configuration, of a queue with records that it
-// cannot deliver. k.mu is held.
-func (k *Keeper) tellStranded(o *Outbox, log Log, decider *Block) {
+// strand leaves a queue alone to which no configuration can deliver, and tells of it once
+// for each, if it has records. k.mu is held.
+func (k *Keeper) strand(o *Outbox, log Log, decider *Block) {
+	o.sender.Store(nil)
+	if o.deliverer.Swap(nil) != nil {
+		o.stop()
+	}
 	if o.stranded == decider {
 		return
 	}
 	o.stranded = decider
-	k.ended.Go(func() { // a cluster may be slow to say
-		depth, _ := log.Depth(o.name) // what is known
-		if n := depth.Records + depth.Dead; n > 0 {
-			k.report(Event{Kind: Stranded, Queue: o.name, Records: n, Err: errNoSender})
+	k.ended.Go(func() {
+		for range strandedLooks {
+			depth, _ := log.Depth(o.name) // what is known
+			if n := depth.Records + depth.Dead; n > 0 {
+				k.report(Event{Kind: Stranded, Queue: o.name, Records: n, Err: errNoSender})
+				return
+			}
+			sleep(k.ctx, reopenPause)
 		}
 	})
 }
+
+// strandedLooks is how often it is looked what a stranded queue has: what a cluster says
+// may be some seconds old.
+const strandedLooks = 2
 
 // decider is the last Block that is accepted, and that has a queue among its
 // targets if one has. k.mu is held.
@@ -339,6 +353,8 @@ func (b *Block) senderTo(queue string) Sender {
 
 // deliver begins to deliver a queue. k.mu is held.
 func (k *Keeper) deliver(o *Outbox, log Log, limits Limits) {
+	var ctx context.Context
+	ctx, o.stop = context.WithCancel(k.ctx)
 	d := NewDeliverer(log.Queue(o.name), &o.Gate, Delivery{
 		Send:      o.send,
 		Part:      o.part,
@@ -355,7 +371,7 @@ func (k *Keeper) deliver(o *Outbox, log Log, limits Limits) {
 		OnError: func(err error) { k.report(Event{Kind: Unreadable, Queue: o.name, Err: err}) },
 	})
 	o.deliverer.Store(d)
-	k.ended.Go(func() { d.Run(k.ctx) })
+	k.ended.Go(func() { d.Run(ctx) })
 }
 
 var errNoSender = errors.New("no configuration can deliver to this host")

@@ -322,7 +322,7 @@ func TestKeeperChoosesSender(t *testing.T) {
 		if second.got(left) != got[5]+1 || second.got(seoul) != got[4]+1 {
 			t.Errorf("both accepted: %d and %d records", second.got(left), second.got(seoul))
 		}
-		if n := k.log.queue("garbage").count(waiting) + k.log.queue("garbage").count(held); n != 1 || k.told(spool.Retried) == 0 {
+		if n := k.log.queue("garbage").count(waiting) + k.log.queue("garbage").count(held); n != 1 || k.told(spool.Retried) > 0 {
 			t.Errorf("%d records for nobody, %d retried", n, k.told(spool.Retried))
 		}
 	})
@@ -419,7 +419,7 @@ func TestKeeperStranded(t *testing.T) {
 		k.Attach(back.Block)
 		k.Accept(back.Block)
 		k.Detach(again.Block)
-		time.Sleep(time.Hour) // each may have been tried often
+		time.Sleep(time.Second)
 		if back.got(legacy) != 3 || told() != 2 {
 			t.Errorf("when it is back, it gets %d records, and it is told %d times", back.got(legacy), told()-2)
 		}
