@@ -58,6 +58,7 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 		route("/td_postback/migration/undo", http.MethodPost, planChange(migration.ActionUndo)),
 		route("/td_postback/migration/rollback", http.MethodPost, planChange(migration.ActionRollback)),
 		route("/td_postback/migration/resume", http.MethodPost, planChange(migration.ActionResume)),
+		route("/td_postback/migration/audit", http.MethodGet, serveAudit),
 		route("/td_postback/spool", http.MethodGet, serveSpools),
 		route("/td_postback/spool/records", http.MethodGet, serveRecords),
 		route("/td_postback/spool/record", http.MethodGet, serveRecord),

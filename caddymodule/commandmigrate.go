@@ -22,7 +22,7 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "td-migrate",
-		Usage: "status|share|unset|rollback|resume|history|undo|callers",
+		Usage: "status|share|unset|rollback|resume|history|undo|audit|callers",
 		Short: "Moves traffic from the legacy host to v2, and back, and shows what is left to change",
 		Long: `
 Asks a running gateway, over Caddy's admin API, for its plan, which says what goes to
@@ -37,6 +37,11 @@ The option migrate of td_postback switches it on.
 	$ caddy td-migrate resume
 	$ caddy td-migrate history
 	$ caddy td-migrate undo
+
+audit says whether callers can be moved to v2, and what is to change before.
+
+	$ caddy td-migrate audit
+	$ caddy td-migrate audit --since 7d --format json
 
 callers shows the report of callers: one row for each key, table, surface, agent and
 source. A key is shown by its fingerprint, and no value of a record is shown. The
@@ -58,6 +63,7 @@ option report of td_postback switches it on, and migrate does.
 			callers.RunE = caddycmd.WrapCommandFuncForCobra(callersCommand)
 			cmd.AddCommand(callers)
 			addPlanCommands(cmd)
+			addAuditCommand(cmd)
 		},
 	})
 }
