@@ -65,11 +65,15 @@ func (h *Handler) auditRecord(c *call, whole bool) (refused *postback.Refusal) {
 
 // isSurelyRefused reports whether v2 would refuse a body, as far as it is worth looking.
 func (h *Handler) isSurelyRefused(c *call) bool {
-	length := int64(c.out.Length())
+	length, inParts := int64(c.out.Length()), len(c.out.More) > 0
+	judged := &judgedSmall
+	if inParts {
+		judged = &judgedLarge
+	}
 	if !judged.take(length, c.answered()) {
 		return false
 	}
-	if len(c.out.More) > 0 { // it is copied into one piece
+	if inParts { // it is copied into one piece
 		if !h.bodies.reserve(length) {
 			return false
 		}
@@ -81,10 +85,11 @@ func (h *Handler) isSurelyRefused(c *call) bool {
 // judgedASecond is how many bytes are looked at in a second, whether they are JSON. It
 // takes 1 ns for each, so that this is no part of what a busy gateway does. Callers that
 // send what is none do so again.
-const judgedASecond = 2 << 20
+const judgedASecond = 4 << 20
 
-// judged says how many are left.
-var judged secondly
+// judgedSmall and judgedLarge say how many were, of bodies in one part and of others: a
+// few large ones must not hide what small ones are.
+var judgedSmall, judgedLarge secondly
 
 // secondly is an allowance for each second. Where two meet at its beginning, it may be
 // some more.

@@ -84,7 +84,8 @@ func TestAuditIsWhatV2Does(t *testing.T) {
 					h.redirectHosts = []string{"shop.example"}
 					r := taggedRequest(tc.method, tc.uri, tc.body, tc.headers...)
 					change(h, r)
-					judged.used.Store(0)
+					judgedSmall.used.Store(0)
+					judgedLarge.used.Store(0)
 					return tallied(t, h, r)
 				}
 				legacy, v2 := row(migration.Legacy), row(migration.V2)
