@@ -79,13 +79,13 @@ func tunnel(w http.ResponseWriter, addr string) {
 		w.WriteHeader(http.StatusBadGateway)
 		return
 	}
-	w.WriteHeader(http.StatusOK)
-	from, _, err := http.NewResponseController(w).Hijack()
+	from, begun, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		_ = to.Close()
 		return
 	}
-	go func() { _, _ = io.Copy(to, from); _ = to.Close() }()
+	_, _ = io.WriteString(from, "HTTP/1.1 200 OK\r\n\r\n")
+	go func() { _, _ = io.Copy(to, begun); _ = to.Close() }() // the server may have read a byte already
 	go func() { _, _ = io.Copy(from, to); _ = from.Close() }()
 }
 
