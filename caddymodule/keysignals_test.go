@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/td-postback/gateway/migration"
+	"github.com/td-postback/gateway/spool"
 )
 
 // TestRefusedKeys counts each answer by which v2 refuses a key: to a call, to one with
@@ -60,6 +61,18 @@ func TestRefusedKeys(t *testing.T) {
 				t.Errorf("the exemplar is %q, want %q", exemplar, want)
 			}
 		})
+	}
+}
+
+// TestLegacyKeySignals: what the legacy host says of the key of a kept record is none of
+// v2's answers.
+func TestLegacyKeySignals(t *testing.T) {
+	for queue, want := range map[string]float64{"https://v2.example": 1, legacyQueue + "https://legacy.example": 0} {
+		before := timesCounted(t, keySignals, "refused")
+		settled(queue, spool.Refused, spool.Result{Status: http.StatusForbidden, Fingerprint: "1/#0123456789"})
+		if got := timesCounted(t, keySignals, "refused") - before; got != want {
+			t.Errorf("%s: counted %v times, want %v", queue, got, want)
+		}
 	}
 }
 

@@ -445,7 +445,7 @@ func countRepeat(r *spool.Result) {
 func settled(queue string, fate spool.Fate, r spool.Result) {
 	spoolFates[fate].Inc()
 	logger, host := caddy.Log().Named(handlerID), queue[strings.LastIndexByte(queue, '/')+1:]
-	if r.OfKey() {
+	if r.OfKey() && !strings.HasPrefix(queue, legacyQueue) {
 		countNamed(refusedKeys, r.Fingerprint)
 	}
 	switch fate {
