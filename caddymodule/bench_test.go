@@ -34,10 +34,10 @@ const (
 
 func BenchmarkPost(b *testing.B) { benchHandler(b, http.MethodPost, benchPath, 300) }
 
-// BenchmarkPostSteered is BenchmarkPost with two lanes, by that of v2, and
-// BenchmarkPostLegacy by the other.
+// BenchmarkPostSteered is BenchmarkPost with two lanes, by that of v2, as a share of a
+// large plan has it, and BenchmarkPostLegacy by the other.
 func BenchmarkPostSteered(b *testing.B) {
-	benchCalls(b, steered(stubHandler(), always(migration.V2)), http.MethodPost, benchPath, 300)
+	benchCalls(b, steered(stubHandler(), largePlan(b).decide), http.MethodPost, benchPath, 300)
 }
 
 func BenchmarkPostLegacy(b *testing.B) {
@@ -172,6 +172,28 @@ func (stubConn) SetDeadline(time.Time) error      { return nil }
 func (stubConn) SetReadDeadline(time.Time) error  { return nil }
 func (stubConn) SetWriteDeadline(time.Time) error { return nil }
 func (stubConn) Close() error                     { return nil }
+
+// largePlan is a plan with many rules and accounts. Of the calls of the benchmarks, a
+// share goes to v2 that has them.
+func largePlan(tb testing.TB) *sharedPlan {
+	plan, err := migration.OpenPlan(migration.PlanConfig{})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	share := func(rule migration.Rule, share migration.Share) {
+		base := plan.Status().Revision
+		if _, err := plan.Share(migration.Order{Base: &base}, rule, share); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	for n := range 100 {
+		share(migration.Rule{Target: fmt.Sprint("db.tbl", n), Account: fmt.Sprint(1000 + n)}, 12_34)
+	}
+	share(migration.Rule{Target: "db.tbl", Account: "1234"}, 99_99)
+	shared := new(sharedPlan)
+	shared.current.Store(plan)
+	return shared
+}
 
 // stubHandler forwards to a v2 without a kernel.
 func stubHandler() *Handler {
