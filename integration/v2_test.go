@@ -516,7 +516,7 @@ func resets(pieces ...string) misbehaviour {
 // flakySandbox is the sandbox, but one in ten requests goes wrong. Of one account
 // it takes one record in ten, and of one table none.
 type flakySandbox struct {
-	inner  sandbox.Sandbox
+	inner  http.Handler
 	taken  counts // by ID
 	faults [len(faultNames)]atomic.Int32
 	down   atomic.Bool // it takes nothing
@@ -533,31 +533,34 @@ var recordID = regexp.MustCompile(`"id":"(\d+)"`)
 
 func newFlakySandbox() *flakySandbox {
 	v2 := &flakySandbox{}
-	v2.inner.Received = func(r sandbox.Record) {
+	v2.inner = &sandbox.Sandbox{Received: func(r sandbox.Record) {
 		for _, id := range recordID.FindAllSubmatch(r.Body, -1) {
 			v2.taken.add(string(id[1]))
 		}
-	}
+	}}
 	return v2
 }
 
 // ServeHTTP answers a request, or fails to. If v2 closes the connection before
 // it answers, it takes no record: so the gateway may send such a request again.
-func (v2 *flakySandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (v2 *flakySandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) { v2.serve(w, r) }
+
+// serve is ServeHTTP; it returns the fault behind which a record is taken.
+func (v2 *flakySandbox) serve(w http.ResponseWriter, r *http.Request) (behind string) {
 	switch calm := v2.calm.Load(); {
 	case strings.HasSuffix(r.URL.Path, earlyTable):
 		answerEarly(w)
-		return
+		return ""
 	case calm:
 		v2.inner.ServeHTTP(w, r)
-		return
+		return ""
 	case v2.down.Load():
 		w.WriteHeader(http.StatusServiceUnavailable)
-		return
+		return ""
 	case strings.HasPrefix(r.Header.Get("X-TD-Write-Key"), noisyAccount+"/") && rand.IntN(10) > 0: //nolint:gosec // a test's dice
 		w.Header().Set("Retry-After", "1")
 		w.WriteHeader(http.StatusTooManyRequests)
-		return
+		return ""
 	}
 	fault := rand.IntN(10 * len(faultNames))            //nolint:gosec // a test's dice
 	if fault == len(faultNames)-1 && rand.IntN(3) > 0 { //nolint:gosec // the same
@@ -565,10 +568,15 @@ func (v2 *flakySandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if fault >= len(faultNames) {
 		v2.inner.ServeHTTP(w, r)
-		return
+		return ""
 	}
 	v2.faults[fault].Add(1)
-	switch name := faultNames[fault]; name {
+	return v2.fail(w, r, faultNames[fault])
+}
+
+// fail does what a fault's name says.
+func (v2 *flakySandbox) fail(w http.ResponseWriter, r *http.Request, name string) (behind string) {
+	switch name {
 	case "closes before it reads", "resets before it reads":
 		conn, _, err := http.NewResponseController(w).Hijack()
 		if err == nil && strings.HasPrefix(name, "resets") {
@@ -583,30 +591,33 @@ func (v2 *flakySandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer := httptest.NewRecorder()
 		if v2.inner.ServeHTTP(answer, r); answer.Code != http.StatusOK {
 			w.WriteHeader(answer.Code) // it does not say that it has taken what it has not
-			return
+			return ""
 		}
 		conn, _, err := http.NewResponseController(w).Hijack()
 		if err != nil {
-			return
+			return ""
 		}
 		defer conn.Close()
+		whole := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s", answer.Header().Get("Content-Type"), answer.Body.Len(), answer.Body)
 		switch name {
 		case "breaks off its answer":
-			_, _ = io.WriteString(conn, answerOK[:len(answerOK)-1])
+			_, _ = io.WriteString(conn, whole[:len(whole)-1])
 		case "resets within its answer":
-			_, _ = io.WriteString(conn, answerOK[:20])
+			_, _ = io.WriteString(conn, whole[:20])
 			reset(conn)
 		case "answers garbage":
 			_, _ = io.WriteString(conn, "200 OK\r\n\r\n{}")
 		case "an interim answer first":
-			_, _ = io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\n\r\n"+answerOK)
+			_, _ = io.WriteString(conn, "HTTP/1.1 103 Early Hints\r\n\r\n"+whole)
 		case "closes after its answer":
-			_, _ = io.WriteString(conn, answerOK)
+			_, _ = io.WriteString(conn, whole)
 		case "answers too late":
 			time.Sleep(1500 * time.Millisecond)
-			_, _ = io.WriteString(conn, answerOK)
+			_, _ = io.WriteString(conn, whole)
 		}
+		return name
 	}
+	return ""
 }
 
 // answerEarly refuses a request of which only the head was read. It reads no more
