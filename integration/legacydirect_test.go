@@ -86,17 +86,20 @@ func TestLegacyDirect(t *testing.T) {
 		check(tc.name, tc.request)
 	}
 	for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"} {
-		for _, size := range []int{0, 1, 100_000, 100_001, v2Cap + 1, 8 << 20} {
+		for _, size := range []int{0, 1, 100_000, 100_001, 8 << 20} {
 			body := strings.Repeat("0123456789abcde\n", size/16+1)[:size]
-			check(fmt.Sprintf("%s with %d bytes", method, size), strings.Replace(post(target, asText, body), "POST", method, 1))
-			check(fmt.Sprintf("%s with %d bytes in chunks", method, size),
-				fmt.Sprintf("%s %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%s0\r\n\r\n", method, target, chunksOf(body, 30_000)))
+			request := strings.Replace(post(target, asText, body), "POST", method, 1)
+			if method[0]%2 == 1 && size > 100_000 { // some of the long ones
+				request = fmt.Sprintf("%s %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%s0\r\n\r\n", method, target, chunksOf(body, 30_000))
+			}
+			check(fmt.Sprintf("%s with %d bytes", method, size), request)
 		}
 	}
+	check("POST with 8 MiB in chunks", fmt.Sprintf("POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%s0\r\n\r\n", target, chunksOf(strings.Repeat("x", 8<<20), 30_000)))
 	seed := rand.Uint64() //nolint:gosec // a test's dice
 	t.Logf("the random requests begin with %d", seed)
 	dice := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // the same
-	for n := range 200 {
+	for n := range 100 {
 		check(fmt.Sprint("random/", n), randomRequest(dice))
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -89,22 +88,20 @@ func TestSticky(t *testing.T) {
 			for n := range values {
 				values[n] = tc.value(n)
 			}
-			at := func(percent string) map[string]string {
-				t.Helper()
-				change(t, s.admin, "share", share(tc.rule, "", percent))
-				lanes := s.lanes(t, values, tc.request)
-				asked, _ := strconv.ParseFloat(percent, 64)
-				if real := percentOf(lanes, "v2"); real < asked-tc.within || real > asked+tc.within {
-					t.Errorf("%.2f %% go to v2 at %s %%", real, percent)
-				}
-				return lanes
+			change(t, s.admin, "share", share(tc.rule, "", "12.34"))
+			few := s.lanes(t, values, tc.request)
+			if real := percentOf(few, "v2"); real < 12.34-tc.within || real > 12.34+tc.within {
+				t.Errorf("%.2f %% go to v2 at 12.34 %%", real)
 			}
-			few := at("12.34")
 			p.stop()
 			s.start(t, 0)
-			more := at("45.67")
-			for value, lane := range few {
-				if lane == "v2" && more[value] != "v2" {
+			change(t, s.admin, "share", share(tc.rule, "", "45.67"))
+			more := s.lanes(t, values[:2000], tc.request)
+			if real := percentOf(more, "v2"); real < 42.5 || real > 49 {
+				t.Errorf("%.2f %% go to v2 at 45.67 %%", real)
+			}
+			for value, lane := range more {
+				if few[value] == "v2" && lane != "v2" {
 					t.Errorf("%s went to v2, and does not since the share is larger", value)
 				}
 			}
