@@ -78,6 +78,24 @@ type planState struct {
 	Hold     *Hold       `json:"hold,omitempty"`
 	Rules    []RuleShare `json:"rules"`   // in the order of compareRules; the first is the default
 	History  []Change    `json:"history"` // the oldest comes first
+
+	// What only this gateway knows. No change of the plan lifts these. Of the second, the
+	// other gateways are to hear.
+	Local  *Hold `json:"local,omitempty"`  // a rollback of this gateway alone
+	Wanted *Hold `json:"wanted,omitempty"` // one of all gateways, which the cluster has not taken yet
+}
+
+// isHeld reports whether everything goes to the legacy host.
+func (s *planState) isHeld() bool { return s.Hold != nil || s.hasOwn() }
+
+// hasOwn reports whether the gateway is rolled back by itself.
+func (s *planState) hasOwn() bool { return s.Local != nil || s.Wanted != nil }
+
+// withOwn is the state with the holds of this gateway alone.
+func (s *planState) withOwn(local, wanted *Hold) *planState {
+	next := *s
+	next.Local, next.Wanted = local, wanted
+	return &next
 }
 
 // beginning is a plan that nobody has made yet.
@@ -97,6 +115,9 @@ type Order struct {
 
 	// Base is the revision that the change is meant for. Only a rollback may be without.
 	Base *uint64
+
+	// Local is a rollback, or a resume, of this gateway alone. The plan does not change.
+	Local bool
 }
 
 // InvalidError is an order that cannot be carried out. It says what to change.
@@ -306,7 +327,7 @@ func ruleChanges(history []Change) (n int) {
 
 // summary says in a few words where calls go by a plan.
 func (s *planState) summary() string {
-	if s.Hold != nil {
+	if s.isHeld() {
 		return fmt.Sprintf("revision %d, rolled back: everything goes to the legacy host", s.Revision)
 	}
 	shares := make([]string, 0, summaryRules+1)

@@ -104,7 +104,7 @@ func (f *planFile) put(s *planState, text []byte) error {
 	}
 	err := guard(func() error {
 		return f.db.Update(func(tx *bolt.Tx) error {
-			if s.Revision == 0 { // nobody has made it
+			if s.Revision == 0 && !s.hasOwn() { // nobody has made it
 				return tx.Bucket(planBucket).Delete([]byte(stateKey))
 			}
 			return tx.Bucket(planBucket).Put([]byte(stateKey), text)
@@ -175,3 +175,5 @@ func syncDirectory(path string) error {
 	}
 	return errors.Join(dir.Sync(), dir.Close())
 }
+
+func (f *planFile) removeCopy() error { return os.Remove(f.path + copySuffix) }

@@ -44,7 +44,7 @@ func decodeState(text []byte) (*planState, error) {
 	if version, _, _ := bytes.Cut(rest, []byte(" ")); ok && string(version) != stateVersion {
 		return nil, fmt.Errorf("%w, or of another version of the gateway", errState)
 	}
-	if len(text) > maxState || !bytes.Equal(append(line, '\n'), stateLine(body)) {
+	if len(text) > maxState || string(line)+"\n" != string(stateLine(body)) {
 		return nil, errState
 	}
 	s := new(planState)
@@ -70,7 +70,7 @@ func (s *planState) isWhole() bool {
 		}
 	}
 	changes := len(s.History)
-	if changes == 0 || changes > MaxHistory || uint64(changes) > s.Revision || ruleChanges(s.History) > maxRuleChanges {
+	if changes == 0 && (s.Revision > 0 || s.Hold != nil || !s.hasOwn()) || changes > MaxHistory || uint64(changes) > s.Revision || ruleChanges(s.History) > maxRuleChanges {
 		return false
 	}
 	for i := range s.History {
@@ -78,7 +78,11 @@ func (s *planState) isWhole() bool {
 			return false
 		}
 	}
-	return s.Hold == nil || s.Hold.Revision <= s.Revision && isText(s.Hold.Who, maxWho) && isText(s.Hold.Note, maxNoteKept)
+	return s.Hold.isWhole(s.Revision) && s.Local.isWhole(s.Revision) && s.Wanted.isWhole(s.Revision)
+}
+
+func (h *Hold) isWhole(revision uint64) bool {
+	return h == nil || h.Revision <= revision && isText(h.Who, maxWho) && isText(h.Note, maxNoteKept)
 }
 
 func (c *Change) isWhole() bool {

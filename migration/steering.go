@@ -1,6 +1,7 @@
 package migration
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -37,13 +38,27 @@ type Steering struct {
 	lost      error  // why the plan is another one than was in force last, maybe; until somebody changes it
 	unwritten error  // why the plan could not be written the last time
 	uncopied  error  // why it could not be copied
+
+	// Of a plan that several gateways share.
+	joined *sharing   // nil as long as the plan is this gateway's alone
+	away   error      // why the plan of all could not be read the last time
+	apart  *planState // the plan of all, if this gateway's own did not come of it, nor it of that; else nil
 }
 
 // NotSavedError is a change that was refused, as it could not be written. Nothing has
 // changed.
-type NotSavedError struct{ Err error }
+type NotSavedError struct {
+	Err error
+
+	// Unsure says that the cluster may have taken the change, and has not said so. It
+	// holds when the cluster says that it has.
+	Unsure bool
+}
 
 func (e *NotSavedError) Error() string {
+	if e.Unsure {
+		return fmt.Sprintf("the cluster has not confirmed the change, so it does not hold; if the cluster has taken it all the same, it will hold once the cluster answers: look at the plan again then (%v)", e.Err)
+	}
 	return fmt.Sprintf("the plan cannot be written, so nothing has changed: %v", e.Err)
 }
 
@@ -60,6 +75,11 @@ type Outcome struct {
 	// Unsaved is empty, or says that a rollback is in force but could not be written,
 	// why, and what a restart would do.
 	Unsaved string `json:"unsaved,omitempty"`
+
+	// Followed and Lagging are the gateways that share the plan: those that have it in
+	// force, this one too, and those of which that is not known, and why.
+	Followed []string  `json:"followed,omitempty"`
+	Lagging  []Gateway `json:"lagging,omitempty"`
 }
 
 // OpenPlan reads a plan. It can always be used: the error says why it may not be the one
@@ -113,6 +133,19 @@ func (s *Steering) Resume(o Order) (*Outcome, error) {
 func (s *Steering) change(o *Order, w *wish) (*Outcome, error) {
 	s.file.mu.Lock()
 	defer s.file.mu.Unlock()
+	if o.Local {
+		return s.changeHere(o, w)
+	}
+	if j := s.joined; j != nil {
+		s.file.mu.Unlock()
+		defer s.file.mu.Lock()
+		return j.change(o, w)
+	}
+	return s.changeAlone(o, w)
+}
+
+// changeAlone carries an order out for a plan that is this gateway's alone.
+func (s *Steering) changeAlone(o *Order, w *wish) (*Outcome, error) {
 	s.tryAgain()
 	if w.atOnce { // such an order can only be carried out
 		s.rolling.Add(-1)
@@ -135,7 +168,7 @@ func (s *Steering) change(o *Order, w *wish) (*Outcome, error) {
 		return s.outcome(made), nil
 	}
 	if err := s.write(next); err != nil {
-		return nil, &NotSavedError{err}
+		return nil, &NotSavedError{Err: err}
 	}
 	s.enforce(next)
 	return s.outcome(made), nil
@@ -147,6 +180,9 @@ func (s *Steering) outcome(made *Change) *Outcome {
 
 // unsaved says what a restart would do to a rollback that could not be written.
 func (s *Steering) unsaved() string {
+	if s.state.hasOwn() {
+		return s.unsavedHere()
+	}
 	if s.held == nil {
 		return ""
 	}
@@ -157,7 +193,7 @@ func (s *Steering) unsaved() string {
 // enforce puts a plan into force.
 func (s *Steering) enforce(next *planState) {
 	s.state = next
-	p := newPlan(next.Rules, next.Hold != nil || s.rolling.Load() > 0, s.cfg.Stick)
+	p := newPlan(next.Rules, next.isHeld() || s.rolling.Load() > 0, s.cfg.Stick)
 	p.signals.Revision = next.Revision
 	if last := len(next.History) - 1; last >= 0 {
 		p.signals.Changed = next.History[last].Time
@@ -171,11 +207,10 @@ func (s *Steering) Configure(start Lane, stick Stick) {
 	s.file.mu.Lock()
 	defer s.file.mu.Unlock()
 	s.cfg.Start, s.cfg.Stick = start, stick
-	if s.saved.Revision == 0 {
-		s.saved = beginning(start)
-	}
-	if s.state.Revision == 0 {
-		s.state = s.saved
+	for _, state := range []**planState{&s.saved, &s.state} {
+		if (*state).Revision == 0 {
+			*state = beginning(start).withOwn((*state).Local, (*state).Wanted)
+		}
 	}
 	s.enforce(s.state)
 }
@@ -197,10 +232,13 @@ func (s *Steering) Trouble() error {
 	return s.trouble()
 }
 
-func (s *Steering) trouble() error { return errors.Join(s.lost, s.unwritten, s.uncopied) }
+func (s *Steering) trouble() error {
+	return errors.Join(s.lost, s.unwritten, s.uncopied, s.troubleOfAll())
+}
 
-// Close closes the file. Nothing is written any more.
+// Close closes the file, and leaves the other gateways. Nothing is written any more.
 func (s *Steering) Close() error {
+	_ = s.Join(nil, "")
 	s.file.mu.Lock()
 	defer s.file.mu.Unlock()
 	s.cfg.Path, s.loaded, s.lost = "", false, errClosed
@@ -252,7 +290,7 @@ func (s *Steering) write(next *planState) error {
 // copy copies what is in the file.
 func (s *Steering) copy() {
 	s.uncopied = nil
-	if s.cfg.Path == "" || s.saved.Revision == 0 {
+	if s.cfg.Path == "" || s.saved.Revision == 0 && !s.saved.hasOwn() {
 		return
 	}
 	if err := s.file.writeCopy(s.saved); err != nil {
@@ -268,11 +306,27 @@ func (s *Steering) load() {
 	if s.cfg.Path != "" {
 		best = s.readBest(best)
 	}
+	if best.Revision == 0 {
+		best = beginning(s.cfg.Start).withOwn(best.Local, best.Wanted)
+	}
 	s.saved = best
+	if s.state != nil { // only now could it be read
+		best = s.merge(best)
+	}
 	if s.held != nil {
 		best = best.hold(s.held, ActionRollback)
 	}
 	s.enforce(best)
+}
+
+// merge is a plan that could only be read now, with what holds already: that of all
+// gateways, and what is this gateway's alone.
+func (s *Steering) merge(read *planState) *planState {
+	next := read
+	if s.joined != nil && s.away == nil && s.state.Revision >= read.Revision {
+		next = s.state
+	}
+	return next.withOwn(cmp.Or(s.state.Local, read.Local), cmp.Or(s.state.Wanted, read.Wanted))
 }
 
 // readBest is the newest plan: that of the file, of its copy, or what was read before. If
@@ -312,6 +366,14 @@ type Status struct {
 	Stick    string      `json:"stick"`
 	Rules    []RuleShare `json:"rules"` // the first is the default
 
+	// Local is a rollback of this gateway alone: it stays until a resume of this gateway
+	// alone, or, if it is meant for all gateways, until the cluster takes it.
+	Local *Hold `json:"local,omitempty"`
+
+	// Gateways are those that share the plan, this one too. Of one that is not on it,
+	// each says why.
+	Gateways []Gateway `json:"gateways,omitempty"`
+
 	Degraded string `json:"degraded,omitempty"` // what Trouble says
 	Unsaved  string `json:"unsaved,omitempty"`  // as in Outcome
 }
@@ -321,6 +383,10 @@ func (s *Steering) Status() *Status {
 	s.file.mu.Lock()
 	defer s.file.mu.Unlock()
 	status := &Status{Revision: s.state.Revision, Hold: s.state.Hold, Stick: s.cfg.Stick.String(), Rules: slices.Clone(s.state.Rules), Unsaved: s.unsaved()}
+	status.Local = cmp.Or(s.state.Local, s.state.Wanted)
+	if s.joined != nil {
+		status.Gateways = s.joined.list("", s.state.Revision)
+	}
 	if err := s.trouble(); err != nil {
 		status.Degraded = err.Error()
 	}
