@@ -28,12 +28,13 @@ var layers = map[string]layer{
 	"cmd/caddy": {ours: []string{"caddymodule"}, caddy: true},
 	".":         {ours: []string{"caddymodule"}},
 
-	"caddymodule": {ours: []string{"upstream", "spool", "spool/disk", "spool/cluster", "migration", "postback", "sandbox"}, caddy: true},
+	"caddymodule": {ours: []string{"upstream", "spool", "spool/disk", "spool/cluster", "migration", "migration/cluster", "postback", "sandbox"}, caddy: true},
 
-	"upstream":      {ours: []string{"postback"}},
-	"migration":     {ours: []string{"postback"}},
-	"spool/disk":    {ours: []string{"spool"}},
-	"spool/cluster": {ours: []string{"spool"}},
+	"upstream":          {ours: []string{"postback"}},
+	"migration":         {ours: []string{"postback"}},
+	"migration/cluster": {ours: []string{"migration"}},
+	"spool/disk":        {ours: []string{"spool"}},
+	"spool/cluster":     {ours: []string{"spool"}},
 
 	"postback": {standard: true},
 	"spool":    {},
