@@ -138,6 +138,7 @@ type planRequest struct {
 	Note     string           `json:"note,omitempty"`
 	Who      string           `json:"who,omitempty"`
 	DryRun   bool             `json:"dry_run,omitempty"`
+	Local    bool             `json:"local,omitempty"` // of this gateway alone
 }
 
 // planField is a field of such a body.
@@ -159,6 +160,9 @@ func (b *planRequest) fields(action migration.Action) map[string]planField {
 	if action == migration.ActionShare {
 		fields["percent"] = planField{&b.Percent, allowedPercent}
 		fields["dry_run"] = planField{&b.DryRun, "true or false"}
+	}
+	if action == migration.ActionRollback || action == migration.ActionResume {
+		fields["local"] = planField{&b.Local, "true or false"}
 	}
 	if action == migration.ActionUndo {
 		fields["revision"] = planField{&b.Revision, "a whole number"}
@@ -294,7 +298,7 @@ func planChange(action migration.Action) func(http.ResponseWriter, *http.Request
 		if err != nil {
 			return badRequest("%w", err)
 		}
-		order := migration.Order{Time: time.Now(), Who: whoOf(r, body.Who), Note: body.Note, Base: base}
+		order := migration.Order{Time: time.Now(), Who: whoOf(r, body.Who), Note: body.Note, Base: base, Local: body.Local}
 		if body.DryRun {
 			return tryShare(w, plan.get(), report, order, body)
 		}

@@ -306,9 +306,9 @@ var badPlanBodies = []struct{ action, body, problem string }{
 	{"undo", `{"revision":1.5}`, "revision: must be a whole number"},
 	{"undo", `{"revision":1000}`, "there is no revision 1000"},
 	{"undo", `5`, "must be one JSON object"},
-	{"rollback", `{"rule":"a.b"}`, "it may have note, who"},
+	{"rollback", `{"rule":"a.b"}`, "it may have local, note, who"},
 	{"rollback", `x`, "must be one JSON object"},
-	{"resume", `{"percent":5}`, "it may have note, who"},
+	{"resume", `{"percent":5}`, "it may have local, note, who"},
 }
 
 // testKeyText is a write key, as somebody may have it on the clipboard.

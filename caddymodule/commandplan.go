@@ -43,8 +43,11 @@ func addPlanCommands(cmd *cobra.Command) {
 	share := ofAccount(add("share <database.table> <percent>", "Sends a share to v2, from the next request; the rest goes to the legacy host", ruleAndPercent, shareCommand))
 	share.Flags().Bool("dry-run", false, "Change nothing, and say how much of the last hour would move")
 	ofAccount(add("unset <database.table>", "Takes a rule away: the next more general one holds", oneRule, unsetCommand))
-	noted(add("rollback", "Sends everything to the legacy host, from the next request, whatever the rules say", cobra.NoArgs, rollbackCommand))
-	noted(add("resume", "Lifts a rollback: the rules hold again", cobra.NoArgs, resumeCommand))
+	alone := func(sub *cobra.Command) {
+		sub.Flags().Bool("local", false, "Only this gateway, of several that share a plan")
+	}
+	alone(noted(add("rollback", "Sends everything to the legacy host, from the next request, whatever the rules say", cobra.NoArgs, rollbackCommand)))
+	alone(noted(add("resume", "Lifts a rollback: the rules hold again", cobra.NoArgs, resumeCommand)))
 	noted(add("undo [<revision>]", "Takes back the last change of the rules, or makes a revision's rules the newest", maybeRevision, undoCommand))
 }
 
@@ -112,7 +115,7 @@ func basedChange(fs caddycmd.Flags, action migration.Action, body *planRequest) 
 		return outcome, false, err
 	}
 	err = changePlan(fs, action, &plan.Revision, body, &outcome)
-	return outcome, plan.Hold != nil, err
+	return outcome, plan.Hold != nil || plan.Local != nil, err
 }
 
 // whoAmI is the user and the host of this command, for the history.
@@ -198,14 +201,14 @@ func changeRules(fs caddycmd.Flags, action migration.Action, body *planRequest) 
 	}
 	from := "in force from the next request"
 	if held {
-		from = "in force after td-migrate resume: until then it is rolled back"
+		from = "in force after td-migrate resume: until then it is rolled back here"
 	}
 	fmt.Printf("Revision %d, %s:\n", outcome.Revision, from)
 	for _, r := range outcome.Change.Rules {
 		fmt.Println("  " + ruleChangeText(r))
 	}
 	fmt.Println("Back: td-migrate undo, or at once for everything td-migrate rollback.")
-	return caddy.ExitCodeSuccess, nil
+	return printFollowers(&outcome.Outcome), nil
 }
 
 // ruleChangeText says what a change did to a rule.
@@ -222,33 +225,41 @@ func ruleChangeText(r migration.RuleChange) string {
 
 // rollbackCommand is a single request, which depends on nothing else.
 func rollbackCommand(fs caddycmd.Flags) (int, error) {
+	body, what, back := &planRequest{Local: fs.Bool("local")}, "everything", "td-migrate resume"
+	if body.Local {
+		what, back = "everything that comes to this gateway", "td-migrate resume --local, at this gateway"
+	}
 	var outcome outcomeAnswer
-	if err := changePlan(fs, migration.ActionRollback, nil, new(planRequest), &outcome); err != nil {
+	if err := changePlan(fs, migration.ActionRollback, nil, body, &outcome); err != nil {
 		return exitRefused, err
 	}
 	if outcome.Message != "" {
 		fmt.Printf("Nothing has changed: it is rolled back already. The plan has revision %d.\n", outcome.Revision)
 	} else {
-		fmt.Printf("Rolled back: everything goes to the legacy host, from the next request. Revision %d.\nWhat the spool holds for v2 still goes to v2.\n", outcome.Revision)
+		fmt.Printf("Rolled back: %s goes to the legacy host, from the next request. Revision %d.\nWhat the spool holds for v2 still goes to v2.\n", what, outcome.Revision)
 	}
 	if outcome.Unsaved != "" {
-		fmt.Println("Do not restart the gateway: " + oneLine(outcome.Unsaved))
+		fmt.Println("Not safe yet: " + oneLine(outcome.Unsaved))
 	}
-	fmt.Println("Back: td-migrate resume.")
-	return caddy.ExitCodeSuccess, nil
+	code := printFollowers(&outcome.Outcome)
+	fmt.Println("Back: " + back + ".")
+	return code, nil
 }
 
 func resumeCommand(fs caddycmd.Flags) (int, error) {
-	outcome, _, err := basedChange(fs, migration.ActionResume, new(planRequest))
+	body := &planRequest{Local: fs.Bool("local")}
+	outcome, _, err := basedChange(fs, migration.ActionResume, body)
 	switch {
 	case err != nil:
 		return exitRefused, err
 	case outcome.Change == nil:
 		fmt.Printf("Nothing has changed: it is not rolled back. The plan has revision %d.\n", outcome.Revision)
+	case body.Local:
+		fmt.Printf("Resumed: this gateway goes by the plan again, from the next request. Revision %d. td-migrate status shows it.\nBack: td-migrate rollback --local.\n", outcome.Revision)
 	default:
 		fmt.Printf("Resumed: the rules hold again, from the next request. Revision %d. td-migrate status shows them.\nBack: td-migrate rollback.\n", outcome.Revision)
 	}
-	return caddy.ExitCodeSuccess, nil
+	return printFollowers(&outcome.Outcome), nil
 }
 
 func planStatusCommand(fs caddycmd.Flags) (int, error) {
@@ -265,6 +276,9 @@ func planStatusCommand(fs caddycmd.Flags) (int, error) {
 	if h := plan.Hold; h != nil {
 		fmt.Printf("It is rolled back, %s: everything goes to the legacy host. The shares below are those after td-migrate resume.\n", byWhom(h.Who, h.Time, h.Note))
 	}
+	if h := plan.Local; h != nil {
+		fmt.Printf("This gateway is rolled back by itself, %s: everything that comes to it goes to the legacy host, until td-migrate resume --local.\n", byWhom(h.Who, h.Time, h.Note))
+	}
 	for _, problem := range []string{plan.Unsaved, plan.Degraded} {
 		if problem != "" {
 			fmt.Println("Degraded: " + oneLine(problem))
@@ -280,7 +294,10 @@ func planStatusCommand(fs caddycmd.Flags) (int, error) {
 		}
 		table.row(r.Target, cmp.Or(r.Account, "-"), r.Share.String()+" %", real, strconv.FormatUint(r.V2, 10), strconv.FormatUint(r.Events-r.V2, 10))
 	}
-	return caddy.ExitCodeSuccess, table.Flush()
+	if err := table.Flush(); err != nil {
+		return exitRefused, err
+	}
+	return caddy.ExitCodeSuccess, printGateways(plan.Gateways)
 }
 
 func planHistoryCommand(fs caddycmd.Flags) (int, error) {

@@ -151,6 +151,11 @@ func (h *Handler) provisionMigrate() error {
 	if h.plan, err = h.app.usePlan(h.Migrate); err != nil {
 		return err
 	}
+	if h.Spool != nil && len(h.Spool.NATS) > 0 {
+		if err = h.app.sharePlan(h.Spool.NATS); err != nil {
+			return err
+		}
+	}
 	h.legacy = &legacyLane{decide: h.plan.decide, pseudonym: sync.OnceValue(h.app.fingerprints.pseudonym)}
 	showResults(migration.Legacy)
 	trust, err := h.trust()

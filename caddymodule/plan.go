@@ -36,6 +36,7 @@ type sharedPlan struct {
 
 	mu     sync.Mutex           // of what is below
 	config migration.PlanConfig // of current, or that with which it is to be opened
+	nats   []string             // the cluster that has it, too
 	saver  *saver               // nil before it is opened
 }
 
@@ -44,6 +45,7 @@ type planUse struct {
 	*sharedPlan
 	options Migrate
 	config  migration.PlanConfig
+	nats    []string // the cluster that has the plan of all gateways; nil if it is this one's own
 }
 
 // usePlan takes part in the plan of a configuration. What it returns must be left, unless
@@ -65,7 +67,11 @@ func (a *App) usePlan(options *Migrate) (*sharedPlan, error) {
 		return nil, err
 	}
 	shared := value.(*sharedPlan) //nolint:forcetypeassert // it has nothing else
-	a.plan = &planUse{shared, *options, config}
+	var nats []string
+	if a.plan != nil {
+		nats = a.plan.nats
+	}
+	a.plan = &planUse{shared, *options, config, nats}
 	return shared, nil
 }
 
@@ -110,7 +116,7 @@ func (s *sharedPlan) get() *migration.Steering {
 		config.Path = ""
 	}
 	p, err := migration.OpenPlan(config)
-	s.warn(err)
+	s.warn(errors.Join(err, s.join(p)))
 	s.current.Store(p)
 	s.saver = startSaver(planPause, func() { s.warn(p.Save()) })
 	return p
@@ -127,6 +133,7 @@ func (u *planUse) accept() {
 		u.sharedPlan.config = u.config
 		p.Configure(u.config.Start, u.config.Stick)
 	}
+	u.rejoin(p, u.nats)
 }
 
 // Destruct closes a plan that no configuration uses any more.
@@ -151,7 +158,7 @@ func (s *sharedPlan) warn(err error) {
 	}
 	if e := planWarning.check(caddy.Log().Named(handlerID)); e != nil {
 		e.Write(zap.String("dir", s.dir), zap.Error(err),
-			zap.String("advice", "see to the directory and its disk, and give each gateway one of its own; what caddy td-migrate status shows is in force, and nothing moves by itself"))
+			zap.String("advice", "see to the directory and its disk, and give each gateway one of its own; with spool nats, see to the cluster; what caddy td-migrate status shows is in force, and nothing moves by itself"))
 	}
 }
 

@@ -50,7 +50,7 @@ var (
 	eventsLeftWarning  = warning{message: "Postback v2 did not take all events of a request"}
 	secretWarning      = warning{message: "the secret under which write keys are named cannot be kept"}
 	reportWarning      = warning{message: "the report of callers cannot be kept"}
-	planWarning        = warning{message: "the plan of the migration is not as it should be on disk"}
+	planWarning        = warning{message: "the plan of the migration is not as it should be"}
 	neverTakenWarning  = warning{message: "an event can never be taken, and its caller deletes it"}
 )
 

@@ -394,7 +394,7 @@ func (g *planned) checkUnwritable(t *testing.T, restart string) {
 		refuses(t, g.admin, words(line), "the plan cannot be written, so nothing has changed")
 	}
 	g.goesTo(t, "v2")
-	g.says(t, words("rollback"), "Rolled back: everything goes to the legacy host", "Do not restart the gateway: the rollback is in force, but could not be written",
+	g.says(t, words("rollback"), "Rolled back: everything goes to the legacy host", "Not safe yet: the rollback is in force, but could not be written",
 		"until then a restart would lift it, and begin with "+restart)
 	g.goesTo(t, "legacy")
 	refuses(t, g.admin, words("resume"), "the plan cannot be written, so nothing has changed")

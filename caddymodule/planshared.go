@@ -1,0 +1,88 @@
+package caddymodule
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/td-postback/gateway/migration"
+	"github.com/td-postback/gateway/migration/cluster"
+)
+
+// This file has the plan be that of all gateways whose spool is in the same NATS cluster.
+
+// sharePlan has the plan of a configuration be in a NATS cluster.
+func (a *App) sharePlan(servers []string) error {
+	if a.plan.nats != nil && !slices.Equal(a.plan.nats, servers) {
+		return errors.New("migrate: another td_postback block has other servers in spool nats: all blocks with migrate share one plan, which is in that cluster, so give them the same")
+	}
+	a.plan.nats = servers
+	s := a.plan.sharedPlan
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current.Load() == nil {
+		s.nats = servers
+	}
+	return nil
+}
+
+// join has a plan be that of all gateways of the cluster, or this one's own without one.
+// It may wait for the cluster for some seconds.
+func (s *sharedPlan) join(p *migration.Steering) error {
+	if len(s.nats) == 0 || !stateStays {
+		return p.Join(nil, "")
+	}
+	place, err := cluster.Open(cluster.Config{URLs: s.nats})
+	if err != nil {
+		return err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "a host without a name"
+	}
+	return p.Join(place, host+":"+s.dir)
+}
+
+// rejoin does so if another configuration names another cluster.
+func (s *sharedPlan) rejoin(p *migration.Steering, servers []string) {
+	if slices.Equal(s.nats, servers) {
+		return
+	}
+	s.nats = servers
+	s.warn(s.join(p))
+}
+
+// printFollowers says which gateways have followed a change, and of those that may not
+// have, why. It returns the exit code.
+func printFollowers(o *migration.Outcome) int {
+	if len(o.Lagging) == 0 {
+		if len(o.Followed) > 1 {
+			fmt.Printf("All %d gateways have followed.\n", len(o.Followed))
+		}
+		return 0
+	}
+	fmt.Printf("Gateways that have it in force: %d.\n", len(o.Followed))
+	for _, g := range o.Lagging {
+		fmt.Printf("Not known to have it in force: %s: %s\n", g.Name, oneLine(g.Why))
+	}
+	return exitRefused
+}
+
+// printGateways lists the gateways that share a plan.
+func printGateways(gateways []migration.Gateway) error {
+	if len(gateways) == 0 {
+		return nil
+	}
+	fmt.Print("\nGateways that share the plan:\n\n")
+	table := newTable("GATEWAY", "REVISION", "STATE")
+	for _, g := range gateways {
+		name := g.Name
+		if g.Self {
+			name += " (this one)"
+		}
+		table.row(name, fmt.Sprint(g.Revision), cmp.Or(oneLine(g.Why), "follows"))
+	}
+	return table.Flush()
+}
