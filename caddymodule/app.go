@@ -136,7 +136,7 @@ func (a *App) Handle(_ context.Context, event caddy.Event) error {
 	naming.Store(a.fingerprints)
 	var dirs []string
 	for _, use := range a.uses {
-		use.Accept(use.block)
+		use.Accept(use.block) //nolint:contextcheck // the delivery lives longer than the event
 		if len(use.options.NATS) == 0 {
 			dirs = append(dirs, use.Place())
 		}
