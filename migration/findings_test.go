@@ -1,6 +1,8 @@
 package migration
 
 import (
+	"fmt"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -51,6 +53,19 @@ func TestFindings(t *testing.T) {
 	}
 	if _, ok := FindingOf("forwarded"); ok {
 		t.Error("a result is a finding")
+	}
+}
+
+// TestDocumentedFindings: the document has all of them, with what to do.
+func TestDocumentedFindings(t *testing.T) {
+	text, err := os.ReadFile("../docs/callers.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for f := range findings {
+		if line := fmt.Sprintf("\n| `%s` | %s | %s |\n", f, f.Kind(), f.Advice()); !strings.Contains(string(text), line) {
+			t.Errorf("docs/callers.md has no line%s", line)
+		}
 	}
 }
 
