@@ -208,7 +208,7 @@ func changeRules(fs caddycmd.Flags, action migration.Action, body *planRequest) 
 		fmt.Println("  " + ruleChangeText(r))
 	}
 	fmt.Println("Back: td-migrate undo, or at once for everything td-migrate rollback.")
-	return printFollowers(&outcome.Outcome), nil
+	return printFollowers(&outcome.Outcome)
 }
 
 // ruleChangeText says what a change did to a rule.
@@ -241,9 +241,8 @@ func rollbackCommand(fs caddycmd.Flags) (int, error) {
 	if outcome.Unsaved != "" {
 		fmt.Println("Not safe yet: " + oneLine(outcome.Unsaved))
 	}
-	code := printFollowers(&outcome.Outcome)
 	fmt.Println("Back: " + back + ".")
-	return code, nil
+	return printFollowers(&outcome.Outcome)
 }
 
 func resumeCommand(fs caddycmd.Flags) (int, error) {
@@ -259,7 +258,7 @@ func resumeCommand(fs caddycmd.Flags) (int, error) {
 	default:
 		fmt.Printf("Resumed: the rules hold again, from the next request. Revision %d. td-migrate status shows them.\nBack: td-migrate rollback.\n", outcome.Revision)
 	}
-	return printFollowers(&outcome.Outcome), nil
+	return printFollowers(&outcome.Outcome)
 }
 
 func planStatusCommand(fs caddycmd.Flags) (int, error) {

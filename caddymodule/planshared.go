@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
 
 	"github.com/td-postback/gateway/migration"
 	"github.com/td-postback/gateway/migration/cluster"
@@ -54,20 +57,20 @@ func (s *sharedPlan) rejoin(p *migration.Steering, servers []string) {
 	s.warn(s.join(p))
 }
 
-// printFollowers says which gateways have followed a change, and of those that may not
-// have, why. It returns the exit code.
-func printFollowers(o *migration.Outcome) int {
+// printFollowers says that all gateways have followed a change, or returns an error that
+// says which may not have, and why.
+func printFollowers(o *migration.Outcome) (int, error) {
 	if len(o.Lagging) == 0 {
 		if len(o.Followed) > 1 {
 			fmt.Printf("All %d gateways have followed.\n", len(o.Followed))
 		}
-		return 0
+		return caddy.ExitCodeSuccess, nil
 	}
-	fmt.Printf("Gateways that have it in force: %d.\n", len(o.Followed))
+	reasons := make([]string, 0, len(o.Lagging))
 	for _, g := range o.Lagging {
-		fmt.Printf("Not known to have it in force: %s: %s\n", g.Name, oneLine(g.Why))
+		reasons = append(reasons, g.Name+": "+oneLine(g.Why))
 	}
-	return exitRefused
+	return exitRefused, fmt.Errorf("it is in force at %d of %d gateways. Not at %s", len(o.Followed), len(o.Followed)+len(o.Lagging), strings.Join(reasons, "; "))
 }
 
 // printGateways lists the gateways that share a plan.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -78,7 +79,7 @@ type hearing struct {
 
 type heard struct {
 	presence
-	first, last time.Time
+	last time.Time
 }
 
 func newGateways(name string, revision uint64) gateways {
@@ -122,8 +123,11 @@ func (g gateways) hear(p presence, now time.Time) (newer bool) {
 		delete(g.known, p.ID)
 	case known != nil:
 		known.presence, known.last = p, now
-	case len(g.known) < maxKnown:
-		g.known[p.ID] = &heard{presence: p, first: now, last: now}
+	default:
+		g.forgetRunsOf(p.Name)
+		if len(g.known) < maxKnown {
+			g.known[p.ID] = &heard{presence: p, last: now}
+		}
 	}
 	close(g.news)
 	g.news = make(chan struct{})
@@ -140,21 +144,16 @@ func (g gateways) isDeaf() bool {
 
 var errDeaf = errors.New("this gateway does not hear itself at the cluster, so neither the others: let the cluster's user publish and subscribe to the subject td_postback.gateways, or to that of the name that is configured")
 
-// forget drops gateways that have been silent for long, and those that have been started
-// again since.
+// forget drops gateways that have been silent for long.
 func (g gateways) forget(now time.Time) {
-	for id, old := range g.known {
-		if id == g.self || now.Sub(old.last) <= aliveFor {
-			continue
-		}
-		again := now.Sub(old.last) > knownFor
-		for _, other := range g.known {
-			again = again || other.Name == old.Name && other.first.After(old.last)
-		}
-		if again {
-			delete(g.known, id)
-		}
-	}
+	maps.DeleteFunc(g.known, func(id string, h *heard) bool { return id != g.self && now.Sub(h.last) > knownFor })
+}
+
+// forgetRunsOf drops the runs of a gateway before the one that is heard of for the first
+// time. If one of them is there all the same, as another gateway of that name, it is
+// heard again soon.
+func (g gateways) forgetRunsOf(name string) {
+	maps.DeleteFunc(g.known, func(id string, h *heard) bool { return id != g.self && h.Name == name })
 }
 
 // list lists the gateways by their names. Of one that does not follow a revision, it

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -675,6 +676,111 @@ func TestRollbackOfAnotherPlan(t *testing.T) {
 			t.Error("it holds though it was refused")
 		}
 	})
+}
+
+// Gateways are cut off and come back, and are changed, rolled back and started again, at
+// random. Each change that was answered is in the history, once. A gateway that was rolled
+// back by itself stays so until it is resumed by itself. In the end, all have one plan.
+func TestGatewaysAtRandom(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			r := randomly{t: t, Rand: rand.New(rand.NewPCG(seed, 1))}
+			r.board, r.all = three(t)
+			r.made = map[uint64]string{}
+			for range 60 {
+				r.step()
+				if t.Failed() {
+					t.Fatalf("seed %d", seed)
+				}
+			}
+			r.settle()
+		})
+	}
+}
+
+type randomly struct {
+	t *testing.T
+	*rand.Rand
+	board *board
+	all   []*member
+	local [3]bool
+	made  map[uint64]string // what was answered, by its revision
+}
+
+func (r *randomly) step() {
+	i := r.IntN(3)
+	m := r.all[i]
+	o := based(m.Steering)
+	o.Who = fmt.Sprint("step ", r.Uint32())
+	switch r.IntN(8) {
+	case 0:
+		m.seat.setCut(r.IntN(2) == 0)
+	case 1:
+		o.Local, r.local[i] = true, true
+		if _, err := m.Rollback(o); err != nil {
+			r.t.Error(err)
+		}
+	case 2:
+		o.Local, r.local[i] = true, false
+		if _, err := m.Resume(o); err != nil {
+			r.t.Error(err)
+		}
+	case 3:
+		time.Sleep(time.Duration(r.IntN(5)) * time.Second)
+	case 4:
+		name, path, cut := fmt.Sprint("gw", i+1), m.cfg.Path, m.seat.cut
+		if err := m.Close(); err != nil {
+			r.t.Error(err)
+		}
+		s, err := OpenPlan(PlanConfig{Start: Legacy, Path: path})
+		if err != nil {
+			r.t.Error(err)
+		}
+		r.t.Cleanup(func() { _ = s.Close() })
+		r.all[i] = &member{s, &seat{board: r.board, cut: cut}}
+		_ = s.Join(r.all[i].seat, name) // it may be cut off
+	default:
+		command := []string{"rollback", "resume", fmt.Sprint("share a.b ", r.IntN(100)), "undo"}[r.IntN(4)]
+		out, err := do(m.Steering, o, command)
+		if err == nil && out.Change != nil && out.Unsaved == "" {
+			if before := r.made[out.Revision]; before != "" {
+				r.t.Errorf("revision %d was made by %q and by %q", out.Revision, before, o.Who)
+			}
+			r.made[out.Revision] = o.Who
+		}
+		if command == "rollback" && err == nil && !m.Plan().held {
+			r.t.Error("a rollback does not hold where it was ordered")
+		}
+	}
+	for i, m := range r.all {
+		if r.local[i] && !m.Plan().held {
+			r.t.Errorf("gateway %d is not rolled back any more", i+1)
+		}
+	}
+}
+
+func (r *randomly) settle() {
+	for _, m := range r.all {
+		m.seat.setCut(false)
+	}
+	time.Sleep(3 * pollEvery)
+	for i, m := range r.all {
+		if says(m.Steering) != says(r.all[0].Steering) || m.Trouble() != nil {
+			r.t.Errorf("%s and %s, %v", says(m.Steering), says(r.all[0].Steering), m.Trouble())
+		}
+		if m.Plan().held != (r.local[i] || m.Status().Hold != nil) {
+			r.t.Errorf("gateway %d is held: %t", i+1, m.Plan().held)
+		}
+	}
+	for _, c := range r.all[0].History() {
+		if who := r.made[c.Revision]; who != "" && who != c.Who {
+			r.t.Errorf("revision %d is by %s, and was answered to %s", c.Revision, c.Who, who)
+		}
+		delete(r.made, c.Revision)
+	}
+	if len(r.made) > 0 {
+		r.t.Errorf("lost: %v", r.made)
+	}
 }
 
 func FuzzPresence(f *testing.F) {

@@ -132,14 +132,13 @@ func (s *Steering) Resume(o Order) (*Outcome, error) {
 // change carries an order out.
 func (s *Steering) change(o *Order, w *wish) (*Outcome, error) {
 	s.file.mu.Lock()
+	if j := s.joined; j != nil && !o.Local {
+		s.file.mu.Unlock()
+		return j.change(o, w)
+	}
 	defer s.file.mu.Unlock()
 	if o.Local {
 		return s.changeHere(o, w)
-	}
-	if j := s.joined; j != nil {
-		s.file.mu.Unlock()
-		defer s.file.mu.Lock()
-		return j.change(o, w)
 	}
 	return s.changeAlone(o, w)
 }
