@@ -98,6 +98,7 @@ func main() {
 	proxies := flag.String("proxies", strings.Join(proxyNames, ","), "measure only these proxies")
 	out := flag.String("json", "", "file for the results as JSON")
 	spool := flag.Bool("spool", false, "compare the gateway with and without a spool instead")
+	lanes := flag.Bool("lanes", false, "compare the gateway's two lanes instead")
 	drain := flag.Int("drain", 0, "compare nothing, but let the gateway deliver so many records that it has kept")
 	profileTo := flag.String("profile", "", "compare nothing, but write a CPU profile of the gateway to this file; with -drain, of the delivery's first seconds")
 	flag.Parse()
@@ -119,6 +120,8 @@ func main() {
 	switch {
 	case *spool:
 		err = runSpool(length, *rounds)
+	case *lanes:
+		err = runLanes(length, *rounds)
 	case *drain > 0:
 		err = runDrain(*drain, *rounds, length, *profileTo)
 	case *profileTo != "":

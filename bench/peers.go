@@ -40,6 +40,7 @@ var ports = map[string]int{
 	"standin": 18100, gateway: 18110, recipe: 18120, respond: 18130, "nginx": 18140, "haproxy": 18150, nginxLua: 18156,
 	spoolOnFailure: 18160, spoolAlways: 18170, spoolDown: 18180, spoolBatch: 18190,
 	spoolDrain: 18200, standinLate: 18204,
+	standinLegacy: 18206, laneV2: 18210, laneLegacy: 18220,
 }
 
 //go:embed peers
@@ -137,8 +138,12 @@ func (p *place) command(name string) []string {
 			p.path("standin"), "-target", eventPath, "-write-key", writeKey,
 			"-listen", address(name, false), "-listen-tls", address(name, true),
 		}
-	case gateway, spoolOnFailure, spoolAlways, spoolBatch, spoolDown, spoolDrain:
-		return []string{p.path("gateway"), "run", "--config", cmp.Or(spoolFiles[name], name) + ".caddyfile", "--adapter", "caddyfile"}
+	case standinLegacy: // what comes is the caller's, and its key is in the target
+		return []string{
+			p.path("standin"), "-target", eventURI, "-listen", address(name, false), "-listen-tls", address(name, true),
+		}
+	case gateway, spoolOnFailure, spoolAlways, spoolBatch, spoolDown, spoolDrain, laneV2, laneLegacy:
+		return []string{p.path("gateway"), "run", "--config", cmp.Or(spoolFiles[name], laneFiles[name], name) + ".caddyfile", "--adapter", "caddyfile"}
 	case recipe, respond:
 		return []string{p.path("stock"), "run", "--config", name + ".caddyfile", "--adapter", "caddyfile"}
 	case "nginx":
