@@ -302,7 +302,7 @@ func planChange(action migration.Action) func(http.ResponseWriter, *http.Request
 		if body.DryRun {
 			return tryShare(w, plan.get(), report, order, body)
 		}
-		outcome, err := body.apply(plan.get(), order, action)
+		outcome, err := body.apply(plan, order, action)
 		if err != nil {
 			return planError(w, err)
 		}
@@ -315,7 +315,8 @@ func planChange(action migration.Action) func(http.ResponseWriter, *http.Request
 }
 
 // apply carries a change out.
-func (b *planRequest) apply(plan *migration.Steering, order migration.Order, action migration.Action) (*migration.Outcome, error) {
+func (b *planRequest) apply(use *planUse, order migration.Order, action migration.Action) (*migration.Outcome, error) {
+	plan := use.get()
 	rule := migration.Rule{Target: b.Rule, Account: b.Account}
 	switch action {
 	case migration.ActionShare:
@@ -327,18 +328,18 @@ func (b *planRequest) apply(plan *migration.Steering, order migration.Order, act
 	case migration.ActionResume:
 		return plan.Resume(order)
 	default:
-		return rollback(plan, order)
+		return rollback(plan, order, use.patience(&order))
 	}
 }
 
 // rollback rolls back. That is in force before it is on the disk, and a disk that does not
 // answer holds up nobody.
-func rollback(plan *migration.Steering, order migration.Order) (*migration.Outcome, error) {
+func rollback(plan *migration.Steering, order migration.Order, patience time.Duration) (*migration.Outcome, error) {
 	type result struct {
 		outcome *migration.Outcome
 		err     error
 	}
-	got, ok := within(diskPatience, func() (r result) {
+	got, ok := within(patience, func() (r result) {
 		r.outcome, r.err = plan.Rollback(order)
 		return r
 	})

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -55,6 +56,15 @@ func (s *sharedPlan) rejoin(p *migration.Steering, servers []string) {
 	}
 	s.nats = servers
 	s.warn(s.join(p))
+}
+
+// patience is how long a rollback may take: what the disk may, and for that of all
+// gateways, what they may.
+func (u *planUse) patience(o *migration.Order) time.Duration {
+	if len(u.nats) == 0 || o.Local {
+		return diskPatience
+	}
+	return diskPatience + migration.SharingPatience
 }
 
 // printFollowers says that all gateways have followed a change, or returns an error that

@@ -49,6 +49,10 @@ var (
 	ErrAway     = errors.New("there is no connection to the cluster that has the plan")
 )
 
+// SharingPatience is how long a change of a plan that gateways share may take: until the
+// cluster has taken it, and then until they have followed.
+const SharingPatience = changePatience + followFor
+
 const (
 	pollEvery      = 2 * time.Second        // a gateway looks for a new plan, and says that it is there
 	joinPatience   = 5 * time.Second        // for the plan, at the start

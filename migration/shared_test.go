@@ -708,6 +708,7 @@ type randomly struct {
 }
 
 func (r *randomly) step() {
+	synctest.Wait() // none is about to follow
 	i := r.IntN(3)
 	m := r.all[i]
 	o := based(m.Steering)
