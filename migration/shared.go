@@ -81,18 +81,11 @@ type sharing struct {
 // again. Join closes the place before. The error says why the plan may not be that of
 // all; then Trouble says so, until it is.
 func (s *Steering) Join(shared Shared, name string) error {
-	s.file.mu.Lock()
-	before := s.joined
-	s.joined, s.away, s.apart = nil, nil, nil
-	revision := s.state.Revision
-	s.file.mu.Unlock()
-	if before != nil {
-		before.leave()
-	}
+	s.leaveOthers()
 	if shared == nil {
 		return nil
 	}
-	j := &sharing{steering: s, shared: shared, gateways: newGateways(name, revision), nudges: make(chan struct{}, 1), ordering: make(chan struct{}, 1)}
+	j := &sharing{steering: s, shared: shared, gateways: newGateways(name, s.Plan().Signals().Revision), nudges: make(chan struct{}, 1), ordering: make(chan struct{}, 1)}
 	j.ctx, j.cancel = context.WithCancel(context.Background())
 	s.file.mu.Lock()
 	s.joined = j
@@ -104,6 +97,22 @@ func (s *Steering) Join(shared Shared, name string) error {
 	return err
 }
 
+// leaveOthers has the plan be this gateway's alone.
+func (s *Steering) leaveOthers() {
+	s.file.mu.Lock()
+	defer s.file.mu.Unlock()
+	before := s.joined
+	s.joined, s.away, s.apart = nil, nil, nil
+	if before == nil {
+		return
+	}
+	s.file.mu.Unlock()
+	before.leave()
+	s.file.mu.Lock()
+	s.braked.Store(0)
+	s.enforce(s.state)
+}
+
 // leave tells the others that this gateway is not one of them any more.
 func (j *sharing) leave() {
 	j.cancel()
@@ -112,8 +121,11 @@ func (j *sharing) leave() {
 	_ = j.shared.Close() // nothing is lost by it
 }
 
-// keep follows the plan, every two seconds and when another gateway has a newer one.
+// keep follows the plan, every two seconds and when another gateway has a newer one. If
+// that is held up, as by a disk that hangs, it looks for a rollback all the same.
 func (j *sharing) keep() {
+	following := make(chan struct{}, 1)
+	var missed atomic.Bool
 	for {
 		select {
 		case <-j.ctx.Done():
@@ -121,9 +133,46 @@ func (j *sharing) keep() {
 		case <-j.nudges:
 		case <-time.After(pollEvery):
 		}
-		_ = j.follow(pollEvery) // Trouble says it
-		j.say(false)
+		select {
+		case following <- struct{}{}:
+			j.tasks.Go(func() {
+				_ = j.follow(pollEvery) // Trouble says it
+				j.say(false)
+				<-following
+				if missed.Swap(false) {
+					j.nudge()
+				}
+			})
+		default:
+			missed.Store(true)
+			j.peek()
+		}
 	}
+}
+
+// peek looks for a rollback, and for nothing else.
+func (j *sharing) peek() {
+	ctx, cancel := context.WithTimeout(j.ctx, pollEvery)
+	defer cancel()
+	_, _, _ = j.read(ctx) // follow has the error too
+}
+
+// read reads the plan in the cluster, or nil if none is there. A rollback in it holds at
+// once.
+func (j *sharing) read(ctx context.Context) (plan *planState, number uint64, err error) {
+	text, number, err := j.shared.Read(ctx)
+	if err != nil || text == nil {
+		return nil, number, err
+	}
+	if plan, err = decodeState(text); err != nil {
+		return nil, 0, err
+	}
+	s := j.steering
+	if plan.Hold != nil && plan.Revision > s.Plan().Signals().Revision && j.ctx.Err() == nil {
+		s.braked.Store(plan.Revision)
+		s.layHold()
+	}
+	return plan, number, nil
 }
 
 func (j *sharing) nudge() {
@@ -160,11 +209,7 @@ func (j *sharing) wanted() *Hold {
 // catchUp reads the plan in the cluster, and takes it up.
 func (j *sharing) catchUp(ctx context.Context) (plan *planState, number uint64, err error) {
 	for {
-		var text []byte
-		if text, number, err = j.shared.Read(ctx); err == nil && text != nil {
-			plan, err = decodeState(text)
-		}
-		if err != nil {
+		if plan, number, err = j.read(ctx); err != nil {
 			j.note(err)
 			return nil, 0, err
 		}

@@ -678,6 +678,38 @@ func TestRollbackOfAnotherPlan(t *testing.T) {
 	})
 }
 
+// A gateway whose disk hangs, with a change that it is to write: a rollback of all holds
+// there too. When the disk is back, it follows.
+func TestDiskHangs(t *testing.T) {
+	b := newBoard()
+	one, other := b.join(t, "gw1", filepath.Join(t.TempDir(), "plan.db")), b.join(t, "gw2", filepath.Join(t.TempDir(), "plan.db"))
+	must(t, one.Steering, "share *.* 50")
+	other.file.mu.Lock()
+	var answers sync.WaitGroup
+	for i, command := range []string{"share *.* 60", "rollback"} {
+		o := based(one.Steering)
+		answers.Go(func() {
+			if _, err := do(one.Steering, o, command); err != nil {
+				t.Error(err)
+			}
+		})
+		for one.Status().Revision != uint64(i)+2 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	for !other.Plan().held {
+		time.Sleep(time.Millisecond)
+	}
+	other.file.mu.Unlock()
+	answers.Wait()
+	expectSays(t, other.Steering, "3: held *.* 60")
+	must(t, one.Steering, "resume")
+	expectSays(t, other.Steering, "4: *.* 60")
+	if other.Plan().held {
+		t.Error("it is not lifted")
+	}
+}
+
 // Gateways are cut off and come back, and are changed, rolled back and started again, at
 // random. Each change that was answered is in the history, once. A gateway that was rolled
 // back by itself stays so until it is resumed by itself. In the end, all have one plan.

@@ -28,6 +28,10 @@ type Steering struct {
 	current atomic.Pointer[Plan]
 	rolling atomic.Int32 // rollbacks that wait for the mutex
 
+	// braked is the revision of the newest rollback in the plan of all gateways. It holds
+	// before that plan is taken up, which a disk that hangs may put off.
+	braked atomic.Uint64
+
 	file  planFile // its mutex is for what is below, too
 	cfg   PlanConfig
 	state *planState // what current was made of
@@ -118,10 +122,16 @@ func (s *Steering) Rollback(o Order) (*Outcome, error) {
 	w := wish{action: ActionRollback, atOnce: o.Base == nil && len(o.Note) <= MaxNote}
 	if w.atOnce {
 		s.rolling.Add(1)
-		for p := s.Plan(); !p.held && !s.current.CompareAndSwap(p, p.underHold()); p = s.Plan() {
-		}
+		s.layHold()
 	}
 	return s.change(&o, &w)
+}
+
+// layHold rolls back at once. It waits for no mutex. What is put into force later has to
+// find a reason for it.
+func (s *Steering) layHold() {
+	for p := s.Plan(); !p.held && !s.current.CompareAndSwap(p, p.underHold()); p = s.Plan() {
+	}
 }
 
 // Resume lifts what Rollback laid over the plan.
@@ -192,7 +202,7 @@ func (s *Steering) unsaved() string {
 // enforce puts a plan into force.
 func (s *Steering) enforce(next *planState) {
 	s.state = next
-	p := newPlan(next.Rules, next.isHeld() || s.rolling.Load() > 0, s.cfg.Stick)
+	p := newPlan(next.Rules, next.isHeld() || s.rolling.Load() > 0 || s.braked.Load() > next.Revision, s.cfg.Stick)
 	p.signals.Revision = next.Revision
 	if last := len(next.History) - 1; last >= 0 {
 		p.signals.Changed = next.History[last].Time
