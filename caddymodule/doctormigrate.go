@@ -122,6 +122,9 @@ func checkState(e *examined) (all []finding) {
 		}
 		if m := b.handler.Migrate; m != nil {
 			disagrees("migrate", [3]string{m.Start, m.Stick, m.Dir}, "plan")
+			if s := b.handler.Spool; s != nil && len(s.NATS) > 0 {
+				disagrees("spool nats", strings.Join(s.NATS, " "), "plan")
+			}
 		}
 		if b.handler.Report != nil {
 			disagrees("report", *b.handler.Report, "report")

@@ -75,6 +75,10 @@ func TestDoctorComparesBlocks(t *testing.T) {
 	for _, option := range []string{"start v2", "stick key", "dir /b"} {
 		only(t, checkState(two("migrate", "migrate {\n"+option+"\n}")), losesRecords, "two td_postback blocks have `migrate` with different options", "snippet")
 	}
+	only(t, checkState(two("migrate\nspool nats nats://a.example", "migrate\nspool nats nats://b.example")), losesRecords, "two td_postback blocks have `spool nats` with different options, and share one plan")
+	if all := checkState(two("migrate\nspool nats nats://a.example", "spool nats nats://b.example")); len(all) > 0 {
+		t.Errorf("a block without migrate: %+v", all)
+	}
 	for _, option := range []string{"rows 500", "networks none", "dir /b"} {
 		only(t, checkState(two("report", "report {\n"+option+"\n}")), losesRecords, "two td_postback blocks have `report` with different options")
 	}

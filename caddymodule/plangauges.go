@@ -10,9 +10,9 @@ var (
 	planRevision = newDesc("plan_revision",
 		"Revision of the plan that is in force; 0 as long as nobody has made one.")
 	planHold = newDesc("plan_hold",
-		"1 while the plan is rolled back: everything goes to the legacy host.")
+		"1 while the plan is rolled back, for all or at this gateway alone: everything goes to the legacy host.")
 	planDegraded = newDesc("plan_degraded",
-		"1 while the plan could not be read, or not be written: it may be another one after a restart.")
+		"1 while the plan could not be read, or not be written, or the cluster that has it is away: it may be another one after a restart.")
 	planRules = newDesc("plan_rules",
 		"Rules of the plan that send none, some or all to v2, the default included, whether it is rolled back or not.", "share")
 	planChanged = newDesc("plan_last_change_timestamp_seconds",
