@@ -221,6 +221,7 @@ func newLaneSite(t *testing.T, servers, options, migrate string) *laneSite {
 	block := fmt.Sprintf("upstream %s\n%s\nreport {\ndir %s/report\n}\nmigrate {\nlegacy %s\ndir %s/plan\n%s\n}",
 		s.v2.URL, strings.ReplaceAll(options, "DIR", s.dir), s.dir, s.legacy.URL, s.dir, migrate)
 	s.config = func(n int) string {
+		block := strings.ReplaceAll(block, "MODE", []string{"on_failure", "always"}[n%2])
 		return fmt.Sprintf("{\n%s\n}\n(gateway) {\ntd_postback {\nmax_conns %d\n%s\n}\n}\nhttp:// {\nbind fd/3\nimport gateway\n}\nhttps:// {\nbind fd/4\ntls %s %s\nimport gateway\n}\n",
 			globals, 100+n, block, s.cert, s.key)
 	}
