@@ -146,7 +146,7 @@ func (a *App) Handle(_ context.Context, event caddy.Event) error {
 		a.report.accept()
 	}
 	if a.plan != nil {
-		a.plan.accept()
+		a.plan.accept() //nolint:contextcheck // the plan outlives the event
 	}
 	return nil
 }

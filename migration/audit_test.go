@@ -93,7 +93,8 @@ func TestAuditIsSorted(t *testing.T) {
 		count(r, postCall(), func(c *Call) { c.Table, c.Findings, c.Events = fmt.Sprint("t", i), tc.found, tc.events })
 	}
 	a := r.List(start).Audit(start)
-	var tables, names []string
+	names := make([]string, 0, len(a.Findings))
+	tables := make([]string, 0, len(a.Callers))
 	for _, c := range a.Callers {
 		tables = append(tables, c.Table)
 	}

@@ -154,7 +154,7 @@ func (j *sharing) keep() {
 func (j *sharing) peek() {
 	ctx, cancel := context.WithTimeout(j.ctx, pollEvery)
 	defer cancel()
-	_, _, _ = j.read(ctx) // follow has the error too
+	_, _, _ = j.read(ctx) //nolint:dogsled // follow has the error too
 }
 
 // read reads the plan in the cluster, or nil if none is there. A rollback in it holds at

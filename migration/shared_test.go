@@ -716,7 +716,7 @@ func TestDiskHangs(t *testing.T) {
 func TestGatewaysAtRandom(t *testing.T) {
 	for seed := range uint64(20) {
 		synctest.Test(t, func(t *testing.T) {
-			r := randomly{t: t, Rand: rand.New(rand.NewPCG(seed, 1))}
+			r := randomly{t: t, Rand: rand.New(rand.NewPCG(seed, 1))} //nolint:gosec // G404: a test
 			r.board, r.all = three(t)
 			r.made = map[uint64]string{}
 			for range 60 {
