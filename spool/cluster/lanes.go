@@ -17,7 +17,7 @@ import (
 // account's records are all in one of them, unless others jam that.
 
 // lanes is how many a queue has. One more is for what was kept without: by an
-// earlier version, or for no account.
+// earlier version, for no account, or in the first moments of a gateway.
 const lanes = 16
 
 // laneMark comes behind a queue's token, before the lane: no token has it in it.
@@ -53,7 +53,8 @@ func withoutLane(token string) string {
 }
 
 // laneFor is the token of the lane for a record: its account's own, or if others jam
-// that, the next one that nobody jams.
+// that, the next one that nobody jams. Before this gateway has looked into it, nobody
+// knows who jams it: then it is the one that is for no account.
 func (l *Log) laneFor(token string, data []byte) string {
 	if l.config.Account == nil {
 		return token
@@ -63,6 +64,9 @@ func (l *Log) laneFor(token string, data []byte) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	lane := own
+	if !l.looked[own] {
+		return token
+	}
 	for next := account % lanes; l.jams[lane].keeps(account); lane = laneToken(token, int(next)) {
 		if next = (next + 1) % lanes; next == account%lanes {
 			return own
@@ -111,7 +115,7 @@ func (q *queue) taker() (*taker, error) {
 	}
 	t := &taker{arrivals: make(chan found)}
 	for _, token := range laneTokens(token) {
-		lane := &lane{queue: q, token: token, most: 4, asked: make(chan int, 1)}
+		lane := &lane{queue: q, token: token, most: jammedAt, asked: make(chan int, 1)}
 		t.lanes = append(t.lanes, lane)
 		go lane.run(t.arrivals) // not one of tasks: a write that is stuck would hold it, and Close with it
 	}
@@ -244,11 +248,13 @@ func (l *lane) take(ctx context.Context, n int) ([]spool.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	if entries := l.entries(batch); len(entries) > 0 {
-		return entries, nil
-	}
-	if err := errors.Join(batch.Error(), ctx.Err()); err != nil {
+	entries := l.entries(batch)
+	if err := errors.Join(batch.Error(), ctx.Err()); err != nil && len(entries) == 0 {
 		return nil, err
+	}
+	l.look(l.token)
+	if len(entries) > 0 {
+		return entries, nil
 	}
 	return l.next(ctx, consumer)
 }

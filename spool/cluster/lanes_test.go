@@ -22,7 +22,7 @@ func accountOf(data []byte) string {
 
 // TestLimitedAccount has the records of an account waiting that v2 answers 429, and
 // sends some of healthy accounts behind them, of its own lane and of others: the first
-// ones when v2 has not said so yet. SPOOL_RECORDS is how many wait.
+// ones right after a start, and others when v2 has not said so yet. SPOOL_RECORDS is how many wait.
 func TestLimitedAccount(t *testing.T) {
 	backlog := 22_000
 	if value := os.Getenv("SPOOL_RECORDS"); value != "" {
@@ -31,10 +31,18 @@ func TestLimitedAccount(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	l := open(t, cluster(t), func(c *Config) { c.MaxSize, c.Account = 1<<30, accountOf })
+	nodes := cluster(t)
+	config := func(c *Config) { c.MaxSize, c.Account = 1<<30, accountOf }
+	l := open(t, nodes, config)
+	lookEverywhere(l)
 	fill(t, l, backlog)
+	accounts := append(inLaneOf("noisy", 12)[1:], "healthy", "well", "fine")
 	early := inLaneOf("noisy", 1)[0] + " waits behind them"
 	add(t, l, testQueue, early)
+	l = open(t, nodes, config) // as after a restart: nobody knows what is there
+	for _, account := range accounts {
+		add(t, l, testQueue, account+" comes first")
+	}
 	delivered, limited := make(chan string, 100), make(chan struct{})
 	d := spool.NewDeliverer(l.Queue(testQueue), &spool.Gate{}, spool.Delivery{
 		Send: func(data []byte) spool.Result {
@@ -73,7 +81,6 @@ func TestLimitedAccount(t *testing.T) {
 			}
 		}
 	}
-	accounts := append(inLaneOf("noisy", 12)[1:], "healthy", "well", "fine")
 	slowest := time.Duration(0)
 	for _, account := range accounts {
 		add(t, l, testQueue, account+" comes before the answer")
@@ -82,6 +89,7 @@ func TestLimitedAccount(t *testing.T) {
 	answers()
 	began := time.Now()
 	for _, account := range accounts {
+		await(account + " comes first")
 		await(account + " comes before the answer")
 		slowest = max(slowest, time.Since(began))
 	}
@@ -99,6 +107,13 @@ func TestLimitedAccount(t *testing.T) {
 	began = time.Now()
 	await(early)
 	t.Logf("what was among them already was sent %v later", time.Since(began))
+}
+
+// lookEverywhere has a Log know its lanes as if all were empty.
+func lookEverywhere(l *Log) {
+	for _, lane := range laneTokens(tokenOf(testQueue)) {
+		l.look(lane)
+	}
 }
 
 // fill has many records of a noisy account waiting.
@@ -133,6 +148,7 @@ func inLaneOf(account string, n int) (names []string) {
 // with the rest.
 func TestLanes(t *testing.T) {
 	l := open(t, cluster(t), func(c *Config) { c.Account = accountOf })
+	lookEverywhere(l)
 	earlier := open(t, cluster(t), nil)
 	want := make([]string, 0, 100)
 	for i := range 50 {
@@ -211,6 +227,7 @@ func TestLaneTokens(t *testing.T) {
 func TestLaneFails(t *testing.T) {
 	var said events
 	l := open(t, cluster(t), func(c *Config) { c.Account, c.OnEvent = accountOf, said.add })
+	lookEverywhere(l)
 	config := l.records.CachedInfo().Config
 	config.MaxConsumers = 3 // of 17
 	if err := l.control.js.DeleteStream(t.Context(), config.Name); err != nil {
@@ -234,6 +251,12 @@ func TestLaneFails(t *testing.T) {
 func TestJam(t *testing.T) {
 	l := &Log{config: Config{Account: accountOf}, putOffs: newPutOffs()}
 	noisy, other := []byte("noisy"), []byte(inLaneOf("noisy", 1)[0])
+	if lane := l.laneFor("q", noisy); lane != "q" {
+		t.Errorf("before anybody has looked, the lane is %s", lane)
+	}
+	for lane := range lanes {
+		l.look(laneToken("q", lane))
+	}
 	own := l.laneFor("q", noisy)
 	give := func(lane string, data []byte, n int) {
 		for range n {

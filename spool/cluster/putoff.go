@@ -31,7 +31,7 @@ const (
 	// the account's. It does not matter what v2 says: of an account that it limits it
 	// takes some records, too.
 	jammedBehind = 1000
-	jammedAt     = 16
+	jammedAt     = 4 // as many as a lane gives out first
 
 	// maxJammers is about how many accounts of a lane are counted.
 	maxJammers = 64
@@ -42,10 +42,11 @@ type putOffs struct {
 	tries     map[identity]int
 	calendars map[string]*calendar // by lane
 	jams      map[string]jam       // the same, of those with a backlog
+	looked    map[string]bool      // into which lanes this gateway has looked
 }
 
 func newPutOffs() putOffs {
-	return putOffs{map[identity]int{}, map[string]*calendar{}, map[string]jam{}}
+	return putOffs{map[identity]int{}, map[string]*calendar{}, map[string]jam{}, map[string]bool{}}
 }
 
 // jam counts the records that a lane with a backlog has given out, by account.
@@ -154,6 +155,13 @@ func (l *Log) given(lane string, data []byte, behind uint64) {
 		l.jams[lane] = jam{}
 	}
 	l.jams[lane].count(account)
+}
+
+// look notes that a lane has said what is in it.
+func (l *Log) look(lane string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.looked[lane] = true
 }
 
 // accountOf is the account of a record, as a number that few share.
