@@ -97,7 +97,7 @@ func (s *bodies) read(r *http.Request) (*bodyBuffer, *postback.Refusal) {
 	if r.ContentLength > s.maxBody {
 		return nil, postback.TooLarge(r.ContentLength, s.maxBody, true)
 	}
-	body, over, refused := s.readSome(r)
+	body, over, refused := s.readSome(r, s.maxBody)
 	if over > 0 {
 		s.release(body)
 		return nil, postback.TooLarge(over, s.maxBody, false)
@@ -105,9 +105,9 @@ func (s *bodies) read(r *http.Request) (*bodyBuffer, *postback.Refusal) {
 	return body, refused
 }
 
-// readSome reads a request's body to its end, or until it is too large: then over is how
-// much is read, and the rest is still there.
-func (s *bodies) readSome(r *http.Request) (body *bodyBuffer, over int64, refused *postback.Refusal) {
+// readSome reads a request's body to its end, or until it has more than most bytes: then
+// over is how much is read, and the rest is still there.
+func (s *bodies) readSome(r *http.Request, most int64) (body *bodyBuffer, over int64, refused *postback.Refusal) {
 	if r.Body == nil || r.ContentLength == 0 {
 		return noBody, 0, nil
 	}
@@ -127,7 +127,7 @@ func (s *bodies) readSome(r *http.Request) (body *bodyBuffer, over int64, refuse
 		last.data = last.data[:len(last.data)+n]
 		total += int64(n)
 		switch {
-		case total > s.maxBody:
+		case total > most:
 			return first, total, nil
 		case total == r.ContentLength:
 			return first, 0, nil

@@ -75,7 +75,12 @@ func (h *Handler) serveKeen(c *call) {
 		h.bodies.free(k.held.Load())
 		*c = k.call
 	}()
-	events, refused := k.read(k.r.Body)
+	body := io.Reader(k.r.Body)
+	if k.body != nil { // its tables were read
+		body = io.MultiReader(k.body.reader(), body)
+	}
+	events, refused := k.read(body)
+	h.dropBody(&k.call)
 	if refused != nil {
 		h.refuse(&k.call, refused)
 		return

@@ -31,22 +31,28 @@ func (h *Handler) steer(c *call, refused *postback.Refusal) (served bool) {
 	c.badKey = c.readKey()
 	c.steered = true
 	byHead := refused != nil || c.r.Method != http.MethodPost || c.IsKeen() || c.r.ContentLength > h.MaxBody
-	if byHead && h.decide(c, refused) == migration.V2 {
-		return false
+	if byHead {
+		if lane, known := h.decide(c, refused); !known {
+			return h.steerByTables(c)
+		} else if lane == migration.V2 {
+			return false
+		}
 	}
 	expect := c.r.Header["Expect"]
 	whole := c.r.ContentLength <= h.MaxBody
 	c.body = noBody
 	if whole {
 		var unread *postback.Refusal
-		if c.body, c.over, unread = h.bodies.readSome(c.r); unread != nil {
+		if c.body, c.over, unread = h.bodies.readSome(c.r, h.MaxBody); unread != nil {
 			h.refuse(c, unread)
 			return true
 		}
 		whole = c.over == 0
 	}
-	if !byHead && h.decide(c, nil) == migration.V2 {
-		return false
+	if !byHead {
+		if lane, _ := h.decide(c, nil); lane == migration.V2 {
+			return false
+		}
 	}
 	defer h.audit(c, refused, whole)
 	c.keepable = whole && refused == nil && c.isKeepable()
@@ -55,17 +61,79 @@ func (h *Handler) steer(c *call, refused *postback.Refusal) (served bool) {
 }
 
 // decide decides by which lane a call goes. What is no call of a surface has no other
-// lane.
-func (h *Handler) decide(c *call, refused *postback.Refusal) migration.Lane {
-	client, _ := caddyhttp.GetVar(c.r.Context(), caddyhttp.ClientIPVarKey).(string)
-	q := laneQuery{Key: c.Key(), Client: client}
+// lane. Of a call with several events it may not be known before its tables are.
+func (h *Handler) decide(c *call, refused *postback.Refusal) (lane migration.Lane, known bool) {
+	q := c.laneQuery()
 	if refused == nil {
 		q.Destination = c.Destination
 	}
-	if c.lane = migration.Legacy; !c.Foreign {
+	known = true
+	switch {
+	case c.Foreign:
+		c.lane = migration.Legacy
+	case refused == nil && c.IsKeen() && c.r.Method == http.MethodPost:
+		c.lane, known = h.legacy.decideAtHead(q)
+	default:
 		c.lane = h.legacy.decide(q)
 	}
-	return c.lane
+	return c.lane, known
+}
+
+// laneQuery is what of a call may decide over its lane, but for its tables.
+func (c *call) laneQuery() laneQuery {
+	client, _ := caddyhttp.GetVar(c.r.Context(), caddyhttp.ClientIPVarKey).(string)
+	return laneQuery{Key: c.Key(), Client: client}
+}
+
+// bufferedShare is what of max_buffered a call with several events may take whose tables
+// decide over its lane. To read them, and to send it to v2, takes several times as much.
+const bufferedShare = 4
+
+// steerByTables is steer for a call with several events whose tables decide: so its body
+// is read, and goes on to the legacy host as it came. A call of which the tables cannot be
+// read, or that is too large for it, is one without a table.
+func (h *Handler) steerByTables(c *call) (served bool) {
+	expect := c.r.Header["Expect"]
+	most := min(int64(postback.MaxKeenBody), h.bodies.maxTotal/bufferedShare)
+	whole := c.r.ContentLength <= most
+	c.body = noBody
+	var tables []postback.Destination
+	var unread *postback.Refusal
+	if whole {
+		if c.body, c.over, unread = h.bodies.readSome(c.r, most); unread == nil {
+			if whole = c.over == 0; whole {
+				tables, unread = h.tablesOf(c)
+			}
+		}
+	}
+	if unread != nil {
+		h.dropBody(c)
+		h.refuse(c, unread)
+		return true
+	}
+	if c.lane = h.legacy.decideByTables(c.laneQuery(), tables); c.lane == migration.V2 {
+		return false
+	}
+	defer h.audit(c, nil, whole)
+	h.relay(c, whole, expect)
+	return true
+}
+
+// tablesOf are the tables of a call with several events. It refuses a call for want of
+// memory only.
+func (h *Handler) tablesOf(c *call) (tables []postback.Destination, unread *postback.Refusal) {
+	k := &keenCall{call: *c, h: h}
+	defer func() { h.bodies.free(k.held.Load()) }()
+	reader := &postback.KeenReader{Hold: k.hold}
+	body, refused, err := reader.ReadBody(c.body.reader(), c.r.Header["Content-Encoding"])
+	held := refused != postback.Overloaded
+	if refused == nil && err == nil {
+		tables, held = reader.Tables(body)
+	}
+	if !held {
+		return nil, postback.Overloaded
+	}
+	return tables, nil
 }
 
 // dropBody gives back the body of a call that is ready for nothing.

@@ -20,8 +20,12 @@ import (
 // without a kernel.
 func steered(h *Handler, decide func(laneQuery) migration.Lane) *Handler {
 	h.legacy = &legacyLane{
-		decide: decide, pseudonym: func() string { return "td-postback-0123456789ab" },
-		single: &route{host: "in.treasuredata.com", Client: stubUpstream()},
+		decide:         decide,
+		decideAtHead:   func(q laneQuery) (migration.Lane, bool) { return decide(q), true },
+		decideByTables: func(q laneQuery, _ []postback.Destination) migration.Lane { return decide(q) },
+
+		pseudonym: func() string { return "td-postback-0123456789ab" },
+		single:    &route{host: "in.treasuredata.com", Client: stubUpstream()},
 	}
 	return h
 }

@@ -126,6 +126,11 @@ type legacyLane struct {
 	// decide decides by which lane a call goes. It may be called by many at a time.
 	decide func(laneQuery) migration.Lane
 
+	// decideAtHead is decide for a call with several events, if its tables do not matter,
+	// and decideByTables if they may. It goes to v2 only if all of its tables do.
+	decideAtHead   func(laneQuery) (lane migration.Lane, known bool)
+	decideByTables func(laneQuery, []postback.Destination) migration.Lane
+
 	// pseudonym is what the gateway calls itself in Via.
 	pseudonym func() string
 
@@ -156,7 +161,7 @@ func (h *Handler) provisionMigrate() error {
 			return err
 		}
 	}
-	h.legacy = &legacyLane{decide: h.plan.decide, pseudonym: sync.OnceValue(h.app.fingerprints.pseudonym)}
+	h.legacy = &legacyLane{decide: h.plan.decide, decideAtHead: h.plan.decideAtHead, decideByTables: h.plan.decideByTables, pseudonym: sync.OnceValue(h.app.fingerprints.pseudonym)}
 	showResults(migration.Legacy)
 	trust, err := h.trust()
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/td-postback/gateway/migration"
+	"github.com/td-postback/gateway/postback"
 )
 
 // This file has the plan that the handlers of a configuration share: it is opened, saved
@@ -95,6 +96,21 @@ func (m *Migrate) planConfig() (c migration.PlanConfig, err error) {
 // decide decides by which lane a call goes.
 func (s *sharedPlan) decide(q laneQuery) migration.Lane {
 	return s.get().Plan().Lane(&migration.Caller{Key: q.Key, Client: q.Client}, q.Destination)
+}
+
+// decideAtHead decides about a call with several events without its tables, unless they
+// may matter.
+func (s *sharedPlan) decideAtHead(q laneQuery) (lane migration.Lane, known bool) {
+	p := s.get().Plan()
+	if p.TablesMatter() {
+		return migration.Legacy, false
+	}
+	return p.Lane(&migration.Caller{Key: q.Key, Client: q.Client}, q.Destination), true
+}
+
+// decideByTables decides about a call with records of these tables.
+func (s *sharedPlan) decideByTables(q laneQuery, tables []postback.Destination) migration.Lane {
+	return s.get().Plan().LaneOfAll(&migration.Caller{Key: q.Key, Client: q.Client}, tables)
 }
 
 // leave undoes usePlan.

@@ -12,6 +12,7 @@ type Plan struct {
 	held     bool
 	stick    Stick
 	accounts bool // a rule is for an account
+	byTable  bool // two tables may go by different lanes, for the same caller
 	signals  PlanSignals
 
 	all       target
@@ -61,8 +62,24 @@ func newPlan(rules []RuleShare, held bool, stick Stick) *Plan {
 		p.accounts = p.accounts || r.Account != ""
 		p.add(&share{rule: r.Rule, hundred: r.Share, seed: bucketSeed(r.Rule)})
 	}
+	p.byTable = mayDivide(rules, stick)
 	return p
 }
+
+// mayDivide reports whether rules may send two tables of a caller by different lanes.
+func mayDivide(rules []RuleShare, stick Stick) bool {
+	named, partly := false, false
+	for _, r := range rules {
+		database, _ := r.names()
+		named = named || database != wildcard
+		partly = partly || r.Share != rules[0].Share || r.Share != NoneToV2 && r.Share != AllToV2
+	}
+	return partly && (named || stick == StickTable)
+}
+
+// TablesMatter reports whether the lane of a call may depend on its tables. If not, who
+// decides about a call with records of several tables need not know them.
+func (p *Plan) TablesMatter() bool { return p.byTable && !p.held }
 
 // add adds a rule to what it names.
 func (p *Plan) add(s *share) {

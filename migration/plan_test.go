@@ -403,3 +403,46 @@ func BenchmarkLane(b *testing.B) {
 		})
 	}
 }
+
+// TestTablesMatter: only where two tables of a caller may go by different lanes.
+func TestTablesMatter(t *testing.T) {
+	for _, tc := range []struct {
+		rules string
+		stick Stick
+		want  bool
+	}{
+		{"*.* 0", StickClient, false},
+		{"*.* 100", StickTable, false},
+		{"*.* 25", StickClient, false},
+		{"*.* 25", StickKey, false},
+		{"*.* 25", StickTable, true},
+		{"*.* 0, *.* account:1234 100", StickClient, false},
+		{"*.* 0, *.* account:1234 50", StickTable, true},
+		{"*.* 0, shop.orders 0, crm.* 0", StickClient, false},
+		{"*.* 100, shop.orders 100", StickTable, false},
+		{"*.* 0, shop.orders 100", StickClient, true},
+		{"*.* 100, crm.* 0", StickClient, true},
+		{"*.* 50, shop.orders 50", StickClient, true}, // each rule has buckets of its own
+		{"*.* 0, shop.orders account:1234 1", StickKey, true},
+	} {
+		p := planOf(t, tc.rules, tc.stick)
+		if got := p.TablesMatter(); got != tc.want {
+			t.Errorf("%s by %v: got %v", tc.rules, tc.stick, got)
+		}
+		if p.underHold().TablesMatter() {
+			t.Errorf("%s: rolled back, they do", tc.rules)
+		}
+		if tc.want {
+			continue
+		}
+		for n := range 100 { // then a call goes by the lane of each of its tables
+			c := &Caller{Key: strconv.Itoa(1230+n) + "/a", Client: strconv.Itoa(n)}
+			one := p.Lane(c, postback.Destination{})
+			for _, to := range []postback.Destination{{Database: "shop", Table: "orders"}, {Database: "crm", Table: "x"}} {
+				if got := p.Lane(c, to); got != one {
+					t.Errorf("%s by %v: %q goes by %v, and a call without a table by %v", tc.rules, tc.stick, to, got, one)
+				}
+			}
+		}
+	}
+}

@@ -112,6 +112,37 @@ func (r *KeenReader) Read(body []byte, marked bool) (*Keen, *Refusal) {
 	return &b.read, nil
 }
 
+// Tables reads which tables a decompressed body is for, each once. A collection with a name
+// that no table has is for an empty Destination. There are none if this is no request with
+// several events. held is false if Hold has said no.
+func (r *KeenReader) Tables(body []byte) (tables []Destination, held bool) {
+	body = bytes.TrimPrefix(body, []byte(byteOrderMark))
+	if !startsObject(body) || !json.Valid(body) {
+		return nil, true
+	}
+	known := map[Destination]bool{}
+	b := values{text: body}
+	for b.open(); b.more('}'); {
+		name, to := b.name(), Destination{}
+		if len(name) <= maxKeenText {
+			to = destinationOf(jsonText(name))
+		}
+		if b.text[b.at] != '[' {
+			return nil, true
+		}
+		b.skip()
+		if known[to] {
+			continue
+		}
+		if !r.Hold(keenCollectionCost + len(name)) {
+			return nil, false
+		}
+		known[to] = true
+		tables = append(tables, to)
+	}
+	return tables, true
+}
+
 // keenBody is a body as far as it has been read.
 type keenBody struct {
 	*KeenReader

@@ -1029,3 +1029,64 @@ func BenchmarkKeen(b *testing.B) {
 		perEvent(b)
 	})
 }
+
+// TestKeenTables reads the tables of bodies, each once.
+func TestKeenTables(t *testing.T) {
+	many := strings.Repeat(`"a.b":[],`, 1000)
+	for _, tc := range []struct{ name, body, want string }{
+		{"one", `{"db.tbl":[{"a":1}]}`, "db.tbl"},
+		{"several, one of them twice", " {\n\"a.b\" : [{\"c.d\":[]}] , \"c.d\":[],\"a.b\":[]}", "a.b c.d"},
+		{"a thousand times the same", `{` + many + `"c.d":[]}`, "a.b c.d"},
+		{"an escape in a name", `{"a\u002eb":[]}`, "a.b"},
+		{"a byte-order mark", "\ufeff" + `{"a.b":[]}`, "a.b"},
+		{"a bad name beside a good one", `{"a b.c":[1],"a.b":[],"":[]}`, ". a.b"},
+		{"a name that is too long", `{"` + strings.Repeat("a", maxKeenText) + `.b":[]}`, "."},
+		{"no collection", `{}`, ""},
+		{"no arrays", `{"a.b":[],"c.d":1}`, ""},
+		{"no JSON", `{"a.b":[`, ""},
+		{"an array", `[{"a.b":[]}]`, ""},
+		{"nothing", "", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tables, held := keenReader(time.Now()).Tables([]byte(tc.body))
+			var got []string
+			for _, to := range tables {
+				got = append(got, to.Database+"."+to.Table)
+			}
+			if strings.Join(got, " ") != tc.want || !held {
+				t.Errorf("got %q, %v", got, held)
+			}
+		})
+	}
+	none := &KeenReader{Hold: func(int) bool { return false }}
+	if tables, held := none.Tables([]byte(`{"a.b":[]}`)); held || len(tables) > 0 {
+		t.Errorf("without memory, got %q, %v", tables, held)
+	}
+}
+
+// FuzzKeenTables: the tables are those of the collections that Read finds, each once.
+func FuzzKeenTables(f *testing.F) {
+	for _, seed := range []string{`{"a.b":[{}],"c.d":[1],"a.b":[]}`, `{"a.b":1}`, "\ufeff{\"\xff.b\":[]}", `{`, `{"":[],"a\u002eb":[]}`} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		reader := keenReader(time.Unix(testArrival, 0))
+		tables, held := reader.Tables(body)
+		k, refused := reader.Read(body, true)
+		if !held {
+			t.Fatal("it is held")
+		}
+		if refused != nil {
+			return // for an event, perhaps
+		}
+		var want []Destination
+		for _, c := range k.Collections {
+			if !slices.Contains(want, c.Destination) {
+				want = append(want, c.Destination)
+			}
+		}
+		if !slices.Equal(tables, want) {
+			t.Errorf("%q is for %q, want %q", body, tables, want)
+		}
+	})
+}
