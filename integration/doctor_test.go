@@ -167,3 +167,21 @@ func TestDoctorIsRight(t *testing.T) {
 
 // eventPath is an event's path.
 const eventPath = "/postback/v3/event/db/t"
+
+// TestDoctorFindsALoop: the legacy host's name leads to the gateway that runs, whose
+// callers get 508, and the doctor says so.
+func TestDoctorFindsALoop(t *testing.T) {
+	t.Parallel()
+	addr, v2 := freeAddr(t), httptest.NewServer(&sandbox.Sandbox{})
+	t.Cleanup(v2.Close)
+	_, port, _ := net.SplitHostPort(addr)
+	config := fmt.Sprintf("{\n%s\n}\nhttp://:%s {\n td_postback {\n upstream %s\n migrate {\n legacy http://%s\n}\n}\n}\n", globals, port, v2.URL, addr)
+	serveCaddyfile(t, addr, config)
+	if answer := raw(t, addr, post(target, asJSON, object)); answer.StatusCode != http.StatusLoopDetected {
+		t.Errorf("a caller gets %d %s", answer.StatusCode, answer.body)
+	}
+	output, code := run(t, "td-doctor", "--config", write(t, "Caddyfile", config))
+	if code != 1 || !strings.Contains(output, "the name of the legacy host "+addr+" leads to the gateway") || !strings.Contains(output, "resolve 203.0.113.7:443") {
+		t.Errorf("exit %d: %s", code, output)
+	}
+}
