@@ -145,6 +145,9 @@ func (j *sharing) keep() {
 			})
 		default:
 			missed.Store(true)
+			if len(following) == 0 { // it has just ended
+				j.nudge()
+			}
 			j.peek()
 		}
 	}
@@ -154,25 +157,28 @@ func (j *sharing) keep() {
 func (j *sharing) peek() {
 	ctx, cancel := context.WithTimeout(j.ctx, pollEvery)
 	defer cancel()
-	_, _, _ = j.read(ctx) //nolint:dogsled // follow has the error too
+	if plan, _, err := j.read(ctx); err == nil && plan != nil { // follow has the error too
+		j.brake(plan)
+	}
 }
 
-// read reads the plan in the cluster, or nil if none is there. A rollback in it holds at
-// once.
+// read reads the plan in the cluster, or nil if none is there.
 func (j *sharing) read(ctx context.Context) (plan *planState, number uint64, err error) {
 	text, number, err := j.shared.Read(ctx)
 	if err != nil || text == nil {
 		return nil, number, err
 	}
-	if plan, err = decodeState(text); err != nil {
-		return nil, 0, err
-	}
+	plan, err = decodeState(text)
+	return plan, number, err
+}
+
+// brake has a rollback in a plan that is new hold at once, before the plan is taken up.
+func (j *sharing) brake(plan *planState) {
 	s := j.steering
 	if plan.Hold != nil && plan.Revision > s.Plan().Signals().Revision && j.ctx.Err() == nil {
 		s.braked.Store(plan.Revision)
 		s.layHold()
 	}
-	return plan, number, nil
 }
 
 func (j *sharing) nudge() {
@@ -212,6 +218,9 @@ func (j *sharing) catchUp(ctx context.Context) (plan *planState, number uint64, 
 		if plan, number, err = j.read(ctx); err != nil {
 			j.note(err)
 			return nil, 0, err
+		}
+		if plan != nil {
+			j.brake(plan)
 		}
 		plan, back := j.meet(plan)
 		if !back {
