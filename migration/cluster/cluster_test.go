@@ -392,6 +392,7 @@ func TestCutOff(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "plan.db")
 	lost := gatewayIn(t, "gw4", path, []string{"nats://spool:secret@" + way.addr})
 	until(t, "it follows", func() bool { return isV2(lost) && lost.Trouble() == nil })
+	until(t, "the others know it", func() bool { return len(all[0].Status().Gateways) == 4 && len(all[1].Status().Gateways) == 4 })
 	way.cut()
 	until(t, "it is cut off", func() bool { return lost.Trouble() != nil })
 	if !isV2(lost) {
