@@ -596,7 +596,7 @@ func TestLimitedAccountComesBackByBatch(t *testing.T) {
 				if n := w.Paused(); n > 0 {
 					t.Errorf("the account is limited still, %d of %d records are delivered", w.queue.count(acked), seconds*100*each)
 				}
-				time.Sleep(2*wait + 5*time.Second) // what was put off just before comes at Rate
+				time.Sleep(2*wait + 2*seconds*time.Second) // what was put off, all at most, comes at Rate
 				w.expect(t, map[state]int{acked: seconds * 100 * each})
 			})
 		})

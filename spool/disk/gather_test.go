@@ -107,20 +107,25 @@ func TestAcksBecomeDurable(t *testing.T) {
 }
 
 // TestAckTakesOthersAlong acks a record that has to be noted soon behind one that
-// has time.
+// has time. If it were not taken along, none of the tries would be in time; a busy machine
+// may be late for one.
 func TestAckTakesOthersAlong(t *testing.T) {
 	d := open(t, Config{MaxSize: 64 << 20})
-	for range 3 {
-		add(t, d, "x")
+	var took time.Duration
+	for range 10 {
+		for range 3 {
+			add(t, d, "x")
+		}
+		entries := take(t, d, 2)
+		began := time.Now()
+		d.Queue(q1).AckSafe(entries[0])
+		d.Queue(q1).Ack(entries[1])
+		eventually(t, "both acks are noted", func() bool { return noted(d) })
+		if took = time.Since(began); took <= safeDelay*9/10 {
+			return
+		}
 	}
-	entries := take(t, d, 2)
-	began := time.Now()
-	d.Queue(q1).AckSafe(entries[0])
-	d.Queue(q1).Ack(entries[1])
-	eventually(t, "both acks are noted", func() bool { return noted(d) })
-	if took := time.Since(began); took > safeDelay*9/10 {
-		t.Errorf("they were noted after %s", took)
-	}
+	t.Errorf("they were noted after %s", took)
 }
 
 // TestDrainedFileGoesAtOnce acks all records of a file that takes no more: it is
