@@ -170,6 +170,44 @@ func TestAuditOfALongBody(t *testing.T) {
 	}
 }
 
+// fillingWriter is a caller who gets its answer when max_buffered is used up.
+type fillingWriter struct {
+	*httptest.ResponseRecorder
+	of *bodies
+}
+
+func (w fillingWriter) WriteHeader(status int) {
+	w.of.maxTotal = 0
+	w.ResponseRecorder.WriteHeader(status)
+}
+
+// TestAuditWithoutMemory: what there is no room for is not looked at, and nobody suffers.
+func TestAuditWithoutMemory(t *testing.T) {
+	for name, tc := range map[string]struct{ method, uri, body, want string }{
+		"a record in the query":         {"GET", keyed + "&a=1", "", "from_query key_in_url plain_http"},
+		"of a JavaScript SDK":           {"GET", asJS + data(`{}`), "", "from_query js_sdk key_in_url plain_http"},
+		"several events":                {"POST", "/ios/v3/event?api_key=" + benchKey, `{"db.t":[7]}`, "key_in_url mobile_sdk plain_http"},
+		"an array in several parts":     {"POST", keyed, "[" + strings.Repeat(" ", 200_000) + "]", "key_in_url plain_http"},
+		"an array, which takes no room": {"POST", keyed, "[]", "key_in_url plain_http refused_by_v2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := steered(stubHandler(), always(migration.Legacy))
+			report := withReport(t, h)
+			w := fillingWriter{httptest.NewRecorder(), h.bodies}
+			if err := h.ServeHTTP(w, taggedRequest(tc.method, tc.uri, tc.body), nil); err != nil || w.Code != http.StatusOK {
+				t.Fatal(err, w.Code)
+			}
+			row := report.get().List(time.Now()).Rows[0]
+			if got := strings.Join(foundIn(row), " "); got != tc.want || row.Results[forwardedResult] != 1 {
+				t.Errorf("got %s, %v", got, row.Results)
+			}
+			if used := h.bodies.inUse.Load(); used != 0 {
+				t.Errorf("%d bytes are still counted", used)
+			}
+		})
+	}
+}
+
 // TestJudgedBytes: in each second, so many are looked at, and those of one body more.
 func TestJudgedBytes(t *testing.T) {
 	var s secondly

@@ -157,6 +157,19 @@ func TestFileWithoutFindingsOfOthers(t *testing.T) {
 	shut(t, r)
 }
 
+// TestFindingsOfOthersAfterAClockThatWasAhead: they count from now on no longer than others.
+func TestFindingsOfOthersAfterAClockThatWasAhead(t *testing.T) {
+	r := inMemory(1)
+	ahead := start.Add(1000 * time.Hour)
+	for n := range 2 {
+		count(r, postCall(), func(c *Call) { c.Time, c.Table, c.Findings = ahead, fmt.Sprint("t", n), setOf(MissingWriteKey) })
+	}
+	r.forget(start)
+	if o := r.List(start).Others; !o.LastSeen.Equal(start) || len(o.Findings) != 1 || !o.Findings[0].LastSeen.Equal(start) {
+		t.Errorf("the others are %+v", o)
+	}
+}
+
 func TestAuditAsJSON(t *testing.T) {
 	text, err := json.Marshal(audited())
 	if err != nil || string(text) != `{"time":"2026-11-20T10:31:00Z","since":"2026-11-20T10:30:00Z","verdict":"not ready",`+

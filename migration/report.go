@@ -227,7 +227,10 @@ func (r *Report) forget(now time.Time) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	foundNotAfter(r.others.findings, now.Add(maxAhead).Unix())
+	if r.others.last > now.Add(maxAhead).Unix() {
+		r.others.first, r.others.last = min(r.others.first, now.Unix()), now.Unix()
+		foundNotAfter(r.others.findings, now.Unix())
+	}
 	r.order.keep(func(old *row) bool {
 		switch {
 		case old.data.last > now.Add(maxAhead).Unix():
