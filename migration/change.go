@@ -148,14 +148,20 @@ func (e *ConflictError) Error() string {
 	return text + ": look at the plan again, and then decide"
 }
 
-// check checks an order, and takes keys out of its texts.
-func (o *Order) check(s *planState, action Action) error {
+// makeFit makes an order fit for the history, and takes keys out of its texts. It is for
+// an order that has just come: a note may be longer than MaxNote behind it.
+func (o *Order) makeFit() error {
 	if len(o.Note) > MaxNote {
 		return invalid("the note has %d bytes: it may have %d", len(o.Note), MaxNote)
 	}
 	o.Note = clean(postback.MaskKeys(o.Note), maxNoteKept)
 	o.Who = clean(postback.MaskKeys(o.Who), maxWho)
 	o.Time = o.Time.UTC().Truncate(time.Second)
+	return nil
+}
+
+// check checks whether an order is meant for a plan.
+func (o *Order) check(s *planState, action Action) error {
 	switch {
 	case o.Base == nil && action != ActionRollback:
 		return ErrNoBase

@@ -134,6 +134,9 @@ func (s *Steering) TryShare(o Order, rule Rule, share Share, r *Report) (*Moves,
 	s.file.mu.Unlock()
 	w := wish{action: ActionShare, rule: rule, share: share}
 	now := o.Time
+	if err := o.makeFit(); err != nil {
+		return nil, err
+	}
 	if err := o.check(state, w.action); err != nil {
 		return nil, err
 	}

@@ -320,6 +320,31 @@ func rollbackWithoutTheCluster(t *testing.T, restart bool) {
 	}
 }
 
+// A note that got longer when it was made fit for the history is none that is too long:
+// a rollback with it holds at all gateways, also when the cluster takes it later.
+func TestNoteThatGotLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		note := strings.Repeat("v2\n", MaxNote/3)
+		want := strings.ReplaceAll(note, "\n", "\ufffd")
+		_, all := three(t)
+		if out, err := all[0].Rollback(Order{Time: start, Who: "ann@desk", Note: note}); err != nil || len(out.Lagging) > 0 || out.Change.Note != want {
+			t.Fatalf("%+v, %v", out, err)
+		}
+		must(t, all[0].Steering, "resume")
+		all[0].seat.setCut(true)
+		if _, err := all[0].Rollback(Order{Time: start, Who: "ann@desk", Note: note}); err != nil {
+			t.Fatal(err)
+		}
+		all[0].seat.setCut(false)
+		time.Sleep(2 * pollEvery)
+		for _, m := range all {
+			if h := m.Status().Hold; h == nil || h.Note != want || m.Status().Local != nil {
+				t.Errorf("%+v", m.Status())
+			}
+		}
+	})
+}
+
 // What only one gateway knows holds before anybody has made a plan, too.
 func TestLocalHoldWithoutAPlan(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "plan.db")

@@ -141,6 +141,9 @@ func (s *Steering) Resume(o Order) (*Outcome, error) {
 
 // change carries an order out.
 func (s *Steering) change(o *Order, w *wish) (*Outcome, error) {
+	if err := o.makeFit(); err != nil {
+		return nil, err
+	}
 	s.file.mu.Lock()
 	if j := s.joined; j != nil && !o.Local {
 		s.file.mu.Unlock()
