@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http/httpguts"
@@ -114,6 +115,7 @@ type restOfRequest struct {
 	io.Reader
 	chunked bool
 	trailer http.Header // filled when all is read
+	stopped atomic.Bool // nobody wants it any more, and that is not its caller's fault
 }
 
 var restBuffers = sync.Pool{New: func() any { return new([restBuffer]byte) }}
@@ -143,7 +145,11 @@ func (x *exchange) copyRest() error {
 	var size [20]byte
 	for {
 		n, readErr := x.rest.Read(buf[:])
-		if readErr != nil && !errors.Is(readErr, io.EOF) {
+		switch {
+		case readErr == nil, errors.Is(readErr, io.EOF):
+		case x.rest.stopped.Load():
+			return readErr
+		default:
 			return CallerError{readErr}
 		}
 		_ = x.conn.SetWriteDeadline(time.Now().Add(x.timeout))
@@ -178,6 +184,7 @@ func (x *exchange) write(pieces [][]byte) error {
 // waits for its caller.
 func (x *exchange) stopReading() {
 	if x.rest != nil && x.sending && len(x.sent) == 0 {
+		x.rest.stopped.Store(true)
 		_ = http.NewResponseController(x.w).SetReadDeadline(time.Now().Add(restTime))
 	}
 }

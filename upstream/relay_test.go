@@ -267,3 +267,18 @@ func TestRelayEarlyRefusal(t *testing.T) {
 		})
 	}
 }
+
+// TestRelayLostHost: a host that breaks off while the caller stalls is not the caller's
+// fault.
+func TestRelayLostHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := newScripted(t, nil, func(cfg *Config) { cfg.Dial = earlyDial(hangsUp) })
+		until := make(chan struct{})
+		q := &Relayed{Rest: &stalled{until}}
+		q.Method, q.Target, q.Host, q.Length = http.MethodPost, "/x", "legacy.test", postback.UnknownLength
+		err := client.Relay(deadlineWriter{httptest.NewRecorder(), until}, httptest.NewRequest(http.MethodPost, "/x", nil), q, new(Trip))
+		if _, caller := errors.AsType[CallerError](err); err == nil || caller {
+			t.Errorf("got %v", err)
+		}
+	})
+}
