@@ -107,15 +107,13 @@ func changePlan(fs caddycmd.Flags, action migration.Action, base *uint64, body *
 	return sendAdmin(fs, &adminRequest{http.MethodPost, planURI + "/" + string(action), header, text}, value)
 }
 
-// basedChange is a change of the plan that there is now. It says whether that is rolled
-// back.
-func basedChange(fs caddycmd.Flags, action migration.Action, body *planRequest) (outcome outcomeAnswer, held bool, err error) {
-	plan, err := planOf(fs)
-	if err != nil {
-		return outcome, false, err
+// basedChange is a change of the plan that there is now, which it returns, too.
+func basedChange(fs caddycmd.Flags, action migration.Action, body *planRequest) (outcome outcomeAnswer, before *planAnswer, err error) {
+	before, err = planOf(fs)
+	if err == nil {
+		err = changePlan(fs, action, &before.Revision, body, &outcome)
 	}
-	err = changePlan(fs, action, &plan.Revision, body, &outcome)
-	return outcome, plan.Hold != nil || plan.Local != nil, err
+	return outcome, before, err
 }
 
 // whoAmI is the user and the host of this command, for the history.
@@ -163,7 +161,7 @@ func dryRun(fs caddycmd.Flags, wanted migration.RuleShare, body *planRequest) (i
 	fmt.Printf("With %s, %d of %d callers of the last hour would send something by the other lane:\n%s%d of %d events would move to v2, and %s%d to the legacy host.\n",
 		wanted, m.Callers, m.OfCallers, about, m.ToV2, m.OfEvents, about, m.ToLegacy)
 	if m.Held {
-		fmt.Println("The plan is rolled back, so nothing would move before td-migrate resume.")
+		fmt.Println("It is rolled back, so nothing would move before td-migrate resume, or resume --local if only this gateway is: see td-migrate status.")
 	}
 	fmt.Printf("Nothing has changed: the plan has revision %d.\n", answer.Revision)
 	return caddy.ExitCodeSuccess, nil
@@ -191,7 +189,7 @@ func undoCommand(fs caddycmd.Flags) (int, error) {
 
 // changeRules changes the rules, and says what has become of them.
 func changeRules(fs caddycmd.Flags, action migration.Action, body *planRequest) (int, error) {
-	outcome, held, err := basedChange(fs, action, body)
+	outcome, before, err := basedChange(fs, action, body)
 	if err != nil {
 		return exitRefused, err
 	}
@@ -200,8 +198,11 @@ func changeRules(fs caddycmd.Flags, action migration.Action, body *planRequest) 
 		return caddy.ExitCodeSuccess, nil
 	}
 	from := "in force from the next request"
-	if held {
-		from = "in force after td-migrate resume: until then it is rolled back here"
+	switch {
+	case before.Local != nil:
+		from = "in force here after td-migrate resume --local: until then this gateway is rolled back by itself"
+	case before.Hold != nil:
+		from = "in force after td-migrate resume: until then it is rolled back"
 	}
 	fmt.Printf("Revision %d, %s:\n", outcome.Revision, from)
 	for _, r := range outcome.Change.Rules {
@@ -247,10 +248,12 @@ func rollbackCommand(fs caddycmd.Flags) (int, error) {
 
 func resumeCommand(fs caddycmd.Flags) (int, error) {
 	body := &planRequest{Local: fs.Bool("local")}
-	outcome, _, err := basedChange(fs, migration.ActionResume, body)
+	outcome, before, err := basedChange(fs, migration.ActionResume, body)
+	heldHere := err == nil && before.Local != nil && !body.Local
 	switch {
 	case err != nil:
 		return exitRefused, err
+	case outcome.Change == nil && heldHere:
 	case outcome.Change == nil:
 		fmt.Printf("Nothing has changed: it is not rolled back. The plan has revision %d.\n", outcome.Revision)
 	case body.Local:
@@ -258,8 +261,13 @@ func resumeCommand(fs caddycmd.Flags) (int, error) {
 	default:
 		fmt.Printf("Resumed: the rules hold again, from the next request. Revision %d. td-migrate status shows them.\nBack: td-migrate rollback.\n", outcome.Revision)
 	}
+	if heldHere && len(outcome.Lagging) == 0 { // or it is one of those
+		return exitRefused, errHeldHere
+	}
 	return printFollowers(&outcome.Outcome)
 }
+
+var errHeldHere = errors.New("this gateway is rolled back by itself, so everything that comes to it still goes to the legacy host: td-migrate resume --local lifts that")
 
 func planStatusCommand(fs caddycmd.Flags) (int, error) {
 	plan, err := planOf(fs)

@@ -169,6 +169,16 @@ func TestMigrateCommands(t *testing.T) {
 	g.says(t, words("status"), "Revision 10", "It is rolled back")
 	g.says(t, words("resume"), "Revision 11")
 	g.goesTo(t, "v2")
+
+	g.says(t, words("rollback --local"), "Rolled back", "Back: td-migrate resume --local")
+	refuses(t, g.admin, words("resume"), "this gateway is rolled back by itself", "td-migrate resume --local lifts that")
+	g.says(t, words("share *.* 99"), "Revision 12, in force here after td-migrate resume --local")
+	g.says(t, words("rollback"), "Revision 13")
+	refuses(t, g.admin, words("resume"), "Revision 14", "td-migrate resume --local lifts that")
+	g.goesTo(t, "legacy")
+	g.says(t, words("undo"), "Revision 15")
+	g.says(t, words("resume --local"), "Resumed: this gateway goes by the plan again")
+	g.goesTo(t, "v2")
 }
 
 // awaitEvents waits until so many events are in the report: each is counted after its

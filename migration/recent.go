@@ -124,7 +124,7 @@ type Moves struct {
 	// say in which buckets its calls are.
 	Exact bool `json:"exact"`
 
-	Held bool `json:"held"` // nothing moves before the plan is resumed
+	Held bool `json:"held"` // the plan or this gateway is rolled back: nothing moves before that is lifted
 }
 
 // TryShare says what Share would move, and changes nothing.
@@ -145,7 +145,7 @@ func (s *Steering) TryShare(o Order, rule Rule, share Share, r *Report) (*Moves,
 		return nil, err
 	}
 	m := moves(newPlan(state.Rules, false, stick), newPlan(next.Rules, false, stick), r.recently(now))
-	m.Held = state.Hold != nil
+	m.Held = state.isHeld()
 	return m, nil
 }
 

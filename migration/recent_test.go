@@ -135,6 +135,17 @@ func TestDryRun(t *testing.T) {
 	}
 }
 
+// A dry run says that nothing moves at a gateway that is rolled back by itself, too.
+func TestDryRunOfAGatewayHeldByItself(t *testing.T) {
+	s := openPlan(t, "")
+	if _, err := s.Rollback(Order{Time: start, Who: "ann@desk", Local: true}); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := s.TryShare(based(s), DefaultRule, AllToV2, inMemory(0)); err != nil || !m.Held {
+		t.Errorf("%+v, %v", m, err)
+	}
+}
+
 // A dry run is checked like the change itself.
 func TestDryRunIsChecked(t *testing.T) {
 	s := openPlan(t, "")
