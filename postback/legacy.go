@@ -62,7 +62,7 @@ func (q *LegacyRequest) AppendHead(dst []byte) []byte {
 	dst = append(dst, "\r\n"...)
 	hops := HopsOf(q.Header["Connection"])
 	for name, values := range q.Header {
-		if fate := fateOf(name); fate == ends || fate == renewed || name == "Expect" || hops.Has(name) {
+		if !isRelayed(name, hops) {
 			continue
 		}
 		for _, value := range values {
@@ -76,8 +76,10 @@ func (q *LegacyRequest) AppendHead(dst []byte) []byte {
 	switch {
 	case q.NoLength:
 	case q.Length < 0:
-		if len(q.Trailer) > 0 {
-			dst = appendField(dst, "Trailer", strings.Join(slices.Sorted(maps.Keys(q.Trailer)), ", "))
+		names := slices.Sorted(maps.Keys(q.Trailer))
+		names = slices.DeleteFunc(names, func(name string) bool { return !isRelayed(name, hops) })
+		if len(names) > 0 {
+			dst = appendField(dst, "Trailer", strings.Join(names, ", "))
 		}
 		dst = append(dst, "Transfer-Encoding: chunked\r\n"...)
 	default:
@@ -88,9 +90,20 @@ func (q *LegacyRequest) AppendHead(dst []byte) []byte {
 	return append(dst, "\r\n"...)
 }
 
-// AppendTrailer appends what stands behind the last chunk of a body.
-func AppendTrailer(dst []byte, trailer http.Header) []byte {
+// isRelayed reports whether a caller's field, by its canonical name, goes on as it came.
+func isRelayed(name string, hops Hops) bool {
+	fate := fateOf(name)
+	return fate != ends && fate != renewed && name != "Expect" && !hops.Has(name)
+}
+
+// AppendTrailer appends what stands behind the last chunk of a body. What a caller
+// cannot say in a head, such as another one's address, it cannot say here: there are
+// servers that take both for one.
+func AppendTrailer(dst []byte, trailer http.Header, hops Hops) []byte {
 	for name, values := range trailer {
+		if !isRelayed(name, hops) {
+			continue
+		}
 		for _, value := range values {
 			dst = appendField(dst, name, value)
 		}

@@ -93,6 +93,25 @@ func TestLegacyRequestHead(t *testing.T) {
 	}
 }
 
+// TestLegacyTrailer: a caller cannot say behind its body what it cannot say before it.
+func TestLegacyTrailer(t *testing.T) {
+	r := httptest.NewRequest(http.MethodPost, "/", nil)
+	r.RequestURI, r.ContentLength = "/", UnknownLength
+	r.Trailer = http.Header{
+		"X-Sum": {"1"}, "X-Forwarded-For": {"192.0.2.1"}, "Via": {"1.1 x"}, "Connection": {"close"},
+		"Host": {"x.example"}, "Expect": {"100-continue"}, "X-Hop": {"1"},
+	}
+	r.Header["Connection"] = []string{"X-Hop"}
+	q := NewLegacyRequest(r, false)
+	q.Host = "legacy.example"
+	if head := string(q.AppendHead(nil)); !strings.Contains(head, "\r\nTrailer: X-Sum\r\n") {
+		t.Errorf("got %q, want X-Sum alone to be announced", head)
+	}
+	if got := string(AppendTrailer(nil, q.Trailer, HopsOf(q.Header["Connection"]))); got != "X-Sum: 1\r\n\r\n" {
+		t.Errorf("got %q, want X-Sum alone", got)
+	}
+}
+
 // FuzzLegacyRequestHead: whatever a target and a value are, the head is one request's,
 // in origin-form.
 func FuzzLegacyRequestHead(f *testing.F) {

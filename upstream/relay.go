@@ -73,8 +73,12 @@ func (c *Client) Relay(w http.ResponseWriter, r *http.Request, q *Relayed, t *Tr
 func (x *exchange) composeRelayed(q *Relayed) {
 	x.head = q.AppendHead(x.head[:0])
 	chunked := q.Length < 0
+	var hops postback.Hops
+	if chunked { // else there is no trailer
+		hops = postback.HopsOf(q.Header["Connection"])
+	}
 	if q.Rest != nil {
-		x.rest = &restOfRequest{Reader: q.Rest, chunked: chunked, trailer: q.Trailer}
+		x.rest = &restOfRequest{Reader: q.Rest, chunked: chunked, trailer: q.Trailer, hops: hops}
 	}
 	if !chunked {
 		x.addBody(q.Body, q.More)
@@ -90,7 +94,7 @@ func (x *exchange) composeRelayed(q *Relayed) {
 		end = []byte("\r\n")
 	}
 	if q.Rest == nil {
-		end = appendLastChunk(end, q.Trailer)
+		end = appendLastChunk(end, q.Trailer, hops)
 	}
 	if length == 0 {
 		x.head = append(x.head, end...)
@@ -106,8 +110,8 @@ func appendChunkSize(dst []byte, size int) []byte {
 	return append(strconv.AppendInt(dst, int64(size), 16), "\r\n"...)
 }
 
-func appendLastChunk(dst []byte, trailer http.Header) []byte {
-	return postback.AppendTrailer(append(dst, "0\r\n"...), trailer)
+func appendLastChunk(dst []byte, trailer http.Header, hops postback.Hops) []byte {
+	return postback.AppendTrailer(append(dst, "0\r\n"...), trailer, hops)
 }
 
 // restOfRequest is what of a request its caller has still to send.
@@ -116,6 +120,7 @@ type restOfRequest struct {
 	chunked bool
 	trailer http.Header // filled when all is read
 	stopped atomic.Bool // nobody wants it any more, and that is not its caller's fault
+	hops    postback.Hops
 }
 
 var restBuffers = sync.Pool{New: func() any { return new([restBuffer]byte) }}
@@ -165,7 +170,7 @@ func (x *exchange) copyRest() error {
 		switch {
 		case readErr == nil:
 		case x.rest.chunked:
-			return x.write([][]byte{appendLastChunk(nil, x.rest.trailer)})
+			return x.write([][]byte{appendLastChunk(nil, x.rest.trailer, x.rest.hops)})
 		default:
 			return nil
 		}
