@@ -49,7 +49,7 @@ func TestMigrateHungDisk(t *testing.T) {
 	}()
 	g.awaitHung(t)
 	g.goesTo(t, "v2")
-	g.says(t, words("rollback"), "Rolled back: everything goes to the legacy host", "Do not restart the gateway: the rollback is in force, but the plan's disk does not answer")
+	g.says(t, words("rollback"), "Rolled back: everything goes to the legacy host", "Not safe yet: the rollback is in force, but the plan's disk does not answer")
 	g.goesTo(t, "legacy")
 	refuses(t, g.admin, words("status"), "the plan's disk does not answer")
 	unlock()

@@ -65,7 +65,7 @@ func testNATSSilent(t *testing.T, silent int) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	slices.Sort(took)
-	if p99 := took[len(took)*99/100]; p99 > time.Second { // far from the 10 s of a silent cluster, and from what a busy machine takes
+	if p99 := took[len(took)*99/100]; p99 > 2*time.Second { // far from the 10 s of a silent cluster, and from what a busy machine takes
 		t.Errorf("1 of 100 callers waits for %s or longer", p99)
 	}
 	v2.await(t, strconv.Itoa(id))
