@@ -157,6 +157,7 @@ func TestStickyCalls(t *testing.T) {
 		"JSONP": func(id, from string) string {
 			return get(js+"?api_key="+spoolKey+jsData(withID(id))+"&callback=cb", from)
 		},
+		"several":  func(id, from string) string { return post(androidPath, from+ofAndroid, keenBody("shop.orders", id)) },
 		"JS, POST": func(id, from string) string { return post(js+"?api_key="+spoolKey, from+asJSON, withID(id)) },
 	}
 	for percent, lane := range map[string]string{"18.66": "legacy", "18.67": "v2"} {
