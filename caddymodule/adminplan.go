@@ -359,15 +359,28 @@ const unsavedYet = "the rollback is in force, but the plan's disk does not answe
 // tryShare says what a share would move. It need not name a revision, since it changes
 // nothing.
 func tryShare(w http.ResponseWriter, plan *migration.Steering, report *migration.Report, order migration.Order, body *planRequest) error {
-	if order.Base == nil {
-		revision := plan.Status().Revision
-		order.Base = &revision
+	type result struct {
+		base  uint64
+		moves *migration.Moves
+		err   error
 	}
-	moves, err := plan.TryShare(order, migration.Rule{Target: body.Rule, Account: body.Account}, *body.Percent, report)
-	if err != nil {
-		return planError(w, err)
+	got, ok := within(diskPatience, func() (r result) {
+		if order.Base == nil {
+			revision := plan.Status().Revision
+			order.Base = &revision
+		}
+		r.base = *order.Base
+		r.moves, r.err = plan.TryShare(order, migration.Rule{Target: body.Rule, Account: body.Account}, *body.Percent, report)
+		return r
+	})
+	switch {
+	case !ok:
+		return errSlowDisk
+	case got.err != nil:
+		return planError(w, got.err)
+	default:
+		return writePlan(w, http.StatusOK, got.base, movesAnswer{got.base, true, got.moves})
 	}
-	return writePlan(w, http.StatusOK, *order.Base, movesAnswer{*order.Base, true, moves})
 }
 
 // planError answers to a change that is not made.

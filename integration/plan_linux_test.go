@@ -52,6 +52,7 @@ func TestMigrateHungDisk(t *testing.T) {
 	g.says(t, words("rollback"), "Rolled back: everything goes to the legacy host", "Not safe yet: the rollback is in force, but the plan's disk does not answer")
 	g.goesTo(t, "legacy")
 	refuses(t, g.admin, words("status"), "the plan's disk does not answer")
+	refuses(t, g.admin, words("share db.tbl 50 --dry-run"), "the plan's disk does not answer")
 	unlock()
 	if output := <-shared; !strings.Contains(output, "Revision 1") {
 		t.Errorf("the share: %s", output)
