@@ -218,6 +218,9 @@ func FuzzMigrateLegacy(f *testing.F) {
 		if err == nil && (u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.Path != "" || u.RawQuery != "") {
 			t.Errorf("%q is taken for %v", value, u)
 		}
+		if strings.Contains(value, "PASSWORD") {
+			return // as the host, behind the @
+		}
 		if _, err := new(Migrate).legacyURL("user:PASSWORD@" + value); err != nil && strings.Contains(err.Error(), "PASSWORD") {
 			t.Errorf("the error is %v", err)
 		}
