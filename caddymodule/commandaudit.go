@@ -2,13 +2,11 @@ package caddymodule
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -55,10 +53,11 @@ otherwise 0; it is above 1 if the gateway cannot be asked.`,
 var errNotReady = errors.New(string(migration.VerdictNot))
 
 func auditCommand(fs caddycmd.Flags) (*migration.Audit, error) {
-	format, since := fs.String("format"), fs.String("since")
-	if !slices.Contains(formats, format) {
-		return nil, fmt.Errorf("--format %q: must be one of %s%s", format, strings.Join(formats, ", "), didYouMean(nearest(format, formats)))
+	format, err := formatOf(fs)
+	if err != nil {
+		return nil, err
 	}
+	since := fs.String("since")
 	if _, err := parseAuditTime(since); err != nil {
 		return nil, fmt.Errorf("--%w", err)
 	}
@@ -70,10 +69,7 @@ func auditCommand(fs caddycmd.Flags) (*migration.Audit, error) {
 	case formatCSV:
 		return &a, a.WriteCSV(os.Stdout)
 	case formatJSON:
-		encoder := json.NewEncoder(os.Stdout)
-		encoder.SetIndent("", "  ")
-		encoder.SetEscapeHTML(false)
-		return &a, encoder.Encode(&a)
+		return &a, printJSON(&a)
 	default:
 		return &a, printAudit(&a)
 	}

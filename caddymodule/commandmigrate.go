@@ -77,11 +77,29 @@ const (
 
 var formats = []string{formatTable, formatJSON, formatCSV}
 
-func callersCommand(fs caddycmd.Flags) (int, error) {
-	format, since := fs.String("format"), fs.String("since")
+// formatOf is the format that is asked for.
+func formatOf(fs caddycmd.Flags) (string, error) {
+	format := fs.String("format")
 	if !slices.Contains(formats, format) {
-		return caddy.ExitCodeFailedQuit, fmt.Errorf("--format %q: must be one of %s%s", format, strings.Join(formats, ", "), didYouMean(nearest(format, formats)))
+		return "", fmt.Errorf("--format %q: must be one of %s%s", format, strings.Join(formats, ", "), didYouMean(nearest(format, formats)))
 	}
+	return format, nil
+}
+
+// printJSON writes an answer for programs.
+func printJSON(answer any) error {
+	encoder := json.NewEncoder(os.Stdout)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(answer)
+}
+
+func callersCommand(fs caddycmd.Flags) (int, error) {
+	format, err := formatOf(fs)
+	if err != nil {
+		return caddy.ExitCodeFailedQuit, err
+	}
+	since := fs.String("since")
 	within, err := caddy.ParseDuration(cmp.Or(since, "30d"))
 	if err != nil || within <= 0 {
 		return caddy.ExitCodeFailedQuit, fmt.Errorf("--since %q: must be a duration of more than 0, such as 24h or 7d", since)
@@ -100,10 +118,7 @@ func callersCommand(fs caddycmd.Flags) (int, error) {
 	case formatCSV:
 		err = listing.WriteCSV(os.Stdout)
 	case formatJSON:
-		encoder := json.NewEncoder(os.Stdout)
-		encoder.SetIndent("", "  ")
-		encoder.SetEscapeHTML(false)
-		err = encoder.Encode(listing)
+		err = printJSON(listing)
 	default:
 		err = printCallers(&listing, all)
 	}
