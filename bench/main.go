@@ -22,6 +22,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -146,7 +147,7 @@ func run(length time.Duration, rounds int, selected []work, proxies []string, ou
 
 	res := results{Machine: describeMachine(), Versions: place.versions(), Seconds: length.Seconds(), Rounds: rounds}
 	for _, w := range selected {
-		rows, err := measure(place, w, proxies, length, rounds)
+		rows, err := measure(place, w, proxies, length, rounds, inTurns)
 		if err != nil {
 			return fmt.Errorf("%s: %w", w.Name, err)
 		}
@@ -165,9 +166,31 @@ func run(length time.Duration, rounds int, selected []work, proxies []string, ou
 	return res.gatewayErrors()
 }
 
-// measure sends one kind of work through every proxy, in turns, so that what
-// else the machine does meets all of them.
-func measure(place *place, w work, proxies []string, length time.Duration, rounds int) ([]row, error) {
+// inTurns measures one row after the other, so that each has the machine for itself.
+func inTurns(count int, one func(i int) error) error {
+	for i := range count {
+		if err := one(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// together measures all rows at a time, so that what else the machine does in a moment
+// meets all of them. Only what a request costs can be compared then.
+func together(count int, one func(i int) error) error {
+	var all sync.WaitGroup
+	failed := make([]error, count)
+	for i := range count {
+		all.Go(func() { failed[i] = one(i) })
+	}
+	all.Wait()
+	return errors.Join(failed...)
+}
+
+// measure sends one kind of work through every proxy, round by round, and each round in
+// turns or together.
+func measure(place *place, w work, proxies []string, length time.Duration, rounds int, round func(int, func(int) error) error) ([]row, error) {
 	standin, err := place.start("standin")
 	if err != nil {
 		return nil, err
@@ -195,14 +218,17 @@ func measure(place *place, w work, proxies []string, length time.Duration, round
 		}
 	}
 	for range rounds {
-		for i := range rows {
-			r, p := &rows[i], running[rows[i].Proxy]
-			m, err := place.once(w, r.Proxy, p, length)
+		if err := round(len(rows), func(i int) error {
+			r := &rows[i]
+			m, err := place.once(w, r.Proxy, running[r.Proxy], length)
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w", r.Proxy, err)
+				return fmt.Errorf("%s: %w", r.Proxy, err)
 			}
 			r.Measurements = append(r.Measurements, m)
 			log.Printf("%-40s %-9s %8.0f/s %6.1f µs", w.Name, r.Proxy, m.Rate, m.CPU)
+			return nil
+		}); err != nil {
+			return nil, err
 		}
 	}
 	for i := range rows {

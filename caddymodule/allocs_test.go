@@ -7,6 +7,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/td-postback/gateway/migration"
 )
 
 // TestHandlerAllocations bounds what an ordinary request may allocate in the
@@ -28,6 +30,16 @@ func TestHandlerAllocations(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestLegacyAllocations: the lane of the legacy host allocates no more than that of v2,
+// what v2 would do with the call included.
+func TestLegacyAllocations(t *testing.T) {
+	h := steered(stubHandler(), always(migration.Legacy))
+	withReport(t, h)
+	if got := testing.AllocsPerRun(1000, callerOn(t, h, http.MethodPost, benchPath, 300)); int(got) > 3 {
+		t.Errorf("%v allocations, want at most 3", got)
 	}
 }
 

@@ -224,7 +224,11 @@ func (h *Handler) refuseUnrelayed(c *call, err error) {
 // from.
 func (h *Handler) legacyForwarded(r *http.Request) postback.Forwarded {
 	f := h.forwarded(r)
-	f.Via = chain(r.Header["Via"], via(r.ProtoMajor, r.ProtoMinor, h.legacy.pseudonym()))
+	own := h.legacy.via()
+	if r.ProtoMajor != 1 || r.ProtoMinor != 1 {
+		own = via(r.ProtoMajor, r.ProtoMinor, h.legacy.pseudonym())
+	}
+	f.Via = chain(r.Header["Via"], own)
 	return f
 }
 

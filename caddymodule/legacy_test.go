@@ -25,6 +25,7 @@ func steered(h *Handler, decide func(laneQuery) migration.Lane) *Handler {
 		decideByTables: func(q laneQuery, _ []postback.Destination) migration.Lane { return decide(q) },
 
 		pseudonym: func() string { return "td-postback-0123456789ab" },
+		via:       func() string { return "1.1 td-postback-0123456789ab" },
 		single:    &route{host: "in.treasuredata.com", Client: stubUpstream()},
 	}
 	return h

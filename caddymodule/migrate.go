@@ -131,8 +131,9 @@ type legacyLane struct {
 	decideAtHead   func(laneQuery) (lane migration.Lane, known bool)
 	decideByTables func(laneQuery, []postback.Destination) migration.Lane
 
-	// pseudonym is what the gateway calls itself in Via.
-	pseudonym func() string
+	// pseudonym is what the gateway calls itself in Via, and via its entry there of a
+	// request over HTTP/1.1, as nearly all are: it need not be made for each.
+	pseudonym, via func() string
 
 	single   *route            // nil if the region is auto and no host is named
 	byRegion map[string]*route // then
@@ -161,7 +162,9 @@ func (h *Handler) provisionMigrate() error {
 			return err
 		}
 	}
-	h.legacy = &legacyLane{decide: h.plan.decide, decideAtHead: h.plan.decideAtHead, decideByTables: h.plan.decideByTables, pseudonym: sync.OnceValue(h.app.fingerprints.pseudonym)}
+	h.legacy = &legacyLane{decide: h.plan.decide, decideAtHead: h.plan.decideAtHead, decideByTables: h.plan.decideByTables}
+	h.legacy.pseudonym = sync.OnceValue(h.app.fingerprints.pseudonym)
+	h.legacy.via = sync.OnceValue(func() string { return via(1, 1, h.legacy.pseudonym()) })
 	showResults(migration.Legacy)
 	trust, err := h.trust()
 	if err != nil {
