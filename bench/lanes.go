@@ -38,8 +38,8 @@ func runLanes(length time.Duration, rounds int) error {
 		return err
 	}
 	defer legacy.stop()
-	w := work{Name: "POST 300 B", uri: eventURI, size: 300}
-	rows, err := measure(place, w, laneNames, length, rounds, together)
+	w := work{Name: "POST 300 B", uri: eventURI, size: 300, together: true}
+	rows, err := measure(place, w, laneNames, length, rounds)
 	if err != nil {
 		return err
 	}

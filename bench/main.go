@@ -47,8 +47,9 @@ type work struct {
 	tls   bool // on both sides of the proxy
 	http2 bool // from the caller
 
-	connections int // how many there are; concurrency if 0
-	tables      int // that POSTs of events go to in turns; if 0, all bodies are the same
+	connections int  // how many there are; concurrency if 0
+	together    bool // all proxies have it at a time, and not in turns
+	tables      int  // that POSTs of events go to in turns; if 0, all bodies are the same
 }
 
 // works are the kinds of load whose names match: three requests, each in four
@@ -147,7 +148,7 @@ func run(length time.Duration, rounds int, selected []work, proxies []string, ou
 
 	res := results{Machine: describeMachine(), Versions: place.versions(), Seconds: length.Seconds(), Rounds: rounds}
 	for _, w := range selected {
-		rows, err := measure(place, w, proxies, length, rounds, inTurns)
+		rows, err := measure(place, w, proxies, length, rounds)
 		if err != nil {
 			return fmt.Errorf("%s: %w", w.Name, err)
 		}
@@ -190,7 +191,7 @@ func together(count int, one func(i int) error) error {
 
 // measure sends one kind of work through every proxy, round by round, and each round in
 // turns or together.
-func measure(place *place, w work, proxies []string, length time.Duration, rounds int, round func(int, func(int) error) error) ([]row, error) {
+func measure(place *place, w work, proxies []string, length time.Duration, rounds int) ([]row, error) {
 	standin, err := place.start("standin")
 	if err != nil {
 		return nil, err
@@ -216,6 +217,10 @@ func measure(place *place, w work, proxies []string, length time.Duration, round
 		if _, err := place.once(w, name, p, time.Second); err != nil { // warm up
 			return nil, err
 		}
+	}
+	round := inTurns
+	if w.together {
+		round = together
 	}
 	for range rounds {
 		if err := round(len(rows), func(i int) error {

@@ -54,7 +54,7 @@ func runSpool(length time.Duration, rounds int) error {
 		return err
 	}
 	defer place.remove()
-	rows, err := measure(place, spoolWork, spoolNames, length, rounds, inTurns)
+	rows, err := measure(place, spoolWork, spoolNames, length, rounds)
 	if err != nil {
 		return err
 	}
