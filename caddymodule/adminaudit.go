@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/td-postback/gateway/postback"
 )
 
 // This file shows over the admin API whether callers can be moved to v2. The td-migrate
@@ -21,7 +23,7 @@ func parseAuditTime(since string) (time.Duration, error) {
 	const longest = 30 * 24 * time.Hour
 	within, err := caddy.ParseDuration(cmp.Or(since, auditTime))
 	if err != nil || within <= 0 || within > longest {
-		return 0, fmt.Errorf("since %q: must be a duration of more than 0, and at most 30d, such as 24h or 7d", since)
+		return 0, fmt.Errorf("since %q: must be a duration of more than 0, and at most 30d, such as 24h or 7d", postback.MaskKeys(since))
 	}
 	return within, nil
 }

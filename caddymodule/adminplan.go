@@ -195,9 +195,10 @@ const allowedRule = "database.table, database.* or *.*"
 
 var errNoObject = errors.New(`the body must be one JSON object, such as {"rule":"shop.orders","percent":25}`)
 
-// readObject reads a JSON object, and nothing behind it. A field that is not known, or is
-// there twice, is an error: a change must not mean something else than it says. If there
-// is nothing at all, the error is io.EOF.
+// readObject reads a JSON object, and nothing behind it. A field that is not known, is
+// there twice or is null is an error: a change must not mean something else than it says,
+// and an account that a script does not know is not all accounts. If there is nothing at
+// all, the error is io.EOF.
 func readObject(body io.Reader, fields map[string]planField) error {
 	in := json.NewDecoder(body)
 	begin, err := in.Token()
@@ -222,7 +223,11 @@ func readObject(body io.Reader, fields map[string]planField) error {
 			return fmt.Errorf("%s: must be given once", name)
 		}
 		seen[name] = true
-		if err := in.Decode(field.into); err != nil {
+		var value json.RawMessage
+		if err = in.Decode(&value); err == nil {
+			err = field.read(value)
+		}
+		if err != nil {
 			return field.problem(name, err)
 		}
 	}
@@ -233,6 +238,15 @@ func readObject(body io.Reader, fields map[string]planField) error {
 		return objectError(err)
 	}
 	return nil
+}
+
+var errNull = errors.New("it is null")
+
+func (f planField) read(value []byte) error {
+	if string(value) == "null" {
+		return errNull
+	}
+	return json.Unmarshal(value, f.into)
 }
 
 // objectError says what of a body is wrong that is not one object.

@@ -269,9 +269,13 @@ var badPlanBodies = []struct{ action, body, problem string }{
 	{"share", `{rule:"a.b"}`, "must be one JSON object"},
 	{"share", "rule=a.b&percent=5", "must be one JSON object"},
 	{"share", "{}", "rule: is not set"},
-	{"share", `{"rule":null,"percent":5}`, "rule: is not set"},
+	{"share", `{"rule":null,"percent":5}`, "rule: must be a string"},
 	{"share", `{"rule":"a.b"}`, "percent: is not set"},
-	{"share", `{"rule":"a.b","percent":null}`, "percent: is not set"},
+	{"share", `{"rule":"a.b","percent":null}`, "percent: must be a number from 0 to 100"},
+	{"share", `{"rule":"*.*","account":null,"percent":100}`, "account: must be a string"},
+	{"share", `{"rule":"a.b","percent":5,"dry_run":null}`, "dry_run: must be true or false"},
+	{"rollback", `{"local": null}`, "local: must be true or false"},
+	{"undo", `{"revision":null}`, "revision: must be a whole number"},
 	{"share", `{"rule":5,"percent":5}`, `rule: must be a string`},
 	{"share", `{"rule":"a.b","account":1234,"percent":5}`, `account: must be a string, such as "1234"`},
 	{"share", `{"rule":"a.b","percent":"5"}`, "percent: must be a number from 0 to 100"},
@@ -328,13 +332,18 @@ func TestPlanBodies(t *testing.T) {
 	}
 }
 
-// TestPlanTexts: no key gets into the history, by whatever field.
+// TestPlanTexts: no key gets into the history, by whatever field, nor into what is said of
+// a time.
 func TestPlanTexts(t *testing.T) {
 	startMigration(t, aPlan(t))
 	mustChange(t, "share", `{"rule":"a.b","percent":5,"note":"as `+testKeyText+` wanted\u0000","who":"TD1 `+testKeyText+`"}`, 0)
 	got := askPlan(t, http.MethodGet, "migration/history", "")
 	if strings.Contains(got.text, testSecret) || !strings.Contains(got.text, "wanted\ufffd") {
 		t.Errorf("the history is %s", got.text)
+	}
+	got = askPlan(t, http.MethodGet, "migration/audit?since="+testKeyText, "")
+	if got.status != http.StatusBadRequest || strings.Contains(got.text, testSecret) || !strings.Contains(got.text, "1234/…") {
+		t.Errorf("an audit since a key: %d %s", got.status, got.text)
 	}
 }
 

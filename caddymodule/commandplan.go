@@ -132,8 +132,18 @@ func whoAmI() string {
 	return name + "@" + host
 }
 
+// ruleOf is the rule that a command is for. An account that is given and empty is a
+// variable that is not set, and must not stand for all accounts.
+func ruleOf(fs caddycmd.Flags) (migration.Rule, error) {
+	account := fs.String("account")
+	if account == "" && fs.Changed("account") {
+		account = " "
+	}
+	return migration.ParseRule(fs.Arg(0), account)
+}
+
 func shareCommand(fs caddycmd.Flags) (int, error) {
-	rule, err := migration.ParseRule(fs.Arg(0), fs.String("account"))
+	rule, err := ruleOf(fs)
 	if err != nil {
 		return exitRefused, err
 	}
@@ -168,7 +178,7 @@ func dryRun(fs caddycmd.Flags, wanted migration.RuleShare, body *planRequest) (i
 }
 
 func unsetCommand(fs caddycmd.Flags) (int, error) {
-	rule, err := migration.ParseRule(fs.Arg(0), fs.String("account"))
+	rule, err := ruleOf(fs)
 	if err != nil {
 		return exitRefused, err
 	}

@@ -233,6 +233,8 @@ func TestMigrateErrors(t *testing.T) {
 		refuses(t, g.admin, words(line), problem)
 	}
 	g.says(t, words("status"), "Revision 0")
+	refuses(t, g.admin, []string{"share", "*.*", "100", "--account", ""}, "the account must be its number") // of a variable that is not set
+	refuses(t, g.admin, []string{"unset", "db.tbl", "--account="}, "the account must be its number")
 	refuses(t, freeAddr(t), words("rollback"), "no gateway answers there")
 }
 
