@@ -72,7 +72,7 @@ in a Caddyfile.
 			addVersion(cmd)
 			cmd.SetFlagErrorFunc(nearestFlag)
 			cmd.Args = noArguments
-			cmd.RunE = caddycmd.WrapCommandFuncForCobra(cmdPostback)
+			cmd.RunE = withPlainErrors(cmdPostback)
 		},
 	})
 }
@@ -114,35 +114,49 @@ func nearestFlag(cmd *cobra.Command, err error) error {
 	return fmt.Errorf("%w%s", err, didYouMean("--"+meant))
 }
 
-func cmdPostback(fs caddycmd.Flags) (int, error) {
+// withPlainErrors has a command end with its error as one line for people, on the standard
+// error, and exit code 1. Caddy would log it as JSON.
+func withPlainErrors(run func(caddycmd.Flags) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, _ []string) error {
+		if err := run(caddycmd.Flags{FlagSet: cmd.Flags()}); err != nil {
+			return errors.New(oneLine(err.Error()))
+		}
+		return nil
+	}
+}
+
+// oneLine is a text of several errors in a line.
+func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
+
+func cmdPostback(fs caddycmd.Flags) error {
 	caddy.TrapSignals()
 
 	handler, err := handlerFromFlags(fs)
 	if err != nil {
-		return caddy.ExitCodeFailedStartup, err
+		return err
 	}
 	if err = checkFlags(*handler, fs.Bool("sandbox")); err != nil {
-		return caddy.ExitCodeFailedStartup, err
+		return err
 	}
 	var first caddyhttp.RouteList
 	if fs.Bool("sandbox") {
 		if err = useSandbox(handler); err != nil {
-			return caddy.ExitCodeFailedStartup, err
+			return err
 		}
 		first = batchesTo(handler.Upstream)
 	}
 	cfg, err := commandConfig(fs.String("listen"), handler, fs.Bool("access-log"), first)
 	if err != nil {
-		return caddy.ExitCodeFailedStartup, err
+		return err
 	}
 	if err := mustBeFree("--listen", fs.String("listen")); err != nil {
-		return caddy.ExitCodeFailedStartup, err
+		return err
 	}
 	if err := chooseAdmin(cfg.Admin, handler); err != nil {
-		return caddy.ExitCodeFailedStartup, err
+		return err
 	}
 	if err := caddy.Run(cfg); err != nil {
-		return caddy.ExitCodeFailedStartup, err
+		return err
 	}
 	select {}
 }

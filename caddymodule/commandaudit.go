@@ -22,26 +22,20 @@ import (
 
 func addAuditCommand(cmd *cobra.Command) {
 	audit := &cobra.Command{
-		Use: "audit", Short: "Says whether the callers can be moved to v2, and what is to change", Args: cobra.NoArgs,
+		Use: "audit", Short: "Says whether the callers can be moved to v2, and what is to change",
 		Long: `
 Says of each caller what v2's lane would refuse or change of what it sends, and ends
 with a verdict: ready, ready with changes, or not ready. Then the exit code is 1, and
-otherwise 0; it is above 1 if the gateway cannot be asked.`,
+otherwise 0; it is above 1 without a verdict, if the gateway cannot be asked.`,
 	}
 	audit.Flags().String("since", auditTime, "Only callers, and findings, seen within this time, such as 24h or 7d")
 	audit.Flags().String("format", formatTable, "One of "+strings.Join(formats, ", "))
-	audit.RunE = func(cmd *cobra.Command, args []string) error {
-		verdict := migration.VerdictNot
-		ask := caddycmd.WrapCommandFuncForCobra(func(fs caddycmd.Flags) (int, error) {
-			a, err := auditCommand(fs)
-			if err != nil {
-				return caddy.ExitCodeFailedQuit, err
-			}
-			verdict = a.Verdict
-			return caddy.ExitCodeSuccess, nil
-		})
-		if err := ask(cmd, args); err != nil || verdict != migration.VerdictNot {
-			return err
+	audit.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return noVerdict(cmd, nearestFlag(cmd, err)) })
+	audit.Args = func(cmd *cobra.Command, args []string) error { return noVerdict(cmd, cobra.NoArgs(cmd, args)) }
+	audit.RunE = func(cmd *cobra.Command, _ []string) error {
+		a, err := auditCommand(caddycmd.Flags{FlagSet: cmd.Flags()})
+		if err != nil || a.Verdict != migration.VerdictNot {
+			return noVerdict(cmd, err)
 		}
 		cmd.SilenceErrors = true // it is an answer
 		return errNotReady
@@ -51,6 +45,19 @@ otherwise 0; it is above 1 if the gateway cannot be asked.`,
 
 // errNotReady makes the exit code 1. What is to be said of it is said already.
 var errNotReady = errors.New(string(migration.VerdictNot))
+
+// noVerdict says what has gone wrong, if anything has. The exit code is then above 1.
+func noVerdict(cmd *cobra.Command, err error) error {
+	if err == nil {
+		return nil
+	}
+	cmd.SilenceErrors = true
+	cmd.PrintErrln(cmd.ErrPrefix(), oneLine(err.Error()))
+	return endWithoutVerdict(cmd, nil)
+}
+
+// endWithoutVerdict has Caddy end the process: only it has exit codes above 1.
+var endWithoutVerdict = caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return caddy.ExitCodeFailedQuit, nil })
 
 func auditCommand(fs caddycmd.Flags) (*migration.Audit, error) {
 	format, err := formatOf(fs)

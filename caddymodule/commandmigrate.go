@@ -60,7 +60,7 @@ option report of td_postback switches it on, and migrate does.
 			callers.Flags().Bool("left", false, "Only those that have sent within 7 days what v2 would not take as it is")
 			callers.Flags().String("since", "", "Only those seen within this time, such as 24h or 7d (default all of 30 days)")
 			callers.Flags().String("format", formatTable, "One of "+strings.Join(formats, ", "))
-			callers.RunE = caddycmd.WrapCommandFuncForCobra(callersCommand)
+			callers.RunE = withPlainErrors(callersCommand)
 			cmd.AddCommand(callers)
 			addPlanCommands(cmd)
 			addAuditCommand(cmd)
@@ -94,19 +94,19 @@ func printJSON(answer any) error {
 	return encoder.Encode(answer)
 }
 
-func callersCommand(fs caddycmd.Flags) (int, error) {
+func callersCommand(fs caddycmd.Flags) error {
 	format, err := formatOf(fs)
 	if err != nil {
-		return caddy.ExitCodeFailedQuit, err
+		return err
 	}
 	since := fs.String("since")
 	within, err := caddy.ParseDuration(cmp.Or(since, "30d"))
 	if err != nil || within <= 0 {
-		return caddy.ExitCodeFailedQuit, fmt.Errorf("--since %q: must be a duration of more than 0, such as 24h or 7d", since)
+		return fmt.Errorf("--since %q: must be a duration of more than 0, such as 24h or 7d", since)
 	}
 	var listing callersAnswer
 	if err := askAdmin(fs, http.MethodGet, "/td_postback/migration/callers", &listing); err != nil {
-		return caddy.ExitCodeFailedQuit, err
+		return err
 	}
 	all := len(listing.Rows)
 	from := time.Time{}
@@ -122,10 +122,7 @@ func callersCommand(fs caddycmd.Flags) (int, error) {
 	default:
 		err = printCallers(&listing, all)
 	}
-	if err != nil {
-		return caddy.ExitCodeFailedQuit, err
-	}
-	return caddy.ExitCodeSuccess, nil
+	return err
 }
 
 // printCallers writes the callers for people; all is how many there are with those that

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
 
@@ -24,9 +23,9 @@ import (
 
 // addPlanCommands adds them.
 func addPlanCommands(cmd *cobra.Command) {
-	add := func(use, short string, args cobra.PositionalArgs, run caddycmd.CommandFunc) *cobra.Command {
+	add := func(use, short string, args cobra.PositionalArgs, run func(caddycmd.Flags) error) *cobra.Command {
 		sub := &cobra.Command{Use: use, Short: short, Args: args}
-		sub.RunE = caddycmd.WrapCommandFuncForCobra(run)
+		sub.RunE = withPlainErrors(run)
 		cmd.AddCommand(sub)
 		return sub
 	}
@@ -80,9 +79,6 @@ func maybeRevision(_ *cobra.Command, args []string) error {
 	}
 	return nil
 }
-
-// exitRefused is the exit code of a command that could not do what it was to.
-const exitRefused = 1
 
 const planURI = "/td_postback/migration"
 
@@ -142,14 +138,14 @@ func ruleOf(fs caddycmd.Flags) (migration.Rule, error) {
 	return migration.ParseRule(fs.Arg(0), account)
 }
 
-func shareCommand(fs caddycmd.Flags) (int, error) {
+func shareCommand(fs caddycmd.Flags) error {
 	rule, err := ruleOf(fs)
 	if err != nil {
-		return exitRefused, err
+		return err
 	}
 	share, err := migration.ParseShare(fs.Arg(1))
 	if err != nil {
-		return exitRefused, err
+		return err
 	}
 	body := &planRequest{Rule: rule.Target, Account: rule.Account, Percent: &share, DryRun: fs.Bool("dry-run")}
 	if body.DryRun {
@@ -159,10 +155,10 @@ func shareCommand(fs caddycmd.Flags) (int, error) {
 }
 
 // dryRun says what a share would move.
-func dryRun(fs caddycmd.Flags, wanted migration.RuleShare, body *planRequest) (int, error) {
+func dryRun(fs caddycmd.Flags, wanted migration.RuleShare, body *planRequest) error {
 	var answer movesAnswer
 	if err := changePlan(fs, migration.ActionShare, nil, body, &answer); err != nil {
-		return exitRefused, err
+		return err
 	}
 	m, about := answer.Moves, ""
 	if !m.Exact {
@@ -174,23 +170,23 @@ func dryRun(fs caddycmd.Flags, wanted migration.RuleShare, body *planRequest) (i
 		fmt.Println("It is rolled back, so nothing would move before td-migrate resume, or resume --local if only this gateway is: see td-migrate status.")
 	}
 	fmt.Printf("Nothing has changed: the plan has revision %d.\n", answer.Revision)
-	return caddy.ExitCodeSuccess, nil
+	return nil
 }
 
-func unsetCommand(fs caddycmd.Flags) (int, error) {
+func unsetCommand(fs caddycmd.Flags) error {
 	rule, err := ruleOf(fs)
 	if err != nil {
-		return exitRefused, err
+		return err
 	}
 	return changeRules(fs, migration.ActionUnset, &planRequest{Rule: rule.Target, Account: rule.Account})
 }
 
-func undoCommand(fs caddycmd.Flags) (int, error) {
+func undoCommand(fs caddycmd.Flags) error {
 	body := new(planRequest)
 	if fs.NArg() > 0 {
 		revision, err := strconv.ParseUint(fs.Arg(0), 10, 64)
 		if err != nil {
-			return exitRefused, err
+			return err
 		}
 		body.Revision = &revision
 	}
@@ -198,14 +194,14 @@ func undoCommand(fs caddycmd.Flags) (int, error) {
 }
 
 // changeRules changes the rules, and says what has become of them.
-func changeRules(fs caddycmd.Flags, action migration.Action, body *planRequest) (int, error) {
+func changeRules(fs caddycmd.Flags, action migration.Action, body *planRequest) error {
 	outcome, before, err := basedChange(fs, action, body)
 	if err != nil {
-		return exitRefused, err
+		return err
 	}
 	if outcome.Change == nil {
 		fmt.Printf("Nothing has changed: the rules are like that already. The plan has revision %d.\n", outcome.Revision)
-		return caddy.ExitCodeSuccess, nil
+		return nil
 	}
 	from := "in force from the next request"
 	switch {
@@ -235,14 +231,14 @@ func ruleChangeText(r migration.RuleChange) string {
 }
 
 // rollbackCommand is a single request, which depends on nothing else.
-func rollbackCommand(fs caddycmd.Flags) (int, error) {
+func rollbackCommand(fs caddycmd.Flags) error {
 	body, what, back := &planRequest{Local: fs.Bool("local")}, "everything", "td-migrate resume"
 	if body.Local {
 		what, back = "everything that comes to this gateway", "td-migrate resume --local, at this gateway"
 	}
 	var outcome outcomeAnswer
 	if err := changePlan(fs, migration.ActionRollback, nil, body, &outcome); err != nil {
-		return exitRefused, err
+		return err
 	}
 	if outcome.Message != "" {
 		fmt.Printf("Nothing has changed: it is rolled back already. The plan has revision %d.\n", outcome.Revision)
@@ -256,13 +252,13 @@ func rollbackCommand(fs caddycmd.Flags) (int, error) {
 	return printFollowers(&outcome.Outcome)
 }
 
-func resumeCommand(fs caddycmd.Flags) (int, error) {
+func resumeCommand(fs caddycmd.Flags) error {
 	body := &planRequest{Local: fs.Bool("local")}
 	outcome, before, err := basedChange(fs, migration.ActionResume, body)
 	heldHere := err == nil && before.Local != nil && !body.Local
 	switch {
 	case err != nil:
-		return exitRefused, err
+		return err
 	case outcome.Change == nil && heldHere:
 	case outcome.Change == nil:
 		fmt.Printf("Nothing has changed: it is not rolled back. The plan has revision %d.\n", outcome.Revision)
@@ -272,17 +268,17 @@ func resumeCommand(fs caddycmd.Flags) (int, error) {
 		fmt.Printf("Resumed: the rules hold again, from the next request. Revision %d. td-migrate status shows them.\nBack: td-migrate rollback.\n", outcome.Revision)
 	}
 	if heldHere && len(outcome.Lagging) == 0 { // or it is one of those
-		return exitRefused, errHeldHere
+		return errHeldHere
 	}
 	return printFollowers(&outcome.Outcome)
 }
 
 var errHeldHere = errors.New("this gateway is rolled back by itself, so everything that comes to it still goes to the legacy host: td-migrate resume --local lifts that")
 
-func planStatusCommand(fs caddycmd.Flags) (int, error) {
+func planStatusCommand(fs caddycmd.Flags) error {
 	plan, err := planOf(fs)
 	if err != nil {
-		return exitRefused, err
+		return err
 	}
 	fmt.Printf("Revision %d. ", plan.Revision)
 	if c := plan.LastChange; c != nil {
@@ -312,25 +308,25 @@ func planStatusCommand(fs caddycmd.Flags) (int, error) {
 		table.row(r.Target, cmp.Or(r.Account, "-"), r.Share.String()+" %", real, strconv.FormatUint(r.V2, 10), strconv.FormatUint(r.Events-r.V2, 10))
 	}
 	if err := table.Flush(); err != nil {
-		return exitRefused, err
+		return err
 	}
-	return caddy.ExitCodeSuccess, printGateways(plan.Gateways)
+	return printGateways(plan.Gateways)
 }
 
-func planHistoryCommand(fs caddycmd.Flags) (int, error) {
+func planHistoryCommand(fs caddycmd.Flags) error {
 	var history []migration.Change
 	if err := askAdmin(fs, http.MethodGet, planURI+"/history", &history); err != nil {
-		return exitRefused, err
+		return err
 	}
 	if len(history) == 0 {
 		fmt.Println("Nobody has changed the plan yet.")
-		return caddy.ExitCodeSuccess, nil
+		return nil
 	}
 	table := newTable("REVISION", "TIME", "WHO", "CHANGE", "NOTE")
 	for _, c := range slices.Backward(history) {
 		table.row(strconv.FormatUint(c.Revision, 10), c.Time.UTC().Format(time.RFC3339), c.Who, changeText(&c), cmp.Or(c.Note, "-"))
 	}
-	return caddy.ExitCodeSuccess, table.Flush()
+	return table.Flush()
 }
 
 // maxTold is how many rules of a change are told: an undo may change thousands.
@@ -364,9 +360,6 @@ func byWhom(who string, at time.Time, note string) string {
 	}
 	return text
 }
-
-// oneLine is a text of several errors in a line.
-func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
 
 // conflictText says who has changed the plan meanwhile, and what.
 func conflictText(c *conflictAnswer) string {

@@ -47,9 +47,9 @@ as it is.
 			addAddress(cmd)
 			cmd.PersistentFlags().String("spool", "", "The spool, as status shows it, if there are several")
 			cmd.PersistentFlags().String("queue", "", "The queue, as status shows it, if there are several")
-			add := func(use, short string, args cobra.PositionalArgs, run caddycmd.CommandFunc) *cobra.Command {
+			add := func(use, short string, args cobra.PositionalArgs, run func(caddycmd.Flags) error) *cobra.Command {
 				sub := &cobra.Command{Use: use, Short: short, Args: args}
-				sub.RunE = caddycmd.WrapCommandFuncForCobra(run)
+				sub.RunE = withPlainErrors(run)
 				cmd.AddCommand(sub)
 				return sub
 			}
@@ -199,10 +199,10 @@ func adminAddress(given string) (string, error) {
 // dialLimit is how long a gateway may take to be reached.
 const dialLimit = 5 * time.Second
 
-func spoolStatusCommand(fs caddycmd.Flags) (int, error) {
+func spoolStatusCommand(fs caddycmd.Flags) error {
 	var spools []spool.Status
 	if err := askSpool(fs, http.MethodGet, "", url.Values{}, &spools); err != nil {
-		return caddy.ExitCodeFailedQuit, err
+		return err
 	}
 	if len(spools) == 0 {
 		fmt.Println("The gateway has no spool.")
@@ -225,13 +225,13 @@ func spoolStatusCommand(fs caddycmd.Flags) (int, error) {
 			table.row(q.Name, strconv.Itoa(q.Records), strconv.Itoa(q.Dead), oldest, state, strconv.Itoa(q.Paused))
 		}
 		if err := table.Flush(); err != nil {
-			return caddy.ExitCodeFailedQuit, err
+			return err
 		}
 	}
-	return caddy.ExitCodeSuccess, nil
+	return nil
 }
 
-func spoolListCommand(fs caddycmd.Flags) (int, error) {
+func spoolListCommand(fs caddycmd.Flags) error {
 	var records []keptRecord
 	err := askSpool(fs, http.MethodGet, "/records", url.Values{
 		"dead":  {strconv.FormatBool(fs.Bool("dead"))},
@@ -239,7 +239,7 @@ func spoolListCommand(fs caddycmd.Flags) (int, error) {
 		"limit": {fs.Lookup("limit").Value.String()},
 	}, &records)
 	if err != nil {
-		return caddy.ExitCodeFailedQuit, err
+		return err
 	}
 	table := newTable("ID", "ARRIVAL", "PATH", "ACCOUNT", "BYTES", "STATUS", "REASON", "EVENTS")
 	for _, r := range records {
@@ -254,47 +254,47 @@ func spoolListCommand(fs caddycmd.Flags) (int, error) {
 		table.row(strconv.FormatUint(uint64(r.ID), 10), r.Arrival.UTC().Format(time.RFC3339), r.Path, r.Account,
 			strconv.Itoa(r.Bytes), status, cmp.Or(r.Reason, "-"), events)
 	}
-	return caddy.ExitCodeSuccess, table.Flush()
+	return table.Flush()
 }
 
-func spoolShowCommand(fs caddycmd.Flags) (int, error) {
+func spoolShowCommand(fs caddycmd.Flags) error {
 	var record keptRecord
 	err := askSpool(fs, http.MethodGet, "/record", url.Values{
 		"dead": {strconv.FormatBool(fs.Bool("dead"))},
 		"id":   {fs.Arg(0)},
 	}, &record)
 	if err != nil {
-		return caddy.ExitCodeFailedQuit, err
+		return err
 	}
 	if fs.Bool("raw") {
 		if record.Bytes == 0 {
-			return caddy.ExitCodeFailedQuit, fmt.Errorf("id %d: there is no body that can be read", record.ID)
+			return fmt.Errorf("id %d: there is no body that can be read", record.ID)
 		}
 		_, err = os.Stdout.Write(append(record.BodyBase64, record.Body...))
-		return caddy.ExitCodeSuccess, err
+		return err
 	}
 	encoder := json.NewEncoder(os.Stdout)
 	encoder.SetIndent("", "  ")
 	encoder.SetEscapeHTML(false)
-	return caddy.ExitCodeSuccess, encoder.Encode(record)
+	return encoder.Encode(record)
 }
 
-func spoolReplayCommand(fs caddycmd.Flags) (int, error) {
+func spoolReplayCommand(fs caddycmd.Flags) error {
 	return spoolChangeCommand(fs, "/replay", "to be delivered again", "what waits is delivered anyway")
 }
 
-func spoolDropCommand(fs caddycmd.Flags) (int, error) {
+func spoolDropCommand(fs caddycmd.Flags) error {
 	return spoolChangeCommand(fs, "/drop", "deleted", "what waits to be delivered cannot be dropped")
 }
 
-func spoolChangeCommand(fs caddycmd.Flags, path, done, otherwise string) (int, error) {
+func spoolChangeCommand(fs caddycmd.Flags, path, done, otherwise string) error {
 	var answer struct{ Letters int }
 	query := url.Values{"id": fs.Args()}
 	if fs.Bool("all") {
 		query.Set("all", "true")
 	}
 	if err := askSpool(fs, http.MethodPost, path, query, &answer); err != nil {
-		return caddy.ExitCodeFailedQuit, err
+		return err
 	}
 	letters := "dead letters"
 	if answer.Letters == 1 {
@@ -304,7 +304,7 @@ func spoolChangeCommand(fs caddycmd.Flags, path, done, otherwise string) (int, e
 	if answer.Letters < len(query["id"]) {
 		fmt.Println("Not every ID is that of a dead letter: list --dead shows them; " + otherwise + ".")
 	}
-	return caddy.ExitCodeSuccess, nil
+	return nil
 }
 
 func sizeText(bytes int64) string { return humanize.IBytes(uint64(bytes)) } //nolint:gosec // G115: it is not negative

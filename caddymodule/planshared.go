@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
-
 	"github.com/td-postback/gateway/migration"
 	"github.com/td-postback/gateway/migration/cluster"
 )
@@ -69,18 +67,18 @@ func (u *planUse) patience(o *migration.Order) time.Duration {
 
 // printFollowers says that all gateways have followed a change, or returns an error that
 // says which may not have, and why.
-func printFollowers(o *migration.Outcome) (int, error) {
+func printFollowers(o *migration.Outcome) error {
 	if len(o.Lagging) == 0 {
 		if len(o.Followed) > 1 {
 			fmt.Printf("All %d gateways have followed.\n", len(o.Followed))
 		}
-		return caddy.ExitCodeSuccess, nil
+		return nil
 	}
 	reasons := make([]string, 0, len(o.Lagging))
 	for _, g := range o.Lagging {
 		reasons = append(reasons, g.Name+": "+oneLine(g.Why))
 	}
-	return exitRefused, fmt.Errorf("it is in force at %d of %d gateways. Not at %s", len(o.Followed), len(o.Followed)+len(o.Lagging), strings.Join(reasons, "; "))
+	return fmt.Errorf("it is in force at %d of %d gateways. Not at %s", len(o.Followed), len(o.Followed)+len(o.Lagging), strings.Join(reasons, "; "))
 }
 
 // printGateways lists the gateways that share a plan.

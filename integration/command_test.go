@@ -203,18 +203,80 @@ func TestCommandErrors(t *testing.T) {
 	} {
 		t.Run(strings.Join(tc.args, " "), func(t *testing.T) {
 			output, code := run(t, append([]string{"td-postback"}, tc.args...)...)
-			if code == 0 {
-				t.Error("exit 0")
+			if code != 1 {
+				t.Error("exit", code)
 			}
+			isPlain(t, tc.args, output)
 			if strings.Contains(output, "loading http app module") {
 				t.Errorf("Caddy's words hide it: %s", output)
 			}
 			for _, text := range tc.says {
-				if !strings.Contains(strings.ReplaceAll(output, `\"`, `"`), text) {
+				if !strings.Contains(output, text) {
 					t.Errorf("%q is not in\n%s", text, output)
 				}
 			}
 		})
+	}
+}
+
+// TestPlainErrors: each command of the gateway's says what is wrong in one line for people,
+// on the standard error, and nothing else. Caddy alone has two forms: its own commands log
+// an error as JSON.
+func TestPlainErrors(t *testing.T) {
+	t.Parallel()
+	nowhere, file := freeAddr(t), write(t, "Caddyfile", "http://:80 {\n td_postback mars\n}\n")
+	for _, tc := range []struct {
+		args string
+		says string
+		code int
+	}{
+		{"td-postback", "region is not set", 1},
+		{"td-postback --regoin us01", "did you mean --region?", 1},
+		{"td-postback --region us01 --listen 127.0.0.1", "must be an address with one port", 1},
+		{"td-doctor --config /nonexistent", "/nonexistent", 1},
+		{"td-doctor --config " + file + " --adapter yml", "no such adapter", 1},
+		{"td-doctor now", "takes no argument", 1},
+		{"td-spool status --address " + nowhere, "no gateway answers there", 1},
+		{"td-spool list --address " + nowhere, "no gateway answers there", 1},
+		{"td-spool list --limit x", "invalid argument", 1},
+		{"td-spool show 1 --address " + nowhere, "no gateway answers there", 1},
+		{"td-spool show", "give one ID", 1},
+		{"td-spool replay --all --address " + nowhere, "no gateway answers there", 1},
+		{"td-spool drop 1 --address " + nowhere, "no gateway answers there", 1},
+		{"td-spool stat", "did you mean status?", 1},
+		{"td-migrate status --address " + nowhere, "no gateway answers there", 1},
+		{"td-migrate share db.tbl 5 --address " + nowhere, "no gateway answers there", 1},
+		{"td-migrate share db.tbl 5 --dry-run --address " + nowhere, "no gateway answers there", 1},
+		{"td-migrate share db.tbl 500", "the share must be a percentage", 1},
+		{"td-migrate unset db.tbl --address " + nowhere, "no gateway answers there", 1},
+		{"td-migrate rollback --address " + nowhere, "no gateway answers there", 1},
+		{"td-migrate resume --address " + nowhere, "no gateway answers there", 1},
+		{"td-migrate undo --address " + nowhere, "no gateway answers there", 1},
+		{"td-migrate history --address " + nowhere, "no gateway answers there", 1},
+		{"td-migrate callers --address " + nowhere, "no gateway answers there", 1},
+		{"td-migrate callers --since never", "must be a duration", 1},
+		{"td-migrate audit --address " + nowhere, "no gateway answers there", 3}, // 1 is a verdict
+		{"td-migrate audit --since never", "must be a duration", 3},
+		{"td-migrate audit --sinc 1h", "did you mean --since?", 3},
+		{"td-migrate audit 24h", "unknown command", 3},
+		{"td-migrate roll", "did you mean rollback?", 1},
+	} {
+		cmd, words := exec.Command(binary, strings.Fields(tc.args)...), new(strings.Builder)
+		cmd.Env, cmd.Stderr = homeIn(t.TempDir()), words
+		output, _ := cmd.Output()
+		line, more, _ := strings.Cut(words.String(), "\n")
+		if code := cmd.ProcessState.ExitCode(); code != tc.code || len(output) > 0 || more != "" || !strings.HasPrefix(line, "Error: ") || !strings.Contains(line, tc.says) {
+			t.Errorf("%s: exit %d, it says %q and\n%s", tc.args, code, output, words)
+		}
+	}
+}
+
+// isPlain checks that a command that fails ends with its error as a line for people.
+func isPlain(t *testing.T, args []string, output string) {
+	t.Helper()
+	lines := strings.Split(strings.TrimSuffix(output, "\n"), "\n")
+	if !strings.HasPrefix(lines[len(lines)-1], "Error: ") || strings.Contains(output, `"level":"error"`) {
+		t.Errorf("%q: no plain error:\n%s", args, output)
 	}
 }
 

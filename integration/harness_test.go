@@ -767,11 +767,12 @@ func spoolPrints(t *testing.T, admin string, args []string, texts ...string) str
 func spoolFails(t *testing.T, admin string, args []string, texts ...string) {
 	t.Helper()
 	output, code := spoolCommand(t, admin, args...)
-	if code == 0 {
-		t.Errorf("%q: exit 0: %s", args, output)
+	if code != 1 {
+		t.Errorf("%q: exit %d: %s", args, code, output)
 	}
+	isPlain(t, args, output)
 	for _, text := range texts {
-		if !strings.Contains(strings.ReplaceAll(output, `\`, ""), text) {
+		if !strings.Contains(output, text) {
 			t.Errorf("%q: %q is not in %s", args, text, output)
 		}
 	}

@@ -81,7 +81,7 @@ func migrateAt(t *testing.T, admin string, args ...string) (output string, ok bo
 	if code > 1 {
 		t.Errorf("%q: exit %d: %s", args, code, output)
 	}
-	return strings.ReplaceAll(output, `\`, ""), code == 0
+	return output, code == 0
 }
 
 func hasTexts(t *testing.T, args []string, output string, texts []string) {
@@ -110,6 +110,7 @@ func refuses(t *testing.T, admin string, args []string, texts ...string) {
 	if ok {
 		t.Errorf("%q: exit 0: %s", args, output)
 	}
+	isPlain(t, args, output)
 	hasTexts(t, args, output, texts)
 }
 

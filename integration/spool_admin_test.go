@@ -110,9 +110,9 @@ func TestSpoolCommand(t *testing.T) {
 		t.Error("v2 has taken a record that was dropped")
 	}
 
-	spoolFails(t, g.admin, []string{"show", "17"}, `"id 17: there is no such record`)
-	spoolFails(t, g.admin, []string{"show", "--dead", "17"}, `"id 17: there is no such dead letter`)
-	spoolFails(t, g.admin, []string{"show", "x"}, `"id "x": must be a whole number`)
+	spoolFails(t, g.admin, []string{"show", "17"}, `Error: id 17: there is no such record`)
+	spoolFails(t, g.admin, []string{"show", "--dead", "17"}, `Error: id 17: there is no such dead letter`)
+	spoolFails(t, g.admin, []string{"show", "x"}, `Error: id "x": must be a whole number`)
 	if list := spoolPrints(t, g.admin, []string{"list", "--after", "18446744073709551615"}); strings.Contains(list, event) {
 		t.Errorf("behind the last ID that there can be: %s", list)
 	}
