@@ -3,6 +3,7 @@ package cluster
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -388,12 +389,12 @@ func TestWithoutMajority(t *testing.T) {
 func TestCutOff(t *testing.T) {
 	all := three(t)
 	own := nodes(t, t.TempDir(), 1, "")[0] // an address at which nothing listens
-	way := newWay(t, servers(t)[0].Addr)
+	way := natstest.NewWay(t, servers(t)[0].Addr)
 	path := filepath.Join(t.TempDir(), "plan.db")
-	lost := gatewayIn(t, "gw4", path, []string{"nats://spool:secret@" + way.addr})
+	lost := gatewayIn(t, "gw4", path, []string{"nats://spool:secret@" + way.Addr})
 	until(t, "it follows", func() bool { return isV2(lost) && lost.Trouble() == nil })
 	until(t, "the others know it", func() bool { return len(all[0].Status().Gateways) == 4 && len(all[1].Status().Gateways) == 4 })
-	way.cut()
+	way.Cut()
 	until(t, "it is cut off", func() bool { return lost.Trouble() != nil })
 	if !isV2(lost) {
 		t.Error("it does not go on")
@@ -418,8 +419,8 @@ func TestCutOff(t *testing.T) {
 	if err := lost.Close(); err != nil {
 		t.Fatal(err)
 	}
-	way.mend()
-	lost = gatewayIn(t, "gw4", path, []string{"nats://spool:secret@" + way.addr})
+	way.Mend()
+	lost = gatewayIn(t, "gw4", path, []string{"nats://spool:secret@" + way.Addr})
 	until(t, "it follows", func() bool { return lost.Trouble() == nil && lost.Status().Revision == all[0].Status().Revision })
 	if isV2(lost) || !isV2(all[0]) {
 		t.Error("it resumes by itself")
@@ -528,4 +529,10 @@ func FuzzUnpack(f *testing.F) {
 			t.Error(err)
 		}
 	})
+}
+
+func randomText(n int) []byte {
+	text := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(text)
+	return text
 }
