@@ -191,17 +191,22 @@ func (h *laneHost) takings(id string) takings {
 	return takings{}
 }
 
+// laneHosts are the two hosts that gateways are between.
+type laneHosts struct {
+	v2, legacy *laneHost
+	last       atomic.Int64 // the number of the last event
+}
+
 // laneSite is a gateway between two hosts, over HTTP/1.1 and HTTP/2, on sockets that
 // outlive its process.
 type laneSite struct {
 	plain, secure string // addresses
 	admin, dir    string
 	certificate
-	v2, legacy *laneHost
+	*laneHosts
 
 	config  func(n int) string // each differs from the one before
 	sockets []*os.File
-	last    atomic.Int64 // the number of the last event
 }
 
 // believed has a gateway believe what callers say of their addresses.
@@ -210,10 +215,13 @@ const believed = "trusted_proxies static 127.0.0.1/32"
 // newLaneSite makes such a gateway. servers is for the servers' options, options are
 // those of the block.
 func newLaneSite(t *testing.T, servers, options, migrate string) *laneSite {
-	s := &laneSite{
-		admin: freeAddr(t), dir: t.TempDir(), certificate: newCertificate(t, "127.0.0.1"),
-		v2: startLaneV2(t), legacy: startLaneLegacy(t),
-	}
+	hosts := &laneHosts{v2: startLaneV2(t), legacy: startLaneLegacy(t)}
+	return hosts.site(t, servers, options, migrate)
+}
+
+// site makes a gateway between these hosts.
+func (h *laneHosts) site(t *testing.T, servers, options, migrate string) *laneSite {
+	s := &laneSite{admin: freeAddr(t), dir: t.TempDir(), certificate: newCertificate(t, "127.0.0.1"), laneHosts: h}
 	s.sockets = make([]*os.File, 2)
 	s.plain, s.sockets[0] = outsideSocket(t)
 	s.secure, s.sockets[1] = outsideSocket(t)
@@ -244,12 +252,12 @@ func serveLanes(t *testing.T, servers, migrate string) (*laneSite, *process) {
 }
 
 // newID is the ID of an event that nobody has.
-func (s *laneSite) newID() string { return strconv.FormatInt(s.last.Add(1), 10) }
+func (h *laneHosts) newID() string { return strconv.FormatInt(h.last.Add(1), 10) }
 
 // lane is the host that has an event: v2 or legacy.
-func (s *laneSite) lane(t testing.TB, id string) string {
+func (h *laneHosts) lane(t testing.TB, id string) string {
 	t.Helper()
-	v2, legacy := len(s.v2.takings(id).at), len(s.legacy.takings(id).at)
+	v2, legacy := len(h.v2.takings(id).at), len(h.legacy.takings(id).at)
 	if v2+legacy != 1 {
 		t.Errorf("event %s is at v2 %d times, and at the legacy host %d times", id, v2, legacy)
 	}
@@ -268,6 +276,7 @@ type shownPlan struct {
 		Rule, Account string
 		Percent       json.Number
 	}
+	Gateways []struct{ Name, Why string } // that share it
 }
 
 // planAt asks a gateway for its plan, as long as it lives.
