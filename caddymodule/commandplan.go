@@ -133,7 +133,7 @@ func whoAmI() string {
 func ruleOf(fs caddycmd.Flags) (migration.Rule, error) {
 	account := fs.String("account")
 	if account == "" && fs.Changed("account") {
-		account = " "
+		return migration.Rule{}, migration.ErrAccount
 	}
 	return migration.ParseRule(fs.Arg(0), account)
 }

@@ -29,6 +29,9 @@ const maxRuleName = 255
 
 var errRule = errors.New("the rule must be database.table, database.* or *.*, where a name is letters, digits and _, at most 255 of them")
 
+// ErrAccount says what an account must be.
+var ErrAccount = errors.New("the account must be its number, such as 1234")
+
 // ParseRule reads a rule, as it is given to a command: `shop.orders`, `shop.*` or `*.*`,
 // and an account number, or nothing for all accounts. Its errors do not show what was
 // given: that may be a key.
@@ -38,7 +41,7 @@ func ParseRule(target, account string) (Rule, error) {
 	case !isRuleName(database) || !isRuleName(table) || database == wildcard && table != wildcard:
 		return Rule{}, errRule
 	case account != "" && !postback.ValidAccount(account):
-		return Rule{}, errors.New("the account must be its number, such as 1234")
+		return Rule{}, ErrAccount
 	}
 	return Rule{target, account}, nil
 }
