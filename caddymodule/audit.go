@@ -16,15 +16,15 @@ import (
 // where a request would be sent.
 
 // audit notes what v2's lane would have done with a call, for the report. Then it needs
-// no more of the body than what v2 would have got. atHead is what that lane says to the
-// head, and whole says that all of the body is there.
-func (h *Handler) audit(c *call, atHead *postback.Refusal, whole bool) {
+// no more of the body than what v2 would have got. whole says that all of the body is
+// there.
+func (h *Handler) audit(c *call, whole bool) {
 	c.audited = true
 	c.out = postback.Request{}
 	switch {
 	case h.report == nil:
-	case atHead != nil || c.r.Method == http.MethodOptions:
-		c.noted.atV2 = atHead
+	case c.atHead != nil || c.r.Method == http.MethodOptions:
+		c.noted.atV2 = c.atHead
 	case c.IsKeen():
 		c.noted.atV2 = h.auditEvents(c, whole)
 	default:

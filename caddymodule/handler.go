@@ -35,7 +35,10 @@ type call struct {
 	events  int           // how many there are, if it is a call with several
 	ready   bool          // out is whole, and its body is held until the call ends
 	lane    migration.Lane
-	steered bool              // the plan has decided, and the key is read
+	atHead  *postback.Refusal // what v2's rules say to the head
+	steered bool              // there are two lanes
+	decided bool              // the plan has chosen the lane, for a call that could be sent
+	keyRead bool              // the key is read
 	badKey  *postback.Refusal // why that key cannot be used
 	over    int64             // the body is longer than max_body: so much is read of it
 	noted   noted             // for the report
@@ -53,7 +56,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			return err
 		}
 	}
-	c := call{Call: read, w: w, r: r, next: next}
+	c := call{Call: read, w: w, r: r, next: next, atHead: refused, steered: h.legacy != nil}
 	if h.Spool != nil || c.SaysTime() || c.IsKeen() {
 		c.arrival = time.Now()
 	}
@@ -67,7 +70,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		h.refuseHead(&c, tooMuch)
 		return nil
 	}
-	if h.legacy != nil && h.steer(&c, refused) {
+	if c.steered && h.steer(&c) {
 		return nil
 	}
 	if refused == nil && r.Method == http.MethodOptions {
@@ -203,7 +206,7 @@ func forgetFields(header http.Header) {
 
 // readKey finds the call's key, once.
 func (c *call) readKey() *postback.Refusal {
-	if c.steered {
+	if c.keyRead {
 		return c.badKey
 	}
 	return c.ReadKey(c.r.URL.RawQuery, c.r.Header)

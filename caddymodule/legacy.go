@@ -20,21 +20,21 @@ import (
 
 // steer decides by which lane a call goes, and serves it if that is the legacy one. It
 // decides when the call is ready to be sent: when its body is there. What v2's lane
-// would refuse by its head, or reads in another way, is decided by its head. refused is
-// what v2's lane says to the head.
-func (h *Handler) steer(c *call, refused *postback.Refusal) (served bool) {
+// would refuse by its head, or reads in another way, is decided by its head.
+func (h *Handler) steer(c *call) (served bool) {
+	c.badKey = c.readKey() // first, so that the log and the report say whose call it is
+	c.keyRead = true
 	if h.hasComeBack(c.r) {
 		h.warnOfLoop(c)
 		h.refuse(c, postback.LoopDetected)
 		return true
 	}
-	c.badKey = c.readKey()
-	c.steered = true
-	byHead := refused != nil || c.r.Method != http.MethodPost || c.IsKeen() || c.r.ContentLength > h.MaxBody
+	byHead := c.atHead != nil || c.r.Method != http.MethodPost || c.IsKeen() || c.r.ContentLength > h.MaxBody
 	if byHead {
-		if lane, known := h.decide(c, refused); !known {
+		if c.decided = h.decide(c); !c.decided {
 			return h.steerByTables(c)
-		} else if lane == migration.V2 {
+		}
+		if c.lane == migration.V2 {
 			return false
 		}
 	}
@@ -50,33 +50,43 @@ func (h *Handler) steer(c *call, refused *postback.Refusal) (served bool) {
 		whole = c.over == 0
 	}
 	if !byHead {
-		if lane, _ := h.decide(c, nil); lane == migration.V2 {
+		if c.decided = h.decide(c); c.lane == migration.V2 {
 			return false
 		}
 	}
-	defer h.audit(c, refused, whole)
-	c.keepable = whole && refused == nil && c.isKeepable()
+	defer h.audit(c, whole)
+	c.keepable = whole && c.atHead == nil && c.isKeepable()
 	h.relay(c, whole, expect)
 	return true
 }
 
 // decide decides by which lane a call goes. What is no call of a surface has no other
 // lane. Of a call with several events it may not be known before its tables are.
-func (h *Handler) decide(c *call, refused *postback.Refusal) (lane migration.Lane, known bool) {
+func (h *Handler) decide(c *call) (known bool) {
 	q := c.laneQuery()
-	if refused == nil {
+	if c.atHead == nil {
 		q.Destination = c.Destination
 	}
 	known = true
 	switch {
 	case c.Foreign:
 		c.lane = migration.Legacy
-	case refused == nil && c.IsKeen() && c.r.Method == http.MethodPost:
+	case c.atHead == nil && c.IsKeen() && c.r.Method == http.MethodPost:
 		c.lane, known = h.legacy.decideAtHead(q)
 	default:
 		c.lane = h.legacy.decide(q)
 	}
-	return c.lane, known
+	return known
+}
+
+// label gives a call that could not be sent, so that its lane was never chosen, the one
+// that it would have gone by, as far as its head says that.
+func (h *Handler) label(c *call) {
+	if c.noted.refused == postback.LoopDetected {
+		c.lane = migration.Legacy
+	} else if !h.decide(c) {
+		c.lane = h.legacy.decideByTables(c.laneQuery(), nil)
+	}
 }
 
 // laneQuery is what of a call may decide over its lane, but for its tables.
@@ -111,10 +121,11 @@ func (h *Handler) steerByTables(c *call) (served bool) {
 		h.refuse(c, unread)
 		return true
 	}
+	c.decided = true
 	if c.lane = h.legacy.decideByTables(c.laneQuery(), tables); c.lane == migration.V2 {
 		return false
 	}
-	defer h.audit(c, nil, whole)
+	defer h.audit(c, whole)
 	h.relay(c, whole, expect)
 	return true
 }

@@ -28,6 +28,9 @@ type noted struct {
 // tally counts a call in the report, if there is one, when it is known what became of
 // it. Then its body goes back: an example is made of it.
 func (h *Handler) tally(c *call) {
+	if c.steered && !c.decided {
+		h.label(c)
+	}
 	if h.report != nil && !c.isPreflight() {
 		h.tellReport(c)
 	}
@@ -49,7 +52,7 @@ func (h *Handler) tellReport(c *call) {
 	told := migration.Call{
 		Time: c.answered(), Key: key.name, Database: c.Database, Table: c.Table, Surface: c.Kind.String(),
 		UserAgent: first(c.r.Header["User-Agent"]), Origin: first(c.r.Header["Origin"]), Referer: first(c.r.Header["Referer"]), Client: client,
-		Lane: c.lane, Result: c.endResult(), Findings: c.noted.findings | key.findings | c.resultFindings(), Events: c.events,
+		Lane: c.lane, Undecided: !c.decided || c.Foreign, Result: c.endResult(), Findings: c.noted.findings | key.findings | c.resultFindings(), Events: c.events,
 	}
 	report := h.report.get()
 	if report.Count(&told) {
@@ -103,7 +106,7 @@ func (c *call) note() {
 	case refused == postback.NoGlobalID:
 		f.Add(migration.JSSDK)
 		return
-	case refused == postback.NotFound && c.Source == postback.KeyNone:
+	case (refused == postback.NotFound || c.Foreign) && c.Source == postback.KeyNone:
 		return // a scanner's, or a check of the gateway's health: it means no record
 	}
 	*f |= kindFindings[c.Kind]
@@ -113,7 +116,7 @@ func (c *call) note() {
 		}
 	}
 	fromQuery := c.out.FromQuery || c.InQuery() || c.Kind == postback.JSONP
-	note(migration.LegacyPath, c.audited && c.Foreign)
+	note(migration.LegacyPath, c.steered && c.Foreign)
 	note(migration.FromQuery, fromQuery)
 	note(migration.KeyInURL, c.Source == postback.KeyParam)
 	note(migration.AuthorizationDropped, c.Source != postback.KeyNone && c.Authorization == "" && len(c.r.Header["Authorization"]) > 0)

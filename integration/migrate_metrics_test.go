@@ -32,7 +32,7 @@ func TestLegacyLaneMetrics(t *testing.T) {
 	})
 	v2, admin, addr, dir := startRecorder(t, nil), freeAddr(t), freeAddr(t), t.TempDir()
 	_, port, _ := net.SplitHostPort(addr)
-	serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\nhttp://:%s {\n td_postback {\n upstream %s\n keys {\n accounts 1234\n}\n report {\n dir %s/r\n}\n spool {\n dir %s/s\n}\n migrate {\n legacy %s\n dir %s/p\n}\n}\n}\n",
+	serveCaddyfile(t, addr, fmt.Sprintf("{\n%s servers {\n max_header_size 1MiB\n}\n}\nhttp://:%s {\n td_postback {\n upstream %s\n keys {\n accounts 1234\n}\n report {\n dir %s/r\n}\n spool {\n dir %s/s\n}\n migrate {\n legacy %s\n dir %s/p\n}\n}\n}\n",
 		withAdmin(admin), port, v2.url(), dir, dir, legacy.url(), dir))
 	withKey := asJSON + "X-TD-Write-Key: " + callersKey + "\r\n"
 	for _, request := range []string{
@@ -47,6 +47,7 @@ func TestLegacyLaneMetrics(t *testing.T) {
 		"GET " + target + "?td_format=pixel&a=1&td_write_key=1234%2Fabcdef HTTP/1.1\r\nHost: a\r\n\r\n",
 		"PUT /postback/v3/event/shop/orders HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
 		"GET /anything HTTP/1.1\r\nHost: a\r\n\r\n",
+		post(target, withKey+"X-Large: "+strings.Repeat("x", 65<<10)+"\r\n", object), // refused before its lane is chosen
 	} {
 		raw(t, addr, request)
 	}
@@ -54,9 +55,9 @@ func TestLegacyLaneMetrics(t *testing.T) {
 	if got := metrics[`results_total{lane="legacy",result="forwarded"}`]; got != 9 {
 		t.Errorf("%v calls are forwarded to the legacy host, want 9", got)
 	}
-	for _, result := range []string{"upstream_4xx", "upstream_unreachable"} {
+	for _, result := range []string{"upstream_4xx", "upstream_unreachable", "headers_too_large"} {
 		if got := metrics[`results_total{lane="legacy",result="`+result+`"}`]; got != 1 {
-			t.Errorf("%v calls are %s, want 1", got, result)
+			t.Errorf("%v calls of lane legacy are %s, want 1", got, result)
 		}
 	}
 	refusing.Store(true)

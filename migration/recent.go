@@ -1,7 +1,6 @@
 package migration
 
 import (
-	"strings"
 	"time"
 
 	"github.com/td-postback/gateway/postback"
@@ -15,8 +14,8 @@ const (
 	recentSteps = 6       // an hour, less what of this step is to come
 )
 
-// recent counts a row's events of this step and of the hour before, by lane. It is not
-// saved.
+// recent counts a row's events of this step and of the hour before, by the lane that the
+// plan has chosen, whatever became of them there. It is not saved.
 type recent struct {
 	newest int64 // the last step that was counted in, since 1970
 	lanes  [len(laneNames)][recentSteps + 1]uint32
@@ -67,8 +66,11 @@ func (r *Report) recently(now time.Time) []recentRow {
 		one.mu.Lock()
 		key, lanes := one.key, one.data.recent.events(recentStepOf(now))
 		one.mu.Unlock()
-		parts := strings.SplitN(key, string(rune(keySeparator)), keyParts)
-		found := recentRow{account: postback.AccountOf(parts[0]), to: tableOf(postback.Destination{Database: parts[1], Table: parts[2]}), lanes: lanes}
+		parts := partsOf(key)
+		found := recentRow{account: postback.AccountOf(parts[0]), lanes: lanes}
+		if parts[3] != postback.Other.String() { // of which the plan asks for no table
+			found.to = tableOf(postback.Destination{Database: parts[1], Table: parts[2]})
+		}
 		if found.events() > 0 {
 			all = append(all, found)
 		}
@@ -84,8 +86,9 @@ type RuleStatus struct {
 	Real   *Share `json:"real_percent"` // nil without events
 }
 
-// Shares are the rules of the plan, each with its real share in the last hour. A call
-// with records of several tables, or of none, counts for a rule for everything.
+// Shares are the rules of the plan, each with its real share in the last hour: of the
+// events for which the plan has chosen a lane. A call with records of several tables, or
+// of none, counts for a rule for everything.
 func (s *Steering) Shares(r *Report, now time.Time) []RuleStatus {
 	s.file.mu.Lock()
 	state, plan := s.state, s.Plan()

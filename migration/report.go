@@ -45,10 +45,14 @@ type Call struct {
 	Referer         string
 	Client          string // the client's address
 
-	Lane     Lane
+	Lane     Lane     // by which it went, or would have gone
 	Result   string   // what became of it: forwarded, or the code of a refusal. There are few.
 	Findings Findings // what its owner should know
 	Events   int      // how many it has; 0 counts as 1
+
+	// Undecided says that no plan has chosen the lane: the call was refused before it
+	// could be sent, or has no other lane. It counts in no share.
+	Undecided bool
 }
 
 // Report counts calls by who sends them: the key's fingerprint, the table, the

@@ -137,7 +137,9 @@ func (d *rowData) add(c *Call) {
 	d.last = now
 	d.events += events
 	d.lanes[c.Lane] += events
-	d.recent.add(recentStepOf(c.Time), c.Lane, events)
+	if !c.Undecided {
+		d.recent.add(recentStepOf(c.Time), c.Lane, events)
+	}
 	d.results = addTo(d.results, clean(c.Result, maxResult), events, maxResults)
 	for f := range c.Findings.All() {
 		d.findings = addFound(d.findings, found{events, now, f})
