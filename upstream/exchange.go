@@ -180,7 +180,7 @@ func (x *exchange) readHead(br *bufio.Reader) error {
 			return badAnswerError("no valid head") // fasthttp's text quotes it
 		}
 		switch status := x.answer.StatusCode(); {
-		case status == http.StatusSwitchingProtocols:
+		case status == http.StatusSwitchingProtocols, x.relayed && opensTunnel(x.r.Method, status):
 			return badAnswerError("unexpected status")
 		case status >= 200:
 			return nil
@@ -189,6 +189,12 @@ func (x *exchange) readHead(br *bufio.Reader) error {
 		}
 	}
 	return badAnswerError("too many interim answers")
+}
+
+// opensTunnel reports whether, behind this answer, the connection is one to somebody else
+// (RFC 9110 section 9.3.6): no caller's request may follow on it.
+func opensTunnel(method string, status int) bool {
+	return method == http.MethodConnect && status/100 == 2
 }
 
 // beginsAnswer reports whether what comes may be an answer: with a status that is not

@@ -103,6 +103,37 @@ func TestRelayHead(t *testing.T) {
 	})
 }
 
+// TestRelayConnect: a host that says yes to CONNECT has opened a tunnel on the connection
+// (RFC 9110 section 9.3.6). Nothing of it reaches the caller, and no request goes into it.
+func TestRelayConnect(t *testing.T) {
+	for _, tc := range []struct {
+		name, answer string
+		status       int // 0 for an error
+		dialed       int // for this request and the next one
+	}{
+		{"yes, with a length", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 0, 2},
+		{"yes, without one", "HTTP/1.1 200 Connection established\r\n\r\nSSH-2.0-x\r\n", 0, 2},
+		{"yes, with a body in chunks", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 0, 2},
+		{"204", "HTTP/1.1 204 No Content\r\n\r\n", 0, 2},
+		{"no", "HTTP/1.1 405 Not Allowed\r\nContent-Length: 2\r\n\r\nno", 405, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client := newScripted(t, &script{conns: [][]string{{tc.answer, okAnswer}, {okAnswer}}}, nil)
+				var trip, next Trip
+				w, err := relay(client, http.MethodConnect, "", nil, &trip)
+				if tc.status > 0 && (err != nil || w.Code != tc.status) || tc.status == 0 && (err == nil || len(w.Header())+w.Body.Len() > 0) {
+					t.Errorf("got %d %q %q, %v", w.Code, w.Header(), w.Body, err)
+				}
+				w, err = relay(client, http.MethodPost, "one", nil, &next)
+				if err != nil || w.Code != 200 || trip.Dialed+next.Dialed != tc.dialed {
+					t.Errorf("the next one: %d, %v, after %d dials", w.Code, err, trip.Dialed+next.Dialed)
+				}
+			})
+		})
+	}
+}
+
 // slowly is a body of which a piece comes now and then, and then an error.
 type slowly struct {
 	pieces int
