@@ -431,6 +431,17 @@ func TestLegacyAnswer(t *testing.T) {
 			answer: "HTTP/1.1 200 OK\r\n" + date + "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-Sum: 1\r\n\r\n",
 		},
 		{
+			name: "a trailer that is for one hop or speaks for the host",
+			answer: "HTTP/1.1 200 OK\r\n" + date + "Connection: X-Hop\r\nTrailer: X-Hop, X-Sum, Alt-Svc\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n" +
+				"X-Hop: 1\r\nx-hop: 2\r\nX-Sum: 1\r\nStrict-Transport-Security: x\r\nAlt-Svc: x\r\nUpgrade: h2c\r\nProxy-Connection: x\r\nno colon\r\n\r\n",
+			head: "HTTP/1.1 200 OK\r\n" + date + "Trailer: X-Sum\r\nTransfer-Encoding: chunked", body: "2\r\n{}\r\n0\r\nX-Sum: 1\r\n\r\n",
+		},
+		{
+			name: "a field of the head and of the trailer",
+			answer: "HTTP/1.1 200 OK\r\n" + date + "Server: x\r\nTrailer: x-sum, Server, X-B\r\nX-Sum: 1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-Sum: 2\r\nX-B: 3\r\n\r\n",
+			head:   "HTTP/1.1 200 OK\r\n" + date + "Server: x\r\nTrailer: X-B\r\nX-Sum: 1\r\nTransfer-Encoding: chunked", body: "2\r\n{}\r\n0\r\nX-B: 3\r\nX-Sum: 2\r\n\r\n",
+		},
+		{
 			name:   "until it closes",
 			answer: "HTTP/1.1 200 OK\r\n" + date + "Connection: close\r\n\r\n{}",
 			head:   "HTTP/1.1 200 OK\r\n" + date + "Transfer-Encoding: chunked", body: "2\r\n{}\r\n0\r\n\r\n",

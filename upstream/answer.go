@@ -161,7 +161,7 @@ type field struct {
 // copyHeader copies the answer's header to the caller's, less what speaks for
 // this hop or for v2's host.
 func (x *exchange) copyHeader(complete bool, n int) {
-	hops := postback.HopsOf(x.collectFields())
+	x.hops = postback.HopsOf(x.collectFields())
 	h := x.w.Header()
 	text := string(x.values)                // one string for all values
 	values := make([]string, len(x.fields)) // and one slice for all headers
@@ -173,7 +173,7 @@ func (x *exchange) copyHeader(complete bool, n int) {
 		start = f.end
 		one := values[i : i+1 : i+1]
 		switch {
-		case hops.Has(f.name):
+		case x.hops.Has(f.name):
 		case f.name == "Server" && !seen:
 			seen = true
 			h[f.name] = one

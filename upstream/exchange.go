@@ -40,11 +40,12 @@ type exchange struct {
 
 	answer fasthttp.ResponseHeader
 	fixed  fixedReader
-	fields []field // of the answer, as they go to the caller
-	values []byte  // their values, one after the other
-	buf    []byte  // answerBuffer bytes of the answer's body
-	whole  bool    // an answer below 300 is read whole,
-	said   []byte  // into this
+	hops   postback.Hops // which fields of the answer are for this hop alone
+	fields []field       // of the answer, as they go to the caller
+	values []byte        // their values, one after the other
+	buf    []byte        // answerBuffer bytes of the answer's body
+	whole  bool          // an answer below 300 is read whole,
+	said   []byte        // into this
 }
 
 var exchanges = sync.Pool{New: func() any {
@@ -61,7 +62,7 @@ func (x *exchange) put() {
 		x.head = nil
 	}
 	clear(x.pieces)
-	x.w, x.r, x.conn, x.fixed.r = nil, nil, nil, nil
+	x.w, x.r, x.conn, x.fixed.r, x.hops = nil, nil, nil, nil, nil
 	x.whole, x.said = false, nil
 	x.relayed, x.expects, x.instead, x.rest, x.sendErr = false, false, nil, nil, nil
 	exchanges.Put(x)

@@ -253,6 +253,7 @@ func (x *exchange) relayAnswer(br *bufio.Reader, begin func(http.ResponseWriter,
 		begin(x.w, x.r)
 	}
 	x.copyHeader(complete, n)
+	x.announceTrailer(header)
 	if x.rest != nil && !x.isSent() && x.r.ProtoMajor == 1 {
 		header["Connection"] = []string{"close"} // the caller need not send the rest
 	}
@@ -270,6 +271,35 @@ func (x *exchange) relayAnswer(br *bufio.Reader, begin func(http.ResponseWriter,
 	return x.reusable(br, complete), nil
 }
 
+// announceTrailer announces what relayTrailer passes on of what the answer has announced.
+// Of a field that is in the head too, net/http would take that for the trailer: such a
+// one comes unannounced.
+func (x *exchange) announceTrailer(header http.Header) {
+	var names []string
+	for _, value := range header["Trailer"] {
+		for name := range strings.SplitSeq(value, ",") {
+			name = strings.Trim(name, " \t")
+			if x.relaysTrailer(name) && len(header[http.CanonicalHeaderKey(name)]) == 0 {
+				names = append(names, name)
+			}
+		}
+	}
+	delete(header, "Trailer")
+	if len(names) > 0 {
+		header["Trailer"] = []string{strings.Join(names, ", ")}
+	}
+}
+
+// relaysTrailer reports whether a field of the answer's trailer goes to the caller: what
+// the head may not say, the trailer may not say either.
+func (x *exchange) relaysTrailer(name string) bool {
+	if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidTrailerHeader(name) || x.hops.Has(name) {
+		return false
+	}
+	key, ok := answerField([]byte(name))
+	return ok || isRelayed(key)
+}
+
 // relayTrailer passes on what stands behind the last chunk.
 func (x *exchange) relayTrailer(br *bufio.Reader) (complete bool) {
 	for size := 0; size < maxTrailer; {
@@ -283,8 +313,7 @@ func (x *exchange) relayTrailer(br *bufio.Reader) (complete bool) {
 		if text == "" {
 			return true
 		}
-		name, value, _ := strings.Cut(text, ":")
-		if httpguts.ValidTrailerHeader(name) && httpguts.ValidHeaderFieldName(name) {
+		if name, value, ok := strings.Cut(text, ":"); ok && x.relaysTrailer(name) {
 			x.w.Header().Add(http.TrailerPrefix+name, strings.Trim(value, " \t"))
 		}
 	}

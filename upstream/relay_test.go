@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -128,6 +129,40 @@ func TestRelayConnect(t *testing.T) {
 				w, err = relay(client, http.MethodPost, "one", nil, &next)
 				if err != nil || w.Code != 200 || trip.Dialed+next.Dialed != tc.dialed {
 					t.Errorf("the next one: %d, %v, after %d dials", w.Code, err, trip.Dialed+next.Dialed)
+				}
+			})
+		})
+	}
+}
+
+// TestRelayTrailer: what an answer's head may not say to the caller, its trailer may not
+// say either, and what the head has said already comes once.
+func TestRelayTrailer(t *testing.T) {
+	for _, tc := range []struct {
+		name, head, trailer string
+		announced           []string
+		want                http.Header
+	}{
+		{"announced", "Trailer: X-Sum\r\n", "X-Sum: 1\r\n", []string{"X-Sum"}, http.Header{"X-Sum": {"1"}}},
+		{"not announced", "", "X-Sum: 1\r\nX-Sum: 2\r\n", nil, http.Header{"X-Sum": {"1", "2"}}},
+		{"of one hop", "Connection: x-hop, close\r\nTrailer: X-Hop\r\n", "X-Hop: 1\r\nx-hop: 2\r\n", nil, nil},
+		{"of one hop by its name", "Trailer: Upgrade\r\n", "Upgrade: x\r\nKeep-Alive: x\r\nproxy-connection: x\r\n", nil, nil},
+		{"of the host", "Trailer: Alt-Svc, X-A\r\n", "alt-svc: x\r\nStrict-Transport-Security: x\r\nX-A: 1\r\n", []string{"X-A"}, http.Header{"X-A": {"1"}}},
+		{"of the framing", "", "Content-Length: 7\r\nTransfer-Encoding: x\r\nTrailer: X-A\r\n", nil, nil},
+		{"a cookie", "", "Set-Cookie: a=b\r\n", nil, http.Header{"Set-Cookie": {"a=b"}}},
+		{"in the head too", "Trailer: X-Sum, X-A\r\nX-Sum: 1\r\n", "X-Sum: 2\r\n", []string{"X-A"}, http.Header{"X-Sum": {"2"}}},
+		{"in the head alone", "Trailer: Server\r\nServer: x\r\n", "", nil, nil},
+		{"no field", "", "no colon\r\n: 1\r\nX A: 1\r\nX-A : 1\r\n", nil, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				answer := "HTTP/1.1 200 OK\r\n" + tc.head + "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n" + tc.trailer + "\r\n"
+				w, err := relay(newScripted(t, &script{conns: [][]string{{answer}}}, nil), http.MethodPost, "one", nil, new(Trip))
+				if err != nil || w.Body.String() != "{}" || !slices.Equal(w.Header()["Trailer"], tc.announced) {
+					t.Errorf("got %q %q, %v", w.Header(), w.Body, err)
+				}
+				if got := w.Result().Trailer; !maps.EqualFunc(got, tc.want, slices.Equal) {
+					t.Errorf("got the trailer %q, want %q", got, tc.want)
 				}
 			})
 		})
