@@ -40,7 +40,8 @@ type planAnswer struct {
 // outcomeAnswer is what became of a change.
 type outcomeAnswer struct {
 	migration.Outcome
-	Message string `json:"message,omitempty"` // says so, if nothing has changed
+	Message string    `json:"message,omitempty"` // says so, if nothing has changed
+	Fit     *shownFit `json:"fit,omitempty"`     // of a share, what its rule is about
 }
 
 // movesAnswer is what a share would move.
@@ -48,6 +49,7 @@ type movesAnswer struct {
 	Revision uint64           `json:"revision"` // of the plan, which has not changed
 	DryRun   bool             `json:"dry_run"`
 	Moves    *migration.Moves `json:"moves"`
+	Fit      *shownFit        `json:"fit"` // what the rule is about
 }
 
 // conflictAnswer says what others have changed meanwhile. Its error stands where Caddy's
@@ -322,21 +324,36 @@ func planChange(action migration.Action) func(http.ResponseWriter, *http.Request
 		}
 		answer := outcomeAnswer{Outcome: *outcome}
 		if outcome.Change == nil && outcome.Unsaved == "" {
-			answer.Message = "nothing has changed: the plan is like that already"
+			answer.Message = unchanged(action)
+		}
+		if action == migration.ActionShare {
+			answer.Fit = fitOf(plan.get(), report, body.rule())
 		}
 		return writePlan(w, http.StatusOK, outcome.Revision, answer)
 	}
 }
 
+// unchanged says why a change has changed nothing.
+func unchanged(action migration.Action) string {
+	if action == migration.ActionUnset {
+		return "nothing has changed: there is no such rule"
+	}
+	return "nothing has changed: the plan is like that already"
+}
+
+// rule is the rule that a change is about.
+func (b *planRequest) rule() migration.Rule {
+	return migration.Rule{Target: b.Rule, Account: b.Account}
+}
+
 // apply carries a change out.
 func (b *planRequest) apply(use *planUse, order migration.Order, action migration.Action) (*migration.Outcome, error) {
 	plan := use.get()
-	rule := migration.Rule{Target: b.Rule, Account: b.Account}
 	switch action {
 	case migration.ActionShare:
-		return plan.Share(order, rule, *b.Percent)
+		return plan.Share(order, b.rule(), *b.Percent)
 	case migration.ActionUnset:
-		return plan.Unset(order, rule)
+		return plan.Unset(order, b.rule())
 	case migration.ActionUndo:
 		return plan.Undo(order, b.Revision)
 	case migration.ActionResume:
@@ -376,6 +393,7 @@ func tryShare(w http.ResponseWriter, plan *migration.Steering, report *migration
 	type result struct {
 		base  uint64
 		moves *migration.Moves
+		fit   *shownFit
 		err   error
 	}
 	got, ok := within(diskPatience, func() (r result) {
@@ -384,7 +402,9 @@ func tryShare(w http.ResponseWriter, plan *migration.Steering, report *migration
 			order.Base = &revision
 		}
 		r.base = *order.Base
-		r.moves, r.err = plan.TryShare(order, migration.Rule{Target: body.Rule, Account: body.Account}, *body.Percent, report)
+		if r.moves, r.err = plan.TryShare(order, body.rule(), *body.Percent, report); r.err == nil {
+			r.fit = fitOf(plan, report, body.rule())
+		}
 		return r
 	})
 	switch {
@@ -393,7 +413,7 @@ func tryShare(w http.ResponseWriter, plan *migration.Steering, report *migration
 	case got.err != nil:
 		return planError(w, got.err)
 	default:
-		return writePlan(w, http.StatusOK, got.base, movesAnswer{got.base, true, got.moves})
+		return writePlan(w, http.StatusOK, got.base, movesAnswer{got.base, true, got.moves, got.fit})
 	}
 }
 

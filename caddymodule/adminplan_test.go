@@ -358,7 +358,7 @@ func TestPlanDryRun(t *testing.T) {
 	const body = `{"rule":"shop.*","percent":100,"dry_run":true}`
 	for _, match := range [][]string{nil, {`"1"`}} {
 		got := askPlan(t, http.MethodPost, "migration/share", body, match...)
-		if want := `{"revision":1,"dry_run":true,"moves":{"callers":1,"to_v2":3,"to_legacy":0,"of_callers":1,"of_events":3,"exact":true,"held":false}}` + "\n"; got.status != http.StatusOK || got.text != want || got.etag != `"1"` {
+		if want := `{"revision":1,"dry_run":true,"moves":{"callers":1,"to_v2":3,"to_legacy":0,"of_callers":1,"of_events":3,"exact":true,"held":false},"fit":{"events_hour":3,"events_7d":3,"events_several_tables":0,"before":[]}}` + "\n"; got.status != http.StatusOK || got.text != want || got.etag != `"1"` {
 			t.Errorf("%q: got %+v, want %s", match, got, want)
 		}
 	}

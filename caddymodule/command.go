@@ -107,6 +107,12 @@ func nearestFlag(cmd *cobra.Command, err error) error {
 	if !ok {
 		return err
 	}
+	if number := unknown.GetSpecifiedShortnames(); strings.Trim(number, "0123456789.,") == "" && number != "" && cmd.Args != nil {
+		// A number below 0 is taken for a flag. The arguments say what is allowed instead.
+		if err := cmd.Args(cmd, append(cmd.Flags().Args(), "-"+number)); err != nil {
+			return err
+		}
+	}
 	meant := nearest(cmp.Or(unknown.GetSpecifiedShortnames(), unknown.GetSpecifiedName()), flagsOf(cmd))
 	if meant == "" {
 		return fmt.Errorf("%w; see --help", err)

@@ -55,6 +55,9 @@ func ruleAndPercent(_ *cobra.Command, args []string) error {
 		return errors.New("give a rule and a percentage, such as shop.orders 25; quote a rule with a *, such as 'shop.*'")
 	}
 	if _, err := migration.ParseShare(args[1]); err != nil {
+		if _, err := migration.ParseShare(args[0]); err == nil {
+			return errors.New("give the rule first, and then the percentage, such as shop.orders 25")
+		}
 		return fmt.Errorf("%w, without a percent sign", err)
 	}
 	return oneRule(nil, args[:1])
@@ -166,9 +169,13 @@ func dryRun(fs caddycmd.Flags, wanted migration.RuleShare, body *planRequest) er
 	}
 	fmt.Printf("With %s, %d of %d callers of the last hour would send something by the other lane:\n%s%d of %d events would move to v2, and %s%d to the legacy host.\n",
 		wanted, m.Callers, m.OfCallers, about, m.ToV2, m.OfEvents, about, m.ToLegacy)
+	if !m.Exact {
+		fmt.Println("That is an estimate, rounded: a hash decides who moves, and not all send equally much.")
+	}
 	if m.Held {
 		fmt.Println("It is rolled back, so nothing would move before td-migrate resume, or resume --local if only this gateway is: see td-migrate status.")
 	}
+	printFit(wanted.Rule, answer.Fit)
 	fmt.Printf("Nothing has changed: the plan has revision %d.\n", answer.Revision)
 	return nil
 }
@@ -200,7 +207,8 @@ func changeRules(fs caddycmd.Flags, action migration.Action, body *planRequest) 
 		return err
 	}
 	if outcome.Change == nil {
-		fmt.Printf("Nothing has changed: the rules are like that already. The plan has revision %d.\n", outcome.Revision)
+		fmt.Printf("Nothing has changed: %s. The plan has revision %d.\n", whyUnchanged(action, body, before), outcome.Revision)
+		printFit(body.rule(), outcome.Fit)
 		return nil
 	}
 	from := "in force from the next request"
@@ -214,8 +222,29 @@ func changeRules(fs caddycmd.Flags, action migration.Action, body *planRequest) 
 	for _, r := range outcome.Change.Rules {
 		fmt.Println("  " + ruleChangeText(r))
 	}
+	printFit(body.rule(), outcome.Fit)
 	fmt.Println("Back: td-migrate undo, or at once for everything td-migrate rollback.")
 	return printFollowers(&outcome.Outcome)
+}
+
+// whyUnchanged says why a change of the rules has changed nothing.
+func whyUnchanged(action migration.Action, body *planRequest, before *planAnswer) string {
+	switch {
+	case action == migration.ActionShare:
+		return fmt.Sprintf("%s has %s %% already", body.rule(), body.Percent)
+	case action == migration.ActionUnset:
+		rules := make([]migration.Rule, 0, len(before.Rules))
+		names := make([]string, 0, len(before.Rules))
+		for i := range before.Rules {
+			rule := before.Rules[i].Rule
+			rules, names = append(rules, rule), append(names, rule.String())
+		}
+		return fmt.Sprintf("there is no rule %s%s. The rules are %s", body.rule(), didYouMean(nearest(body.rule().String(), names)), listed(rules))
+	case body.Revision == nil:
+		return "there is no change of the rules to take back"
+	default:
+		return "the rules are like that already"
+	}
 }
 
 // ruleChangeText says what a change did to a rule.

@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/td-postback/gateway/migration"
 )
 
 // This file shows and changes the plan, by td-migrate and over the admin API.
@@ -127,7 +129,7 @@ func TestMigrateCommands(t *testing.T) {
 	g.goesTo(t, "legacy")
 	g.awaitEvents(t, 1)
 	g.says(t, words("share db.tbl 100 --dry-run"), "With db.tbl 100 %, 1 of 1 callers", "1 of 1 events would move to v2, and 0 to the legacy host", "Nothing has changed: the plan has revision 0")
-	g.says(t, words("share db.tbl 12.34 --dry-run"), "about 0 of 1 events would move to v2")
+	g.says(t, words("share db.tbl 12.34 --dry-run"), "about 0 of 1 events would move to v2", "That is an estimate, rounded: a hash decides who moves")
 	g.goesTo(t, "legacy")
 
 	g.says(t, append(words("share db.tbl 100 --note"), "the first table"), "Revision 1, in force from the next request", "db.tbl: 100 % to v2, a new rule", "Back: td-migrate undo", "td-migrate rollback")
@@ -135,7 +137,7 @@ func TestMigrateCommands(t *testing.T) {
 	g.awaitEvents(t, 3)
 	host, _ := os.Hostname()
 	g.says(t, words("status"), "Revision 1. The last change: share (db.tbl: 100 % to v2, a new rule), by ", "@"+host+" at ", "(the first table)", "db.tbl  -        100 %  33.33 %  1   2")
-	g.says(t, words("share db.tbl 100"), "Nothing has changed", "revision 1")
+	g.says(t, words("share db.tbl 100"), "Nothing has changed: db.tbl has 100 % already. The plan has revision 1.\n")
 	g.says(t, words("share db.tbl 0 --account 1234"), "Revision 2", "db.tbl account:1234: 0 % to v2, a new rule")
 	g.goesTo(t, "legacy")
 	g.says(t, words("share db.tbl 100 --account 1234"), "Revision 3", "db.tbl account:1234: 100 % to v2, was 0 %")
@@ -156,7 +158,8 @@ func TestMigrateCommands(t *testing.T) {
 	g.goesTo(t, "legacy")
 	g.says(t, words("undo"), "Revision 8", "db.tbl: 100 % to v2, a new rule")
 	g.goesTo(t, "v2")
-	g.says(t, words("unset db.none"), "Nothing has changed")
+	g.says(t, words("unset db.tb"), "Nothing has changed: there is no rule db.tb (did you mean db.tbl?). The rules are *.*, db.tbl. The plan has revision 8.\n")
+	g.says(t, words("unset db.tbl --account 7"), "there is no rule db.tbl account:7. The rules are *.*, db.tbl.")
 	g.says(t, words("history"), "8         ", "undo to revision 6", "undo to revision 0", "rollback", "alarm", "resume", "over", "the first table")
 
 	g.says(t, words("share *.* 100 --note back"), "*.*: 100 % to v2, was 0 %")
@@ -202,6 +205,56 @@ func (g *planned) awaitEvents(t *testing.T, n uint64) {
 	}
 }
 
+// TestMigrateFit: a share says what may surprise: that nobody sends to its rule, which name
+// is nearly the same, and which more specific rules stay as they are.
+func TestMigrateFit(t *testing.T) {
+	t.Parallel()
+	g := servePlan(t, "")
+	g.says(t, words("undo"), "Nothing has changed: there is no change of the rules to take back. The plan has revision 0.\n")
+	g.goesTo(t, "legacy") // to db.tbl
+	raw(t, g.addr, post("/js/v3/event", asJSON+"X-TD-Data-Type: k\r\nX-TD-Write-Key: "+callersKey+"\r\n", `{"db.one":[{}],"db.two":[{},{}]}`))
+	g.legacy.next(t)
+	g.awaitEvents(t, 4)
+	const nobody = "This gateway's report has no event of the last 7 days for "
+	for line, nearly := range map[string]string{"db.tb": " (did you mean db.tbl?).\n", "dbb.*": " (did you mean db.*?).\n", "other.table": ".\nIt has 3 that came in requests with several tables, and does not say for which.\n"} {
+		g.says(t, words("share "+line+" 5 --dry-run"), nobody+line+nearly)
+		g.says(t, words("share "+line+" 5"), nobody+line+nearly)
+		g.says(t, words("undo"), "taken away")
+	}
+	for _, line := range []string{"share db.tbl 5", "share *.* 5 --account 1234", "share db.* 5 --dry-run"} {
+		output, ok := migrateAt(t, g.admin, words(line)...)
+		if !ok || strings.Contains(output, "report has no event") {
+			t.Errorf("%s: %s", line, output)
+		}
+	}
+	const before = "More specific rules decide before it, and stay as they are: "
+	g.says(t, words("share *.* 50 --dry-run"), before+"*.* account:1234 5 %, db.tbl 5 %.\n")
+	g.says(t, words("share *.* 50"), before+"*.* account:1234 5 %, db.tbl 5 %.\n")
+	g.says(t, words("share *.* 50"), "*.* has 50 % already", before+"*.* account:1234 5 %, db.tbl 5 %.\n")
+	g.says(t, words("share db.* 50 --account 1234"), before+"db.tbl 5 %.\n")
+	if output, _ := migrateAt(t, g.admin, words("share db.tbl 6")...); strings.Contains(output, "More specific") {
+		t.Error(output)
+	}
+	var answer struct {
+		Message string
+		Fit     *struct {
+			Hour   uint64 `json:"events_hour"`
+			Week   uint64 `json:"events_7d"`
+			Meant  string `json:"did_you_mean"`
+			Before []migration.RuleShare
+		}
+	}
+	status, _, text := g.post(t, "share", "", `{"rule":"db.*","percent":1,"dry_run":true}`)
+	if err := json.Unmarshal([]byte(text), &answer); err != nil || status != http.StatusOK || answer.Fit == nil || answer.Fit.Hour != 1 || answer.Fit.Week != 1 || len(answer.Fit.Before) != 2 {
+		t.Errorf("got %d %s", status, text)
+	}
+	_, base, _ := g.post(t, "rollback", "", "")
+	status, _, text = g.post(t, "unset", base, `{"rule":"db.none"}`)
+	if err := json.Unmarshal([]byte(text), &answer); err != nil || status != http.StatusOK || answer.Message != "nothing has changed: there is no such rule" {
+		t.Errorf("got %d %s", status, text)
+	}
+}
+
 // TestMigrateErrors: what is wrong with a command is told, with exit code 1, and nothing
 // changes.
 func TestMigrateErrors(t *testing.T) {
@@ -210,6 +263,20 @@ func TestMigrateErrors(t *testing.T) {
 	for line, problem := range map[string]string{
 		"share db.tbl 25%":                 "such as 25 or 12.34, without a percent sign",
 		"share db.tbl 0,5":                 "such as 25 or 12.34",
+		"share db.tbl -5":                  "Error: the share must be a percentage from 0 to 100, with at most two digits behind the point",
+		"share db.tbl -0.5":                "Error: the share must be a percentage from 0 to 100",
+		"share db.tbl -.5":                 "Error: the share must be a percentage from 0 to 100",
+		"share -5 db.tbl":                  "Error: give a rule and a percentage",
+		"share --account 1234 db.tbl -5":   "Error: the share must be a percentage from 0 to 100",
+		"share db.tbl 1e2":                 "Error: the share must be a percentage from 0 to 100",
+		"share db.tbl 0x10":                "Error: the share must be a percentage from 0 to 100",
+		"share db.tbl +5":                  "Error: the share must be a percentage from 0 to 100",
+		"share db.tbl NaN":                 "Error: the share must be a percentage from 0 to 100",
+		"share db.tbl inf":                 "Error: the share must be a percentage from 0 to 100",
+		"share db.tbl 050":                 "Error: the share must be a percentage from 0 to 100",
+		"share 25 db.tbl":                  "Error: give the rule first, and then the percentage",
+		"share db.tbl 25 %":                "Error: give a rule and a percentage",
+		"undo -1":                          "Error: the revision must be a whole number",
 		"share db.tbl 12.345":              "at most two digits behind the point",
 		"share db.tbl 101":                 "a percentage from 0 to 100",
 		"share db.tbl":                     "give a rule and a percentage",
@@ -232,6 +299,9 @@ func TestMigrateErrors(t *testing.T) {
 		"share db.tbl 25 --note " + padded: "the note has 501 bytes",
 	} {
 		refuses(t, g.admin, words(line), problem)
+	}
+	for _, percent := range []string{" 5", "5 ", "", "５"} {
+		refuses(t, g.admin, []string{"share", "db.tbl", percent}, "Error: the share must be a percentage from 0 to 100")
 	}
 	g.says(t, words("status"), "Revision 0")
 	refuses(t, g.admin, []string{"share", "*.*", "100", "--account", ""}, "the account must be its number") // of a variable that is not set
