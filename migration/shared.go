@@ -109,7 +109,7 @@ func (s *Steering) leaveOthers() {
 	s.file.mu.Unlock()
 	before.leave()
 	s.file.mu.Lock()
-	s.braked.Store(0)
+	s.takeUpSeen(nil)
 	s.enforce(s.state)
 }
 
@@ -175,9 +175,13 @@ func (j *sharing) read(ctx context.Context) (plan *planState, number uint64, err
 // brake has a rollback in a plan that is new hold at once, before the plan is taken up.
 func (j *sharing) brake(plan *planState) {
 	s := j.steering
-	if plan.Hold != nil && plan.Revision > s.Plan().Signals().Revision && j.ctx.Err() == nil {
-		s.braked.Store(plan.Revision)
-		s.layHold()
+	if plan.Hold == nil || j.ctx.Err() != nil {
+		return
+	}
+	for seen := s.braked.Load(); plan.Revision > s.Plan().Signals().Revision && (seen == nil || seen.Revision < plan.Revision); seen = s.braked.Load() {
+		if s.braked.CompareAndSwap(seen, plan) {
+			s.layHold(plan.Revision)
+		}
 	}
 }
 
@@ -265,6 +269,7 @@ func (j *sharing) meet(plan *planState) (all *planState, back bool) {
 	if s.joined != j {
 		return plan, false // nor does it ask again
 	}
+	s.takeUpSeen(plan)
 	own := s.state
 	s.away, s.apart = nil, nil
 	switch {
@@ -312,6 +317,20 @@ func (s *Steering) takeUp(plan *planState) {
 	next := plan.withOwn(s.state.Local, wanted)
 	s.enforce(next)
 	_ = s.write(next) // Trouble says so, and Save tries again
+}
+
+// takeUpSeen takes up the plan that was seen rolled back last, unless the one that is in
+// the cluster now, or nil, came of it. So what the cluster has lost of it is put there
+// again, as any other change, and nothing holds that status does not show.
+func (s *Steering) takeUpSeen(now *planState) {
+	seen := s.braked.Swap(nil)
+	switch {
+	case seen == nil || now != nil && seen.isBefore(now) || seen.isBefore(s.state):
+	case s.state.isBefore(seen):
+		s.takeUp(seen)
+	default:
+		s.holdApart(seen)
+	}
 }
 
 // holdApart rolls a gateway back that has a plan of its own when all others are. That is

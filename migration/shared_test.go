@@ -852,3 +852,125 @@ func FuzzPresence(f *testing.F) {
 		}
 	})
 }
+
+// seeLostRollback has a gateway see a rollback in the cluster that it cannot take up yet,
+// as when its disk hangs, and that the cluster then loses: put says what is there instead.
+func seeLostRollback(t *testing.T, b *board, m *member, put func(rolledBack *planState) []byte) {
+	t.Helper()
+	m.joined.ordering <- struct{}{}
+	b.mu.Lock()
+	rolledBack := m.state.hold(&Order{Time: start, Who: "ann@desk"}, ActionRollback)
+	b.text, _ = rolledBack.encode()
+	b.mu.Unlock()
+	m.joined.peek()
+	if !m.Plan().held {
+		t.Error("the rollback does not hold at once")
+	}
+	b.mu.Lock()
+	b.text = put(rolledBack)
+	b.number++
+	b.mu.Unlock()
+	<-m.joined.ordering
+}
+
+// A rollback that a gateway has seen in the cluster is no secret of it: if the cluster
+// loses it, as by a backup that is put back, the gateway puts it there again, shows it, and
+// a resume lifts it.
+func TestRollbackThatTheClusterLoses(t *testing.T) {
+	for name, before := range map[string]bool{"an older plan is put back": true, "the plan is gone": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBoard()
+				m := b.join(t, "gw1", filepath.Join(t.TempDir(), "plan.db"))
+				must(t, m.Steering, "share *.* 50")
+				older, _ := m.state.encode()
+				seeLostRollback(t, b, m, func(*planState) []byte {
+					if before {
+						return older
+					}
+					b.number = 0
+					return nil
+				})
+				time.Sleep(pollEvery + time.Second)
+				expectSays(t, m.Steering, "2: held *.* 50")
+				if plan := b.plan(t); plan.Hold == nil || plan.Hold.Who != "ann@desk" {
+					t.Errorf("the cluster has %+v", plan)
+				}
+				must(t, m.Steering, "resume")
+				expectSays(t, m.Steering, "3: *.* 50")
+				if m.Plan().held {
+					t.Error("it is not lifted")
+				}
+			})
+		})
+	}
+}
+
+// The same, if somebody has made another change of the older plan: the gateway stays
+// rolled back and says that it is apart, until it is resumed by itself.
+func TestRollbackInPlaceOfAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBoard()
+		m := b.join(t, "gw1", filepath.Join(t.TempDir(), "plan.db"))
+		must(t, m.Steering, "share *.* 50")
+		seeLostRollback(t, b, m, func(*planState) []byte {
+			rule := Rule{Target: "a.b"}
+			other, err := m.state.apply(&Order{Time: start}, &wish{action: ActionShare, rule: rule, share: 100})
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, _ := other.encode()
+			return text
+		})
+		time.Sleep(pollEvery + time.Second)
+		if expectSays(t, m.Steering, "2: held *.* 50"); !m.Plan().held || m.apart == nil {
+			t.Error("it has resumed by itself")
+		}
+		o := based(m.Steering)
+		o.Local = true
+		if _, err := m.Resume(o); err != nil || m.Plan().held {
+			t.Error(err)
+		}
+		expectSays(t, m.Steering, "2: *.* 50, a.b 1")
+	})
+}
+
+// A gateway that leaves the others before it could take their rollback up stays rolled
+// back, also after a restart, until it is resumed.
+func TestLeavingWithARollback(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBoard()
+		m := b.join(t, "gw1", filepath.Join(t.TempDir(), "plan.db"))
+		must(t, m.Steering, "share *.* 50")
+		seeLostRollback(t, b, m, func(rolledBack *planState) []byte {
+			text, _ := rolledBack.encode()
+			m.seat.cut = true
+			return text
+		})
+		path := m.cfg.Path
+		if err := m.Join(nil, ""); err != nil {
+			t.Fatal(err)
+		}
+		expectSays(t, m.Steering, "2: held *.* 50")
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s := openPlan(t, path)
+		if expectSays(t, s, "2: held *.* 50"); !s.Plan().held {
+			t.Error("it has resumed by itself")
+		}
+	})
+}
+
+// A rollback that was seen late does not hold over a plan that is newer.
+func TestRollbackThatIsSeenLate(t *testing.T) {
+	s := openPlan(t, "")
+	must(t, s, "share *.* 50", "rollback", "resume")
+	s.layHold(2)
+	if s.Plan().held {
+		t.Error("it holds over the resume")
+	}
+	if s.layHold(4); !s.Plan().held {
+		t.Error("a newer one does not hold")
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync/atomic"
 )
@@ -28,9 +29,9 @@ type Steering struct {
 	current atomic.Pointer[Plan]
 	rolling atomic.Int32 // rollbacks that wait for the mutex
 
-	// braked is the revision of the newest rollback in the plan of all gateways. It holds
-	// before that plan is taken up, which a disk that hangs may put off.
-	braked atomic.Uint64
+	// braked is the newest plan of all gateways that was seen rolled back, until it is
+	// taken up, which a disk that hangs may put off. Its rollback holds before; else nil.
+	braked atomic.Pointer[planState]
 
 	file  planFile // its mutex is for what is below, too
 	cfg   PlanConfig
@@ -122,15 +123,15 @@ func (s *Steering) Rollback(o Order) (*Outcome, error) {
 	w := wish{action: ActionRollback, atOnce: o.Base == nil && len(o.Note) <= MaxNote}
 	if w.atOnce {
 		s.rolling.Add(1)
-		s.layHold()
+		s.layHold(math.MaxUint64)
 	}
 	return s.change(&o, &w)
 }
 
-// layHold rolls back at once. It waits for no mutex. What is put into force later has to
-// find a reason for it.
-func (s *Steering) layHold() {
-	for p := s.Plan(); !p.held && !s.current.CompareAndSwap(p, p.underHold()); p = s.Plan() {
+// layHold rolls back at once, if the plan is older than a revision. It waits for no mutex.
+// What is put into force later has to find a reason for it.
+func (s *Steering) layHold(before uint64) {
+	for p := s.Plan(); !p.held && p.signals.Revision < before && !s.current.CompareAndSwap(p, p.underHold()); p = s.Plan() {
 	}
 }
 
@@ -205,7 +206,8 @@ func (s *Steering) unsaved() string {
 // enforce puts a plan into force.
 func (s *Steering) enforce(next *planState) {
 	s.state = next
-	p := newPlan(next.Rules, next.isHeld() || s.rolling.Load() > 0 || s.braked.Load() > next.Revision, s.cfg.Stick)
+	seen := s.braked.Load()
+	p := newPlan(next.Rules, next.isHeld() || s.rolling.Load() > 0 || seen != nil && seen.Revision > next.Revision, s.cfg.Stick)
 	p.signals.Revision = next.Revision
 	if last := len(next.History) - 1; last >= 0 {
 		p.signals.Changed = next.History[last].Time
