@@ -23,10 +23,7 @@ import (
 func addAuditCommand(cmd *cobra.Command) {
 	audit := &cobra.Command{
 		Use: "audit", Short: "Says whether the callers can be moved to v2, and what is to change",
-		Long: `
-Says of each caller what v2's lane would refuse or change of what it sends, and ends
-with a verdict: ready, ready with changes, or not ready. Then the exit code is 1, and
-otherwise 0; it is above 1 without a verdict, if the gateway cannot be asked.`,
+		Long: auditHelp,
 	}
 	audit.Flags().String("since", auditTime, "Only callers, and findings, seen within this time, such as 24h or 7d")
 	audit.Flags().String("format", formatTable, "One of "+strings.Join(formats, ", "))

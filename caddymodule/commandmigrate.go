@@ -33,6 +33,7 @@ The option migrate of td_postback switches it on.
 	$ caddy td-migrate share shop.orders 5 --dry-run
 	$ caddy td-migrate share shop.orders 5 --note "first shops"
 	$ caddy td-migrate share 'shop.*' 12.34 --account 1234
+	$ caddy td-migrate unset shop.orders
 	$ caddy td-migrate rollback
 	$ caddy td-migrate resume
 	$ caddy td-migrate history
@@ -45,7 +46,7 @@ audit says whether callers can be moved to v2, and what is to change before.
 
 callers shows the report of callers: one row for each key, table, surface, agent and
 source. A key is shown by its fingerprint, and no value of a record is shown. The
-option report of td_postback switches it on, and migrate does.
+option report of td_postback switches it on, and so does migrate.
 
 	$ caddy td-migrate callers
 	$ caddy td-migrate callers --left
@@ -56,7 +57,7 @@ option report of td_postback switches it on, and migrate does.
 			cmd.SetFlagErrorFunc(nearestFlag) // the subcommands' too
 			cmd.Args, cmd.RunE = noSubcommand, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 			addAddress(cmd)
-			callers := &cobra.Command{Use: "callers", Short: "Lists the callers, those with most events first", Args: cobra.NoArgs}
+			callers := &cobra.Command{Use: "callers", Short: "Lists the callers, those with most events first", Long: callersHelp, Args: cobra.NoArgs}
 			callers.Flags().Bool("left", false, "Only those that have sent within 7 days what v2 would not take as it is")
 			callers.Flags().String("since", "", "Only those seen within this time, such as 24h or 7d (default all of 30 days)")
 			callers.Flags().String("format", formatTable, "One of "+strings.Join(formats, ", "))

@@ -24,8 +24,8 @@ import (
 // addPlanCommands adds them.
 func addPlanCommands(cmd *cobra.Command) {
 	add := func(use, short string, args cobra.PositionalArgs, run func(caddycmd.Flags) error) *cobra.Command {
-		sub := &cobra.Command{Use: use, Short: short, Args: args}
-		sub.RunE = withPlainErrors(run)
+		sub := &cobra.Command{Use: use, Short: short, Args: args, RunE: withPlainErrors(run)}
+		sub.Long = planHelp[sub.Name()]
 		cmd.AddCommand(sub)
 		return sub
 	}
@@ -34,12 +34,12 @@ func addPlanCommands(cmd *cobra.Command) {
 		return sub
 	}
 	ofAccount := func(sub *cobra.Command) *cobra.Command {
-		sub.Flags().String("account", "", "Only requests of this account, by its number")
+		sub.Flags().String("account", "", "Only requests with a key of this account, by its number, such as 1234")
 		return noted(sub)
 	}
-	add("status", "Shows which share of each rule is to go to v2, and which does", cobra.NoArgs, planStatusCommand)
+	add("status", "Shows the plan: the share of each rule that is to go to v2, and the one that does", cobra.NoArgs, planStatusCommand)
 	add("history", "Lists the changes of the plan, the newest first", cobra.NoArgs, planHistoryCommand)
-	share := ofAccount(add("share <database.table> <percent>", "Sends a share to v2, from the next request; the rest goes to the legacy host", ruleAndPercent, shareCommand))
+	share := ofAccount(add("share <database.table> <percent>", "Sends a share of a rule's requests to v2, from the next request; the rest goes to the legacy host", ruleAndPercent, shareCommand))
 	share.Flags().Bool("dry-run", false, "Change nothing, and say how much of the last hour would move")
 	ofAccount(add("unset <database.table>", "Takes a rule away: the next more general one holds", oneRule, unsetCommand))
 	alone := func(sub *cobra.Command) {

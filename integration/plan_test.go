@@ -255,6 +255,34 @@ func TestMigrateFit(t *testing.T) {
 	}
 }
 
+// TestMigrateHelp: each subcommand explains itself, with an example where it has arguments.
+func TestMigrateHelp(t *testing.T) {
+	t.Parallel()
+	for name, texts := range map[string][]string{
+		"status":   {"last hour by\nlane", "whether it is rolled back"},
+		"share":    {"Quote the stars", "a number from 0 to 100", "at most two digits", "without a percent sign", "share 'shop.*' 50", "share '*.*' 100", "--account 1234", "The most specific rule decides", "is an estimate"},
+		"unset":    {"unset shop.orders", "'shop.*' --account 1234"},
+		"rollback": {"whatever\nthe rules say", "Back: td-migrate resume"},
+		"resume":   {"Lifts a rollback"},
+		"undo":     {"undo 12"},
+		"history":  {"the newest first"},
+		"callers":  {"callers --left", "ready to leave the gateway"},
+		"audit":    {"not ready", "exit\ncode is 1"},
+	} {
+		output, code := run(t, "td-migrate", name, "--help")
+		if code != 0 {
+			t.Errorf("%s: exit %d", name, code)
+		}
+		hasTexts(t, []string{name, "--help"}, output, texts)
+		explained, _, _ := strings.Cut(output, "\nUsage:")
+		for line := range strings.SplitSeq(explained, "\n") {
+			if len(line) > 92 {
+				t.Errorf("%s: a long line: %s", name, line)
+			}
+		}
+	}
+}
+
 // TestMigrateErrors: what is wrong with a command is told, with exit code 1, and nothing
 // changes.
 func TestMigrateErrors(t *testing.T) {
