@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -100,26 +101,55 @@ type selected struct {
 }
 
 // selection reads what a request is about. The spool may be left out if there is
-// one only, and the queue likewise.
+// one only, and the queue likewise, or if no other one holds anything.
 func selection(r *http.Request) (s selected, err error) {
 	form := r.URL.Query()
 	place := form.Get("spool")
 	all := openSpools()
+	var named *sharedSpool
 	for _, open := range all {
 		if open.Place() == place || place == "" && len(all) == 1 {
-			s.place, s.log = open.Place(), open.Log()
+			named = open
 		}
 	}
-	if s.log == nil {
+	if named == nil {
 		return s, errNoSpool(place)
 	}
-	s.queue = form.Get("queue")
-	if queues := s.log.Queues(); s.queue == "" && len(queues) == 1 {
-		s.queue = queues[0]
-	} else if !slices.Contains(queues, s.queue) {
-		return s, caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("queue %q: must be one of %q", s.queue, queues)}
+	s.place, s.log, s.queue = named.Place(), named.Log(), form.Get("queue")
+	if s.queue == "" {
+		s.queue = theQueue(named)
+	}
+	if queues := s.log.Queues(); !slices.Contains(queues, s.queue) {
+		problem := fmt.Errorf("queue %q: must be one of %q", s.queue, queues)
+		if s.queue == "" {
+			problem = fmt.Errorf("queue: is not set, and several hold something: it must be one of %q", queues)
+		}
+		return s, caddy.APIError{HTTPStatus: http.StatusNotFound, Err: problem}
 	}
 	return s, s.readOptions(form)
+}
+
+// theQueue is the queue that is meant when none is named: the only one, or the only one
+// that holds anything. It is empty if there are several.
+func theQueue(open *sharedSpool) string {
+	queues := open.Log().Queues()
+	if len(queues) < 2 {
+		return strings.Join(queues, "")
+	}
+	var holding []string
+	for _, q := range open.Status().Queues {
+		if q.Records+q.Dead > 0 {
+			holding = append(holding, q.Name)
+		}
+	}
+	switch len(holding) {
+	case 0:
+		return queues[0]
+	case 1:
+		return holding[0]
+	default:
+		return ""
+	}
 }
 
 // readOptions reads dead, all, id, after and limit. What cannot be read is an

@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/td-postback/gateway/migration"
 	"github.com/td-postback/gateway/postback"
 	"github.com/td-postback/gateway/sandbox"
 )
@@ -43,7 +44,8 @@ Try it without an account; the sandbox prints what v2 would receive:
 
 The sandbox refuses what is for the tables answer_400, answer_403, answer_422,
 answer_429, answer_503 and answer_never, and of batches some of answer_206, to try
-what then happens. For another gateway whose "upstream" this one is, it takes v2's
+what then happens. A stand-in for the legacy host is there, too, to try how a table is
+moved to v2 and back; at first, everything goes to v2. For another gateway whose "upstream" this one is, it takes v2's
 batches too.
 
 Forward for real:
@@ -64,7 +66,7 @@ in a Caddyfile.
 			cmd.Flags().StringP("listen", "l", ":8080", "Address on which to receive requests")
 			cmd.Flags().StringP("region", "r", "", "Region to forward to: "+postback.RegionNames()+", or auto, by the legacy host that the caller used")
 			cmd.Flags().StringP("upstream", "u", "", "URL to forward to, instead of the region's v2 host")
-			cmd.Flags().BoolP("sandbox", "s", false, "Forward to a stand-in for v2 in this process, and print every record that it receives, and why others are refused")
+			cmd.Flags().BoolP("sandbox", "s", false, "Forward to stand-ins for v2 and the legacy host in this process, and print every record that they receive, and why others are refused")
 			cmd.Flags().BoolP("access-log", "", false, "Enable the access log")
 			cmd.Flags().StringP("max-body", "", "", "Largest body to take (default 1048064 bytes)")
 			cmd.Flags().StringSliceP("redirect-hosts", "", nil, "Hosts to which td_redirect may lead, separated by commas")
@@ -175,7 +177,7 @@ func chooseAdmin(admin *caddy.AdminConfig, h *Handler) error {
 	}
 	err := mustBeFree("the admin endpoint, CADDY_ADMIN", caddy.DefaultAdminListen)
 	if err != nil && h.Spool == nil {
-		fmt.Printf("td-migrate cannot show the callers of this gateway: %s is in use. Set CADDY_ADMIN to another address for that.\n", caddy.DefaultAdminListen)
+		fmt.Printf("td-migrate cannot reach this gateway: %s is in use. Set CADDY_ADMIN to another address for that.\n", caddy.DefaultAdminListen)
 		admin.Disabled, err = true, nil
 	}
 	return err
@@ -265,12 +267,17 @@ func checkFlags(h Handler, sandbox bool) error {
 	return nil
 }
 
-// useSandbox lets a handler forward to the stand-in. Its spool is a new one: the
-// next sandbox has another address, and the usual spool may hold real records. Its
-// report of callers is in memory.
+// useSandbox lets a handler forward to the stand-ins: to that for v2, unless a plan moves
+// it to that for the legacy host. Its spool is a new one: the next sandbox has another
+// address, and the usual spool may hold real records. Its report of callers and its plan
+// are in memory.
 func useSandbox(h *Handler) (err error) {
-	h.Report, stateStays = new(Report), false
-	if h.Upstream, err = startSandbox(); err != nil || h.Spool == nil {
+	stateStays, tellRefusal = false, printRefusal
+	h.Report, h.Migrate = new(Report), &Migrate{Start: migration.V2.String()}
+	if h.Upstream, err = serveStandIn(&sandbox.Sandbox{Out: os.Stdout}); err != nil {
+		return err
+	}
+	if h.Migrate.Legacy, err = serveStandIn(&sandbox.Legacy{Out: os.Stdout}); err != nil || h.Spool == nil {
 		return err
 	}
 	if h.Spool.Dir, err = os.MkdirTemp("", "td-postback-sandbox"); err == nil {
@@ -279,15 +286,13 @@ func useSandbox(h *Handler) (err error) {
 	return err
 }
 
-// startSandbox serves the stand-in on a free loopback port, and prints records,
-// and why others are refused, to the standard output. It returns its URL.
-func startSandbox() (string, error) {
+// serveStandIn serves a stand-in on a free loopback port, and returns its URL.
+func serveStandIn(standIn http.Handler) (string, error) {
 	listener, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}
-	tellRefusal = printRefusal
-	server := &http.Server{Handler: &sandbox.Sandbox{Out: os.Stdout}} //nolint:gosec // loopback, and the gateway is its only client
+	server := &http.Server{Handler: standIn} //nolint:gosec // loopback, and the gateway is its only client
 	go func() { _ = server.Serve(listener) }()
 	return "http://" + listener.Addr().String(), nil
 }
@@ -325,6 +330,9 @@ func commandConfig(listen string, h *Handler, accessLog bool, first caddyhttp.Ro
 		Routes: append(first, caddyhttp.Route{
 			HandlersRaw: []json.RawMessage{caddyconfig.JSONModuleObject(h, "handler", "td_postback", nil)},
 		}),
+	}
+	if h.Migrate != nil { // the sandbox: a share is one of clients, and few have several addresses
+		server.TrustedProxiesRaw = json.RawMessage(`{"source": "static", "ranges": ["127.0.0.0/8", "::1/128"]}`)
 	}
 	if accessLog {
 		server.Logs = &caddyhttp.ServerLogConfig{}

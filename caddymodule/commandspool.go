@@ -46,7 +46,7 @@ as it is.
 			cmd.Args, cmd.RunE = noSubcommand, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 			addAddress(cmd)
 			cmd.PersistentFlags().String("spool", "", "The spool, as status shows it, if there are several")
-			cmd.PersistentFlags().String("queue", "", "The queue, as status shows it, if there are several")
+			cmd.PersistentFlags().String("queue", "", "The queue, as status shows it, if several hold something")
 			add := func(use, short string, args cobra.PositionalArgs, run func(caddycmd.Flags) error) *cobra.Command {
 				sub := &cobra.Command{Use: use, Short: short, Args: args}
 				sub.RunE = withPlainErrors(run)

@@ -377,7 +377,7 @@ func TestSandboxCallers(t *testing.T) {
 	awaitRows(t, admin, 1)
 	second := start(t, env, "td-postback", "--sandbox", "--listen", freeAddr(t))
 	second.await(t, `"msg":"server running"`, 1)
-	if !strings.Contains(second.text(), "td-migrate cannot show the callers of this gateway: "+admin+" is in use.") {
+	if !strings.Contains(second.text(), "td-migrate cannot reach this gateway: "+admin+" is in use.") {
 		t.Errorf("a second one: %s", second.text())
 	}
 	g.stop()

@@ -391,17 +391,31 @@ func TestCommandSpool(t *testing.T) {
 	g.await(t, "refused mydb.answer_503", 2) // once with the caller, and then from the spool
 
 	// td-spool, without --address.
-	td := func(env ...string) (string, int) {
-		cmd := exec.Command(binary, "td-spool", "status")
+	td := func(line string, env ...string) (string, int) {
+		cmd := exec.Command(binary, strings.Fields(line)...)
 		cmd.Env = append([]string{"HOME=" + t.TempDir()}, env...)
 		output, _ := cmd.CombinedOutput()
 		return string(output), cmd.ProcessState.ExitCode()
 	}
-	if output, code := td(env...); code != 0 || !strings.Contains(output, "RECORDS") {
-		t.Errorf("exit %d: %s", code, output)
+	for line, says := range map[string]string{
+		"td-spool status":         "RECORDS",
+		"td-spool list":           "/postback/v3/event/mydb/answer_503", // in the only queue that holds something
+		"td-spool list --dead":    "ARRIVAL",
+		"td-migrate share *.* 0":  "Revision 1",
+		"td-spool drop --all":     "0 dead letters deleted",
+		"td-spool list --queue x": `queue "x": must be one of`,
+	} {
+		if output, code := td(line, env...); code != 0 && !strings.Contains(line, "--queue") || !strings.Contains(output, says) {
+			t.Errorf("%s: exit %d: %s", line, code, output)
+		}
+	}
+	isTaken(t, raw(t, addr, post("/postback/v3/event/mydb/answer_503?td_write_key="+spoolKey, asJSON, "{}")))
+	g.await(t, "refused mydb.answer_503  by the legacy host  503 ", 1)
+	if output, code := td("td-spool list", env...); code != 1 || !strings.Contains(output, "queue: is not set, and several hold something: it must be one of [\"http://127.0.0.1:") {
+		t.Errorf("of two queues: exit %d: %s", code, output)
 	}
 	nowhere := freeAddr(t)
-	if output, code := td("CADDY_ADMIN=" + nowhere); code == 0 || !strings.Contains(output, "--address") || !strings.Contains(output, nowhere) ||
+	if output, code := td("td-spool status", "CADDY_ADMIN="+nowhere); code == 0 || !strings.Contains(output, "--address") || !strings.Contains(output, nowhere) ||
 		!strings.Contains(output, "/run/td-postback/admin.sock") {
 		t.Errorf("nowhere: exit %d: %s", code, output)
 	}

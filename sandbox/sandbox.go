@@ -1,4 +1,5 @@
-// Package sandbox is a strict stand-in for v2, its Postback API and its batch API:
+// Package sandbox has stand-ins for both hosts. Legacy is one for the legacy host, and
+// Sandbox a strict one for v2, its Postback API and its batch API:
 // it takes what v2's published contract takes, refuses the rest, and prints every
 // record as v2 would receive it, or why it is refused. Like v2, it does not know
 // whether a write key is right and answers 200 to any. Records for some tables it
@@ -50,11 +51,16 @@ func (r Record) String() string {
 	if r.Batch {
 		stored = withoutUUID(stored)
 	}
-	body := new(bytes.Buffer)
-	if json.Compact(body, stored) != nil {
-		fmt.Fprintf(body, "%q", stored)
+	return fmt.Sprintf("record %s.%s  key %s via %s  %s", r.Database, r.Table, maskKey(r.Key), r.way(), shown(stored))
+}
+
+// shown is JSON on one line, or else a quoted text.
+func shown(text []byte) string {
+	line := new(bytes.Buffer)
+	if json.Compact(line, text) != nil {
+		return fmt.Sprintf("%q", text)
 	}
-	return fmt.Sprintf("record %s.%s  key %s via %s  %s", r.Database, r.Table, maskKey(r.Key), r.way(), body)
+	return line.String()
 }
 
 // way is how the record came.
@@ -160,6 +166,11 @@ const retryAfter = "30"
 // refuse answers a request that v2 would not take.
 func (s *Sandbox) refuse(w http.ResponseWriter, r *http.Request, record Record, status int, message string) {
 	s.print(record.refusal(status, message))
+	turnDown(w, r, status, message)
+}
+
+// turnDown answers with a refusal. The status 0 is no answer at all.
+func turnDown(w http.ResponseWriter, r *http.Request, status int, message string) {
 	if status == 0 {
 		select {
 		case <-r.Context().Done(): // the client has given up
