@@ -109,7 +109,7 @@ func healthOfPlan() *planHealth {
 	if shown == nil {
 		return nil
 	}
-	trouble, ok := within(time.Second, func() error { return shown.get().Trouble() })
+	trouble, ok := within(shown.turns[askingHealth], time.Second, func() error { return shown.get().Trouble() })
 	switch {
 	case !ok:
 		return &planHealth{spool.HealthDegraded, "the plan's disk does not answer"}

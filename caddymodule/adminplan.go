@@ -74,7 +74,7 @@ func servePlan(w http.ResponseWriter, _ *http.Request) error {
 	if err != nil {
 		return err
 	}
-	answer, ok := within(diskPatience, func() (a planAnswer) {
+	answer, ok := within(plan.turns[askingPlan], diskPatience, func() (a planAnswer) {
 		// The revision comes first: who changes the plan by an older one is told so.
 		a.Status, a.Start = *plan.get().Status(), plan.config.Start.String()
 		a.Rules = plan.get().Shares(report, time.Now())
@@ -94,15 +94,15 @@ func serveHistory(w http.ResponseWriter, _ *http.Request) error {
 	if err != nil {
 		return err
 	}
-	history, ok := within(diskPatience, plan.get().History)
+	history, ok := within(plan.turns[askingPlan], diskPatience, func() []migration.Change { return plan.get().History() })
 	if !ok {
 		return errSlowDisk
 	}
 	return writeJSON(w, http.StatusOK, append([]migration.Change{}, history...))
 }
 
-// diskPatience is how long who asks for the plan, or rolls it back, waits for a change
-// that is on its way to the disk.
+// diskPatience is how long who asks for the plan, or changes it, waits for a change that
+// is on its way to the disk.
 const diskPatience = 5 * time.Second
 
 var errSlowDisk error = caddy.APIError{
@@ -110,15 +110,62 @@ var errSlowDisk error = caddy.APIError{
 	Err:        errors.New("the plan's disk does not answer: a change is being written, and not in force yet. Calls go by the plan, and a rollback holds at once; see to the disk, and ask again"),
 }
 
-// within is what do returns, unless that takes longer than the limit.
-func within[T any](limit time.Duration, do func() T) (result T, ok bool) {
+// errNotBegun is a change that was not tried, since one before it waits for the disk.
+var errNotBegun error = caddy.APIError{
+	HTTPStatus: http.StatusServiceUnavailable,
+	Err:        errors.New("the plan's disk does not answer, and a change before this one waits for it: nothing has changed. A rollback holds at once; see to the disk, and then try again"),
+}
+
+// errUnsure is a change of which the disk has not said that it has it.
+var errUnsure error = caddy.APIError{
+	HTTPStatus: http.StatusServiceUnavailable,
+	Err:        errors.New("the plan's disk does not answer, so the change is not confirmed. It may hold as soon as the disk answers, and at other gateways that share the plan it may hold now: see to the disk, and look at the plan again before you do anything but roll back, which holds at once"),
+}
+
+// asking is what is asked of a plan. While its disk does not answer, one of each kind waits
+// for it, and no more: the next ones are told so when their time is over.
+type asking int
+
+const (
+	askingHealth   asking = iota
+	askingPlan            // without changing it
+	askingChange          // for a change that must be on disk before it holds
+	askingRollback        // for one that holds at once
+	askingLocal           // for one of this gateway alone
+	askings
+)
+
+// turn is who may wait for the disk.
+type turn chan struct{}
+
+func newTurn() turn { return make(turn, 1) }
+
+// within is what do returns, unless that takes longer than the limit. Then do may still
+// run, or, if somebody else has the turn, it was never called.
+func within[T any](of turn, limit time.Duration, do func() T) (result T, ok bool) {
+	result, _, ok = begin(of, limit, do)
+	return result, ok
+}
+
+// begin is within, and reports also whether do was called.
+func begin[T any](of turn, limit time.Duration, do func() T) (result T, begun, ok bool) {
+	over := time.NewTimer(limit)
+	defer over.Stop()
+	select {
+	case of <- struct{}{}:
+	case <-over.C:
+		return result, false, false
+	}
 	done := make(chan T, 1)
-	go func() { done <- do() }()
+	go func() {
+		defer func() { <-of }()
+		done <- do()
+	}()
 	select {
 	case result = <-done:
-		return result, true
-	case <-time.After(limit):
-		return result, false
+		return result, true, true
+	case <-over.C:
+		return result, true, false
 	}
 }
 
@@ -316,7 +363,7 @@ func planChange(action migration.Action) func(http.ResponseWriter, *http.Request
 		}
 		order := migration.Order{Time: time.Now(), Who: whoOf(r, body.Who), Note: body.Note, Base: base, Local: body.Local}
 		if body.DryRun {
-			return tryShare(w, plan.get(), report, order, body)
+			return tryShare(w, plan, report, order, body)
 		}
 		outcome, err := body.apply(plan, order, action)
 		if err != nil {
@@ -327,7 +374,7 @@ func planChange(action migration.Action) func(http.ResponseWriter, *http.Request
 			answer.Message = unchanged(action)
 		}
 		if action == migration.ActionShare {
-			answer.Fit = fitOf(plan.get(), report, body.rule())
+			answer.Fit, _ = within(plan.turns[askingPlan], diskPatience, func() *shownFit { return fitOf(plan.get(), report, body.rule()) })
 		}
 		return writePlan(w, http.StatusOK, outcome.Revision, answer)
 	}
@@ -346,9 +393,33 @@ func (b *planRequest) rule() migration.Rule {
 	return migration.Rule{Target: b.Rule, Account: b.Account}
 }
 
-// apply carries a change out.
-func (b *planRequest) apply(use *planUse, order migration.Order, action migration.Action) (*migration.Outcome, error) {
-	plan := use.get()
+// planResult is what became of an order.
+type planResult struct {
+	outcome *migration.Outcome
+	err     error
+}
+
+// apply carries a change out. It does not wait without end for a disk that does not answer.
+func (b *planRequest) apply(plan *planUse, order migration.Order, action migration.Action) (*migration.Outcome, error) {
+	if action == migration.ActionRollback {
+		return rollback(plan, order)
+	}
+	got, begun, ok := begin(plan.turns[askingChange], plan.patience(&order), func() (r planResult) {
+		r.outcome, r.err = b.change(plan.get(), order, action)
+		return r
+	})
+	switch {
+	case ok:
+		return got.outcome, got.err
+	case begun:
+		return nil, errUnsure
+	default:
+		return nil, errNotBegun
+	}
+}
+
+// change makes a change that holds when it is written.
+func (b *planRequest) change(plan *migration.Steering, order migration.Order, action migration.Action) (*migration.Outcome, error) {
 	switch action {
 	case migration.ActionShare:
 		return plan.Share(order, b.rule(), *b.Percent)
@@ -356,25 +427,27 @@ func (b *planRequest) apply(use *planUse, order migration.Order, action migratio
 		return plan.Unset(order, b.rule())
 	case migration.ActionUndo:
 		return plan.Undo(order, b.Revision)
-	case migration.ActionResume:
-		return plan.Resume(order)
 	default:
-		return rollback(plan, order, use.patience(&order))
+		return plan.Resume(order)
 	}
 }
 
 // rollback rolls back. That is in force before it is on the disk, and a disk that does not
-// answer holds up nobody.
-func rollback(plan *migration.Steering, order migration.Order, patience time.Duration) (*migration.Outcome, error) {
-	type result struct {
-		outcome *migration.Outcome
-		err     error
+// answer holds up nobody. One that finds another one waiting is none too many: that holds,
+// and is the same.
+func rollback(plan *planUse, order migration.Order) (*migration.Outcome, error) {
+	kind := askingRollback
+	switch {
+	case order.Base != nil: // it is compared with the plan first
+		kind = askingChange
+	case order.Local:
+		kind = askingLocal
 	}
-	got, ok := within(patience, func() (r result) {
-		r.outcome, r.err = plan.Rollback(order)
+	got, ok := within(plan.turns[kind], plan.patience(&order), func() (r planResult) {
+		r.outcome, r.err = plan.get().Rollback(order)
 		return r
 	})
-	now := plan.Plan().Signals()
+	now := plan.get().Plan().Signals()
 	switch {
 	case ok:
 		return got.outcome, got.err
@@ -389,14 +462,15 @@ const unsavedYet = "the rollback is in force, but the plan's disk does not answe
 
 // tryShare says what a share would move. It need not name a revision, since it changes
 // nothing.
-func tryShare(w http.ResponseWriter, plan *migration.Steering, report *migration.Report, order migration.Order, body *planRequest) error {
+func tryShare(w http.ResponseWriter, use *planUse, report *migration.Report, order migration.Order, body *planRequest) error {
 	type result struct {
 		base  uint64
 		moves *migration.Moves
 		fit   *shownFit
 		err   error
 	}
-	got, ok := within(diskPatience, func() (r result) {
+	got, ok := within(use.turns[askingPlan], diskPatience, func() (r result) {
+		plan := use.get()
 		if order.Base == nil {
 			revision := plan.Status().Revision
 			order.Base = &revision

@@ -422,13 +422,16 @@ func TestPlanNotSaved(t *testing.T) {
 // TestWithin: what takes too long is not waited for.
 func TestWithin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		stuck := make(chan bool)
+		stuck, of := make(chan bool), newTurn()
 		began := time.Now()
-		if _, ok := within(time.Second, func() bool { return <-stuck }); ok || time.Since(began) != time.Second {
+		if _, ok := within(of, time.Second, func() bool { return <-stuck }); ok || time.Since(began) != time.Second {
 			t.Errorf("after %s: %v", time.Since(began), ok)
 		}
+		if _, begun, ok := begin(of, time.Second, func() bool { return true }); begun || ok || time.Since(began) != 2*time.Second {
+			t.Errorf("a second one, after %s: %v %v", time.Since(began), begun, ok)
+		}
 		close(stuck)
-		if got, ok := within(time.Second, func() int { time.Sleep(time.Second - 1); return 7 }); !ok || got != 7 {
+		if got, ok := within(of, time.Second, func() int { time.Sleep(time.Second - 1); return 7 }); !ok || got != 7 {
 			t.Errorf("got %d %v", got, ok)
 		}
 	})

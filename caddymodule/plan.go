@@ -34,6 +34,7 @@ type sharedPlan struct {
 	dir     string
 	current atomic.Pointer[migration.Steering] // nil before it is opened
 	trouble atomic.Bool                        // it could not be read or written, the last time
+	turns   [askings]turn                      // to wait for its disk
 
 	mu     sync.Mutex           // of what is below
 	config migration.PlanConfig // of current, or that with which it is to be opened
@@ -62,7 +63,11 @@ func (a *App) usePlan(options *Migrate) (*sharedPlan, error) {
 	}
 	dir := filepath.Dir(config.Path)
 	value, _, err := sharedPlans.LoadOrNew(dir, func() (caddy.Destructor, error) {
-		return &sharedPlan{dir: dir, config: config}, nil
+		shared := &sharedPlan{dir: dir, config: config}
+		for i := range shared.turns {
+			shared.turns[i] = newTurn()
+		}
+		return shared, nil
 	})
 	if err != nil {
 		return nil, err

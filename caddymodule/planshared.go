@@ -56,8 +56,8 @@ func (s *sharedPlan) rejoin(p *migration.Steering, servers []string) {
 	s.warn(s.join(p))
 }
 
-// patience is how long a rollback may take: what the disk may, and for that of all
-// gateways, what they may.
+// patience is how long a change may take: what the disk may, and for one of all gateways,
+// what they may.
 func (u *planUse) patience(o *migration.Order) time.Duration {
 	if len(u.nats) == 0 || o.Local {
 		return diskPatience
