@@ -68,17 +68,25 @@ func (u *planUse) patience(o *migration.Order) time.Duration {
 // printFollowers says that all gateways have followed a change, or returns an error that
 // says which may not have, and why.
 func printFollowers(o *migration.Outcome) error {
+	switch {
+	case len(o.Missing) > 0:
+		fmt.Printf("It is in force at %d of %d gateways. Missing: %s.\n", len(o.Followed), len(o.Followed)+len(o.Lagging)+len(o.Missing), reasonsOf(o.Missing))
+	case len(o.Lagging) == 0 && len(o.Followed) > 1:
+		fmt.Printf("All %d gateways have followed.\n", len(o.Followed))
+	}
 	if len(o.Lagging) == 0 {
-		if len(o.Followed) > 1 {
-			fmt.Printf("All %d gateways have followed.\n", len(o.Followed))
-		}
 		return nil
 	}
-	reasons := make([]string, 0, len(o.Lagging))
-	for _, g := range o.Lagging {
+	return fmt.Errorf("it is in force at %d of %d gateways. Not at %s", len(o.Followed), len(o.Followed)+len(o.Lagging), reasonsOf(o.Lagging))
+}
+
+// reasonsOf says of each gateway why it does not follow.
+func reasonsOf(gateways []migration.Gateway) string {
+	reasons := make([]string, 0, len(gateways))
+	for _, g := range gateways {
 		reasons = append(reasons, g.Name+": "+oneLine(g.Why))
 	}
-	return fmt.Errorf("it is in force at %d of %d gateways. Not at %s", len(o.Followed), len(o.Followed)+len(o.Lagging), strings.Join(reasons, "; "))
+	return strings.Join(reasons, "; ")
 }
 
 // printGateways lists the gateways that share a plan.

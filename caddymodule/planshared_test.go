@@ -52,3 +52,21 @@ func TestPlanOfOneCluster(t *testing.T) {
 		again.leave()
 	}
 }
+
+// TestFollowers: a command fails if a gateway that is there does not follow, and not for
+// one that is missing.
+func TestFollowers(t *testing.T) {
+	gw3 := []migration.Gateway{{Name: "gw3", Why: "not heard of"}}
+	for _, tc := range []struct {
+		outcome migration.Outcome
+		want    string
+	}{
+		{migration.Outcome{Followed: []string{"gw1", "gw2"}}, ""},
+		{migration.Outcome{Followed: []string{"gw1"}, Missing: gw3}, ""},
+		{migration.Outcome{Followed: []string{"gw1"}, Lagging: gw3}, "it is in force at 1 of 2 gateways. Not at gw3: not heard of"},
+	} {
+		if err := printFollowers(&tc.outcome); (err != nil) != (tc.want != "") || err != nil && err.Error() != tc.want {
+			t.Errorf("%+v: got %v", tc.outcome, err)
+		}
+	}
+}

@@ -17,13 +17,14 @@ import (
 // says so every two seconds, and when it has followed a change.
 
 const (
-	aliveFor   = 3 * pollEvery          // a gateway that was heard of so lately is waited for
-	knownFor   = time.Hour              // one that has fallen silent is named for so long
-	followFor  = 5 * time.Second        // a change waits so long for gateways that are alive
-	answerFor  = 500 * time.Millisecond // and so long for others, which may just have come back
-	maxKnown   = 1000                   // gateways
-	maxSpeech  = 4 << 10                // bytes of what one says
-	maxGateway = 200                    // bytes of its name
+	aliveFor     = 3 * pollEvery          // a gateway that was heard of so lately is waited for
+	missingAfter = time.Minute            // one that is silent for longer is missing, and not waited for at all
+	knownFor     = time.Hour              // it is named for so long
+	followFor    = 5 * time.Second        // a change waits so long for gateways that are alive
+	answerFor    = 500 * time.Millisecond // and so long for others, which may just have come back
+	maxKnown     = 1000                   // gateways
+	maxSpeech    = 4 << 10                // bytes of what one says
+	maxGateway   = 200                    // bytes of its name
 )
 
 // Gateway is one of those that share a plan.
@@ -221,10 +222,14 @@ func (j *sharing) await(out *Outcome, action Action) {
 		}
 		break
 	}
+	tells := action != ActionRollback && !j.isDeaf() // who is deaf knows of nobody
 	for _, g := range j.list(action, out.Revision) {
-		if g.Why == "" {
+		switch {
+		case g.Why == "":
 			out.Followed = append(out.Followed, g.Name)
-		} else {
+		case tells && time.Since(g.Heard) > missingAfter:
+			out.Missing = append(out.Missing, g)
+		default:
 			out.Lagging = append(out.Lagging, g)
 		}
 	}
@@ -236,7 +241,7 @@ func (g gateways) expected(action Action, revision uint64, silentToo bool) bool 
 		switch {
 		case h.Local && action == ActionRollback:
 		case h.Apart && action != ActionRollback:
-		case !silentToo && time.Since(h.last) > aliveFor:
+		case !silentToo && time.Since(h.last) > aliveFor || time.Since(h.last) > missingAfter:
 		case h.Apart || h.Revision < revision:
 			return true
 		}

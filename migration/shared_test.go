@@ -539,6 +539,19 @@ func TestGatewaysThatAreGone(t *testing.T) {
 		if err != nil || !strings.HasPrefix(laggards(out), "gw3: not heard of for ") || time.Since(began) > answerFor+retryPause {
 			t.Errorf("%+v, %v, %s", out, err, time.Since(began))
 		}
+		time.Sleep(missingAfter)
+		began = time.Now()
+		out, err = do(all[0].Steering, based(all[0].Steering), "share *.* 75")
+		if err != nil || len(out.Lagging) > 0 || len(out.Followed) != 2 || len(out.Missing) != 1 || !strings.HasPrefix(out.Missing[0].Why, "not heard of for ") || time.Since(began) > retryPause {
+			t.Errorf("%+v, %v, %s", out, err, time.Since(began))
+		}
+		for _, command := range []string{"rollback", "resume"} { // it may still run, towards v2
+			began = time.Now()
+			out, err = do(all[0].Steering, based(all[0].Steering), command)
+			if err != nil || (len(out.Lagging) == 1) != (command == "rollback") || len(out.Lagging)+len(out.Missing) != 1 || time.Since(began) > retryPause {
+				t.Errorf("%s: %+v, %v, %s", command, out, err, time.Since(began))
+			}
+		}
 		again := b.join(t, "gw3", filepath.Join(t.TempDir(), "plan.db"))
 		synctest.Wait()
 		out, err = do(all[0].Steering, based(all[0].Steering), "share *.* 80")
@@ -568,7 +581,7 @@ func TestDeafGateway(t *testing.T) {
 		all[0].seat.mu.Lock()
 		all[0].seat.deaf = true
 		all[0].seat.mu.Unlock()
-		time.Sleep(2 * aliveFor)
+		time.Sleep(missingAfter + aliveFor)
 		if err := all[0].Trouble(); !errors.Is(err, errDeaf) {
 			t.Error(err)
 		}

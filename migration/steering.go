@@ -85,6 +85,11 @@ type Outcome struct {
 	// force, this one too, and those of which that is not known, and why.
 	Followed []string  `json:"followed,omitempty"`
 	Lagging  []Gateway `json:"lagging,omitempty"`
+
+	// Missing are those that were not heard of for more than a minute, and so are most
+	// likely no more. A change does not fail for them. A rollback has them in Lagging, as
+	// one that runs all the same, cut off, may go on towards v2.
+	Missing []Gateway `json:"missing,omitempty"`
 }
 
 // OpenPlan reads a plan. It can always be used: the error says why it may not be the one
