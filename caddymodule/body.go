@@ -82,9 +82,8 @@ func (b *bodyBuffer) parts() [][]byte {
 // bodies reads request bodies into memory and keeps all of them, and what else
 // requests hold, together under a limit.
 type bodies struct {
-	maxBody  int64  // of one body, in bytes
-	maxTotal int64  // of all that is in use, in bytes
-	full     func() // told that maxTotal is used up; nil for nobody
+	maxBody  int64 // of one body, in bytes
+	maxTotal int64 // of all that is in use, in bytes
 	inUse    atomic.Int64
 }
 
@@ -200,9 +199,6 @@ func (s *bodies) join(buf *bodyBuffer) (*bodyBuffer, *postback.Refusal) {
 func (s *bodies) reserve(bytes int64) bool {
 	if s.inUse.Add(bytes) > s.maxTotal {
 		s.inUse.Add(-bytes)
-		if s.full != nil {
-			s.full()
-		}
 		return false
 	}
 	buffered.Add(bytes)

@@ -52,7 +52,7 @@ func (h *Handler) refuseUndelivered(c *call, err error) {
 	refused, advice := postback.UpstreamBrokenOff, "check v2's status and the network; callers that send again may send the record twice"
 	switch {
 	case errors.Is(err, upstream.ErrNoConn):
-		refused, advice = postback.Overloaded, "v2 is too slow for this load, or max_conns is too low"
+		refused, advice = noConnection, "v2 is too slow for this load, or max_conns is too low"
 	case notProcessed:
 		refused, advice = postback.UpstreamUnreachable, "check v2's host in DNS, the way there, HTTPS_PROXY and tls_ca"
 	case upstream.IsTimeout(err):

@@ -441,7 +441,7 @@ func (k *keenCall) failedAsWhole(r *spool.Result, to postback.Destination) bool 
 		refused := postback.EventsNotTaken
 		switch {
 		case errors.Is(r.Err, upstream.ErrNoConn):
-			refused = postback.Overloaded
+			refused = noConnection
 		case upstream.IsTimeout(r.Err):
 			refused = postback.EventsLate
 		}

@@ -221,7 +221,7 @@ func (h *Handler) refuseUnrelayed(c *call, err error) {
 	refused, advice := postback.LegacyBrokenOff, "check the legacy host and the network; callers that send again may send the record twice"
 	switch {
 	case errors.Is(err, upstream.ErrNoConn):
-		refused, advice = postback.Overloaded, "the legacy host is too slow for this load, or max_conns is too low"
+		refused, advice = noConnection, "the legacy host is too slow for this load, or max_conns is too low"
 	case notProcessed:
 		refused, advice = postback.LegacyUnreachable, "check the legacy host in DNS, migrate's legacy and resolve, the way there, HTTPS_PROXY and tls_ca"
 	case upstream.IsTimeout(err):

@@ -223,7 +223,7 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	h.leaving = leavingOf(h.server)
 	h.warnOfShadow()
 	h.warnOfOpenGateway()
-	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered, full: h.warnOfFullMemory}
+	h.bodies = &bodies{maxBody: h.MaxBody, maxTotal: h.MaxBuffered}
 	h.warnOfMemory(debug.SetMemoryLimit(-1)) // which only reads it
 	if err := h.makeRoutes(); err != nil {
 		return err

@@ -38,6 +38,9 @@ func (h *Handler) closeIfLeaving(w http.ResponseWriter, r *http.Request) {
 // for an image.
 func (h *Handler) refuse(c *call, f *postback.Refusal) {
 	c.result, c.noted.refused = f.Code, f
+	if f.Code == postback.Overloaded.Code && f != noConnection {
+		h.warnOfFullMemory()
+	}
 	if tellRefusal != nil {
 		told := *c // or every call would be on the heap
 		tellRefusal(&told, f)
@@ -52,6 +55,13 @@ func (h *Handler) refuse(c *call, f *postback.Refusal) {
 	}
 	writeRefusal(c.w, c.r, f)
 }
+
+// noConnection is postback.Overloaded where max_conns is what is used up, and not memory:
+// who refuses by it has told the operator.
+var noConnection = func() *postback.Refusal {
+	refused := *postback.Overloaded
+	return &refused
+}()
 
 // taken answers a caller as v2 does when it has taken a record.
 func (h *Handler) taken(c *call) {
