@@ -85,6 +85,7 @@ type bodies struct {
 	maxBody  int64 // of one body, in bytes
 	maxTotal int64 // of all that is in use, in bytes
 	inUse    atomic.Int64
+	windows  atomic.Int64 // what of it is for callerWindow
 }
 
 // noBody is what an empty body is read into.
@@ -203,6 +204,31 @@ func (s *bodies) reserve(bytes int64) bool {
 	}
 	buffered.Add(bytes)
 	return true
+}
+
+// callerWindow is how much of a body a caller may send over HTTP/2 before any of it is
+// read, in bytes: the server keeps it in memory. Over HTTP/3 it begins with about as much.
+const callerWindow = 1 << 20
+
+// openWindow counts in what the server may keep of a body that is read no faster than
+// somebody takes it. All of them together leave most of the memory to others, which they
+// may keep waiting for long. It returns what closeWindow is to count out.
+func (s *bodies) openWindow(r *http.Request) (bytes int64, refused *postback.Refusal) {
+	if r.ProtoMajor < 2 {
+		return 0, nil // there, what is not read stays with the system
+	}
+	most := s.maxTotal / bufferedShare
+	bytes = min(callerWindow, most)
+	if s.windows.Add(bytes) > most || !s.reserve(bytes) {
+		s.windows.Add(-bytes)
+		return 0, postback.Overloaded
+	}
+	return bytes, nil
+}
+
+func (s *bodies) closeWindow(bytes int64) {
+	s.windows.Add(-bytes)
+	s.free(bytes)
 }
 
 // free counts bytes out.

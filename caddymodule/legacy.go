@@ -174,6 +174,12 @@ func (h *Handler) relay(c *call, whole bool, expect []string) {
 			defer conn.unwatched.Store(false)
 		}
 	} else {
+		var window int64
+		if window, refused = h.bodies.openWindow(c.r); refused != nil {
+			h.refuse(c, refused)
+			return
+		}
+		defer h.bodies.closeWindow(window)
 		rest = &restOfBody{Reader: c.r.Body}
 		q.Rest = rest
 		delete(c.r.Header, "Expect") // the first read tells the caller to continue

@@ -166,6 +166,61 @@ func TestLegacyHoldsNothing(t *testing.T) {
 	}
 }
 
+// waitingBody says when it is read, and then breaks off when it is told to.
+type waitingBody struct {
+	read chan<- struct{}
+	end  <-chan struct{}
+}
+
+func (b waitingBody) Read([]byte) (int, error) {
+	b.read <- struct{}{}
+	<-b.end
+	return 0, io.ErrUnexpectedEOF
+}
+
+// TestLegacyWindows: over HTTP/2 and HTTP/3, what callers send of long bodies before the
+// legacy host takes it is in memory. So there are only so many of them at a time, and
+// other calls suffer nothing from it.
+func TestLegacyWindows(t *testing.T) {
+	h := steered(stubHandler(), always(migration.Legacy))
+	h.bodies.maxTotal = 2 * bufferedShare * callerWindow
+	read, end := make(chan struct{}), make(chan struct{})
+	send := func(major int, length int64, body io.Reader) int {
+		r := benchRequest(http.MethodPost, benchPath, 0)
+		r.ProtoMajor, r.ContentLength, r.Body = major, length, io.NopCloser(body)
+		w := httptest.NewRecorder()
+		if err := h.ServeHTTP(w, r, nil); err != nil {
+			t.Error(err)
+		}
+		return w.Code
+	}
+	waiting := waitingBody{read, end}
+	statuses := make(chan int)
+	for _, major := range []int{2, 3, 1} {
+		go func() { statuses <- send(major, postback.MaxBody+1, waiting) }()
+		<-read
+	}
+	if got := send(2, postback.MaxBody+1, strings.NewReader("")); got != http.StatusServiceUnavailable {
+		t.Errorf("a third one over HTTP/2 got %d", got)
+	}
+	if got := send(2, 300, &stubBody{data: benchBody(300)}); got != http.StatusOK {
+		t.Errorf("a record beside them got %d", got)
+	}
+	close(end)
+	for range 3 {
+		if got := <-statuses; got != http.StatusBadRequest {
+			t.Errorf("one that broke off got %d", got)
+		}
+	}
+	if used, windows := h.bodies.inUse.Load(), h.bodies.windows.Load(); used+windows != 0 {
+		t.Errorf("%d and %d bytes are still counted", used, windows)
+	}
+	large := &stubBody{data: benchBody(postback.MaxBody + 1)}
+	if got := send(2, int64(len(large.data)), large); got != http.StatusOK {
+		t.Errorf("one behind them got %d", got)
+	}
+}
+
 // nobody is a client of a host that is not there.
 func nobody(h *Handler) *upstream.Client {
 	client, err := upstream.New(upstream.Config{

@@ -1,0 +1,126 @@
+package integration
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// TestLegacyWindowsOverHTTP2 has 800 callers send 1 MiB each of a body that is longer than
+// max_body, while the legacy host takes one of them, slowly. What Go's server keeps of
+// them is bounded: most are refused at once, as in v2's lane, and memory stays within
+// MemoryMax. An ordinary record is delivered meanwhile.
+func TestLegacyWindowsOverHTTP2(t *testing.T) {
+	t.Parallel()
+	const (
+		callers     = 800
+		maxBuffered = 32 // MiB
+	)
+	u := startLegacy(t, nil)
+	end := make(chan struct{})
+	var busy atomic.Bool
+	u.early = func(net.Conn, *bufio.Reader) bool {
+		if busy.CompareAndSwap(false, true) {
+			<-end
+		}
+		return true
+	}
+	defer close(end)
+	pair := newCertificate(t, "localhost")
+	addr := freeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	g := startBinary(t, plainBinary(t), nil, "run", "--adapter", "caddyfile", "--config", write(t, "Caddyfile",
+		fmt.Sprintf("{\n%s\n}\nhttps://localhost:%s {\n tls %s %s\n%s\n}\n", globals, port, pair.cert, pair.key,
+			migrateBlock(u, fmt.Sprintf("max_conns 1\n max_buffered %dMiB", maxBuffered), ""))))
+	g.await(t, "serving initial configuration", 1)
+
+	statuses := make(chan string, callers)
+	conns := make(chan net.Conn, callers)
+	var all sync.WaitGroup
+	for range callers {
+		all.Go(func() {
+			conn, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: pair.pool, ServerName: "localhost", NextProtos: []string{"h2"}})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			conns <- conn
+			statuses <- sendWindow(conn, 2*v2Cap)
+		})
+	}
+	all.Wait()
+	close(statuses)
+	got := map[string]int{}
+	for status := range statuses {
+		got[status]++
+	}
+	resp, err := pair.http2Client().Post("https://localhost:"+port+target, "application/json", strings.NewReader(object))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("an ordinary caller gets %d", resp.StatusCode)
+	}
+	peak := peakMiB(t, g.cmd.Process.Pid)
+	t.Logf("answers %v, at most %d MiB of memory", got, peak)
+	if peak > headsMemoryMax {
+		t.Errorf("%d MiB of memory with %d MiB of max_buffered", peak, maxBuffered)
+	}
+	if got["503"] < callers-maxBuffered {
+		t.Errorf("answers %v", got)
+	}
+	for len(conns) > 0 {
+		(<-conns).Close()
+	}
+}
+
+// sendWindow begins a request with a body of this length, and sends so much of it as the
+// server lets it without reading. It returns the status, or nothing if there is none soon.
+func sendWindow(conn net.Conn, length int) (status string) {
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second)) // less than a request waits for a connection
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	for _, field := range [][2]string{
+		{":method", "POST"}, {":scheme", "https"}, {":authority", "localhost"}, {":path", target}, {"content-length", strconv.Itoa(length)},
+	} {
+		_ = encoder.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]})
+	}
+	_, _ = io.WriteString(conn, http2.ClientPreface)
+	framer := http2.NewFramer(conn, conn)
+	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	_ = framer.WriteSettings()
+	_ = framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true})
+	go func() {
+		for piece := make([]byte, 16<<10); ; {
+			if framer.WriteData(1, false, piece) != nil {
+				return
+			}
+			if length -= len(piece); length <= 1<<20 {
+				return
+			}
+		}
+	}()
+	for {
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			return ""
+		}
+		if head, ok := frame.(*http2.MetaHeadersFrame); ok {
+			return head.PseudoValue("status")
+		}
+	}
+}
