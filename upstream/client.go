@@ -108,8 +108,10 @@ type Client struct {
 	Config
 
 	// pool has the kept-alive connections. fresh has none: a retry dials, so
-	// that it cannot meet another connection that v2 has closed meanwhile.
-	pool, fresh *fasthttp.HostClient
+	// that it cannot meet another connection that v2 has closed meanwhile. Nor has
+	// rests, for requests that are sent as they come: their callers may take for
+	// ever, and must not keep a retry from its connection.
+	pool, fresh, rests *fasthttp.HostClient
 
 	closed atomic.Bool
 }
@@ -132,7 +134,7 @@ func New(cfg Config) (*Client, error) {
 			ReadBufferSize:      answerBuffer,
 		}
 	}
-	return &Client{Config: cfg, pool: pool(), fresh: pool()}, nil
+	return &Client{Config: cfg, pool: pool(), fresh: pool(), rests: pool()}, nil
 }
 
 // Close gives up the idle connections. Those in use follow when they are
@@ -220,7 +222,10 @@ func (c *Client) send(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
 			break // a second dial timeout would not help this caller
 		}
 		t.Tries++
-		err = c.try(c.fresh, x, t)
+		if pool == c.pool {
+			pool = c.fresh
+		}
+		err = c.try(pool, x, t)
 	}
 	return err
 }
@@ -228,11 +233,11 @@ func (c *Client) send(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
 // try sends the request over one connection of the pool and passes the answer
 // on.
 func (c *Client) try(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
-	conn, err := pool.AcquireConn(0, pool == c.fresh)
+	conn, err := pool.AcquireConn(0, pool != c.pool)
 	x.started = time.Now()
 	for err == nil && !conn.LastUseTime().IsZero() && !conn.Conn().(*connection).reuse(x.started.Add(c.Timeout)) {
 		pool.CloseConn(conn)
-		conn, err = pool.AcquireConn(0, pool == c.fresh)
+		conn, err = pool.AcquireConn(0, pool != c.pool)
 		x.started = time.Now()
 	}
 	switch {

@@ -59,7 +59,7 @@ func (c *Client) Relay(w http.ResponseWriter, r *http.Request, q *Relayed, t *Tr
 	x.composeRelayed(q)
 	pool := c.pool
 	if x.rest != nil {
-		pool = c.fresh
+		pool = c.rests
 	}
 	err := c.send(pool, x, t)
 	if broken, ok := errors.AsType[CallerError](x.sendErr); ok && err != nil {

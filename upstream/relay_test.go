@@ -204,6 +204,31 @@ func TestRelaySlowCaller(t *testing.T) {
 	})
 }
 
+// TestRelayRetryBesideRests: callers that send slowly, on as many connections as there may
+// be, keep no other request from being sent again.
+func TestRelayRetryBesideRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := newScripted(t, nil, func(cfg *Config) {
+			cfg.Dial = func(string) (net.Conn, error) {
+				conn, host := net.Pipe()
+				go new(script).serve(host, []string{okAnswer})
+				return conn, nil
+			}
+		})
+		if w, err := relay(client, http.MethodPost, "one", nil, new(Trip)); err != nil || w.Code != 200 {
+			t.Fatal(w.Code, err)
+		}
+		go func() { _, _ = relay(client, http.MethodPost, "", &slowly{1, time.Hour, io.EOF}, new(Trip)) }()
+		synctest.Wait()
+		began, trip := time.Now(), Trip{}
+		w, err := relay(client, http.MethodPost, "one", nil, &trip) // its connection is given up
+		if err != nil || w.Code != 200 || trip.Tries != 2 || time.Since(began) != 0 {
+			t.Errorf("got %d, %v with %+v after %v", w.Code, err, trip, time.Since(began))
+		}
+		time.Sleep(3 * time.Hour)
+	})
+}
+
 // TestRelayInstead: an answer that is not for the caller goes to nobody if it has got
 // another one, and else to the caller as it came.
 func TestRelayInstead(t *testing.T) {
