@@ -74,7 +74,7 @@ func (h *Handler) isSurelyRefused(c *call) bool {
 		return false
 	}
 	if inParts { // it is copied into one piece
-		if !h.bodies.reserve(length) {
+		if !h.bodies.reserveSpare(length) {
 			return false
 		}
 		defer h.bodies.free(length)

@@ -208,6 +208,38 @@ func TestAuditWithoutMemory(t *testing.T) {
 	}
 }
 
+// TestAuditLeavesRoom: nobody waits for an audit, so it takes no memory of which calls may
+// be short, and nobody is told that there is none.
+func TestAuditLeavesRoom(t *testing.T) {
+	for name, tc := range map[string]struct{ uri, body, want string }{
+		"several events":            {"/ios/v3/event?api_key=" + benchKey, `{"db.t":[7]}`, "key_in_url mobile_sdk plain_http"},
+		"an array in several parts": {keyed, "[" + strings.Repeat(" ", 200_000) + "]", "key_in_url plain_http"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := steered(stubHandler(), always(migration.Legacy))
+			h.bodies.full = func() { t.Error("max_buffered is said to be used up") }
+			const taken = defaultMaxBuffered - defaultMaxBuffered/bufferedShare
+			h.bodies.inUse.Store(taken)
+			report := withReport(t, h)
+			w := httptest.NewRecorder()
+			if err := h.ServeHTTP(w, taggedRequest(http.MethodPost, tc.uri, tc.body), nil); err != nil || w.Code != http.StatusOK {
+				t.Fatal(err, w.Code)
+			}
+			if got := strings.Join(foundIn(report.get().List(time.Now()).Rows[0]), " "); got != tc.want {
+				t.Errorf("got %s", got)
+			}
+			if used := h.bodies.inUse.Load(); used != taken {
+				t.Errorf("%d bytes are still counted", used-taken)
+			}
+			h.legacy = nil
+			w = httptest.NewRecorder()
+			if err := h.ServeHTTP(w, taggedRequest(http.MethodPost, tc.uri, tc.body), nil); err != nil || w.Code != http.StatusOK {
+				t.Errorf("a call that is not audited: %d, %v", w.Code, err)
+			}
+		})
+	}
+}
+
 // TestJudgedBytes: in each second, so many are looked at, and those of one body more.
 func TestJudgedBytes(t *testing.T) {
 	var s secondly

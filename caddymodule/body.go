@@ -198,7 +198,20 @@ func (s *bodies) join(buf *bodyBuffer) (*bodyBuffer, *postback.Refusal) {
 
 // reserve counts bytes in, if they fit.
 func (s *bodies) reserve(bytes int64) bool {
-	if s.inUse.Add(bytes) > s.maxTotal {
+	fits := s.add(bytes, s.maxTotal)
+	if !fits && s.full != nil {
+		s.full()
+	}
+	return fits
+}
+
+// reserveSpare is reserve for what nobody waits for: it leaves room for calls.
+func (s *bodies) reserveSpare(bytes int64) bool {
+	return s.add(bytes, s.maxTotal-s.maxTotal/bufferedShare)
+}
+
+func (s *bodies) add(bytes, most int64) bool {
+	if s.inUse.Add(bytes) > most {
 		s.inUse.Add(-bytes)
 		return false
 	}

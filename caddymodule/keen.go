@@ -144,9 +144,13 @@ func (k *keenCall) end() (refused *postback.Refusal, because string) {
 // hold counts bytes in max_buffered that the call is about to hold in memory, if they
 // fit, or bytes that it does not hold any more.
 func (k *keenCall) hold(bytes int) bool {
+	reserve := k.h.bodies.reserve
+	if k.audited {
+		reserve = k.h.bodies.reserveSpare
+	}
 	if bytes < 0 {
 		k.h.bodies.free(int64(-bytes))
-	} else if !k.h.bodies.reserve(int64(bytes)) {
+	} else if !reserve(int64(bytes)) {
 		return false
 	}
 	k.held.Add(int64(bytes))
