@@ -197,13 +197,7 @@ func (s *bodies) join(buf *bodyBuffer) (*bodyBuffer, *postback.Refusal) {
 }
 
 // reserve counts bytes in, if they fit.
-func (s *bodies) reserve(bytes int64) bool {
-	fits := s.add(bytes, s.maxTotal)
-	if !fits && s.full != nil {
-		s.full()
-	}
-	return fits
-}
+func (s *bodies) reserve(bytes int64) bool { return s.add(bytes, s.maxTotal) }
 
 // reserveSpare is reserve for what nobody waits for: it leaves room for calls.
 func (s *bodies) reserveSpare(bytes int64) bool {

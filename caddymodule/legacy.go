@@ -8,6 +8,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/td-postback/gateway/migration"
 	"github.com/td-postback/gateway/postback"
@@ -161,6 +162,10 @@ func (h *Handler) relay(c *call, whole bool, expect []string) {
 	var refused *postback.Refusal
 	if c.to, refused = h.legacy.routeFor(c.r.Host); refused != nil {
 		h.refuse(c, refused)
+		return
+	}
+	if c.r.ProtoMajor > 1 && !httpguts.ValidHeaderFieldName(c.r.Method) { // it is no token either
+		h.refuse(c, postback.MethodNotAllowed) // HTTP/1.1 would read another request
 		return
 	}
 	var rest *restOfBody

@@ -221,6 +221,28 @@ func TestLegacyWindows(t *testing.T) {
 	}
 }
 
+// TestLegacyMethods: HTTP/2 and HTTP/3 carry methods that would be other requests in
+// HTTP/1.1. None of them goes on.
+func TestLegacyMethods(t *testing.T) {
+	for method, status := range map[string]int{
+		"BREW": 200, "M!#$%&'*+-.^_`|~": 200,
+		"GET /secret HTTP/1.1": 405, "GET ": 405, "G\tT": 405, "G\r\nT": 405, "G\x00T": 405, "G:T": 405, "GÉT": 405, "": 405,
+	} {
+		for _, uri := range []string{"/x", benchPath} {
+			h := steered(stubHandler(), always(migration.Legacy))
+			if status != 200 {
+				h.legacy.single.Client = nil // nothing may go there
+			}
+			r := benchRequest(http.MethodPost, uri, 300)
+			r.Method, r.ProtoMajor, r.Body = method, 2, &stubBody{data: benchBody(300)}
+			w := httptest.NewRecorder()
+			if err := h.ServeHTTP(w, r, nil); err != nil || w.Code != status {
+				t.Errorf("%q %s: got %d, %v", method, uri, w.Code, err)
+			}
+		}
+	}
+}
+
 // nobody is a client of a host that is not there.
 func nobody(h *Handler) *upstream.Client {
 	client, err := upstream.New(upstream.Config{

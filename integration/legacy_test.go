@@ -304,6 +304,7 @@ func TestLegacyRequest(t *testing.T) {
 		{name: "an absolute target", request: get("http://other.example:81/a//b/?c=http://x/", ""), line: "GET /a//b/?c=http://x/ HTTP/1.1", fields: []string{"X-Forwarded-Host: other.example:81"}},
 		{name: "an absolute target without a path", request: get("http://other.example", ""), line: "GET / HTTP/1.1", fields: []string{"X-Forwarded-Host: other.example"}},
 		{name: "the same with a query", request: get("http://other.example?a=/b", ""), line: "GET /?a=/b HTTP/1.1", fields: []string{"X-Forwarded-Host: other.example"}},
+		{name: "a target of another kind", request: get("urn:x:y?z=http://other.example/secret", ""), line: "GET urn:x:y?z=http://other.example/secret HTTP/1.1"},
 		{name: "OPTIONS of an absolute target", request: "OPTIONS http://in.treasuredata.com HTTP/1.1\r\n" + host + "\r\n", line: "OPTIONS * HTTP/1.1"},
 	}, legacyLines()...) {
 		t.Run(tc.name, func(t *testing.T) {
@@ -437,7 +438,7 @@ func TestLegacyAnswer(t *testing.T) {
 			head: "HTTP/1.1 200 OK\r\n" + date + "Trailer: X-Sum\r\nTransfer-Encoding: chunked", body: "2\r\n{}\r\n0\r\nX-Sum: 1\r\n\r\n",
 		},
 		{
-			name: "a field of the head and of the trailer",
+			name:   "a field of the head and of the trailer",
 			answer: "HTTP/1.1 200 OK\r\n" + date + "Server: x\r\nTrailer: x-sum, Server, X-B\r\nX-Sum: 1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-Sum: 2\r\nX-B: 3\r\n\r\n",
 			head:   "HTTP/1.1 200 OK\r\n" + date + "Server: x\r\nTrailer: X-B\r\nX-Sum: 1\r\nTransfer-Encoding: chunked", body: "2\r\n{}\r\n0\r\nX-B: 3\r\nX-Sum: 2\r\n\r\n",
 		},

@@ -1,9 +1,16 @@
 package integration
 
 import (
+	"bytes"
+	"crypto/tls"
+	"io"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // This file has callers and a legacy host that mean harm, or are merely odd.
@@ -49,5 +56,73 @@ func TestLegacyTunnel(t *testing.T) {
 			}
 			u.none(t)
 		})
+	}
+}
+
+// askRaw asks over HTTP/2 with a head that no client would send. It returns the status of
+// the answer; empty for none.
+func askRaw(t *testing.T, authority string, config *tls.Config, fields ...[2]string) (status string) {
+	t.Helper()
+	config = config.Clone()
+	config.NextProtos, config.ServerName = []string{"h2"}, "localhost"
+	conn := tls.Client(dial(t, strings.Replace(authority, "localhost", "127.0.0.1", 1)), config)
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	framer := http2.NewFramer(conn, conn)
+	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	for _, field := range fields {
+		_ = encoder.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]})
+	}
+	if err := framer.WriteSettings(); err != nil {
+		t.Fatal(err)
+	}
+	if err := framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: true}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		switch frame, err := framer.ReadFrame(); frame := frame.(type) {
+		case *http2.MetaHeadersFrame:
+			return frame.PseudoValue("status")
+		case *http2.RSTStreamFrame, *http2.GoAwayFrame:
+			return ""
+		default:
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestLegacyRequestLine: what only HTTP/2 can carry makes no other request of one, and a
+// target with no host is none with one.
+func TestLegacyRequestLine(t *testing.T) {
+	u := startLegacy(t, nil)
+	client, authority := serveLegacyTLS(t, u)
+	config := client.Transport.(*http.Transport).TLSClientConfig
+	for _, tc := range []struct {
+		method, path string
+		status, line string
+	}{
+		{"GET", "/a b", "200", "GET /a%20b HTTP/1.1"},
+		{"GET", "/x HTTP/1.1", "200", "GET /x%20HTTP/1.1 HTTP/1.1"},
+		{"GET /y HTTP/1.1", "/x", "405", ""},
+		{"GET /y", "/x", "405", ""},
+		{"G(T", "/x", "405", ""},
+		{"GÉT", "/x", "405", ""},
+		{"M!#$%&'*+-.^_`|~", "/x", "200", "M!#$%&'*+-.^_`|~ /x HTTP/1.1"},
+	} {
+		status := askRaw(t, authority, config, [2]string{":method", tc.method}, [2]string{":scheme", "https"}, [2]string{":authority", authority}, [2]string{":path", tc.path})
+		if status != tc.status {
+			t.Errorf("%q %q: got %q", tc.method, tc.path, status)
+		}
+		if status == "200" {
+			if p := u.next(t); p.line != tc.line {
+				t.Errorf("%q %q: the legacy host saw %q", tc.method, tc.path, p.line)
+			}
+		}
+		u.none(t)
 	}
 }

@@ -117,9 +117,9 @@ func originForm(method, target string) string {
 	if strings.HasPrefix(target, "/") {
 		return target
 	}
-	_, rest, absolute := strings.Cut(target, "://")
-	if !absolute {
-		return target
+	scheme, rest, absolute := strings.Cut(target, "://")
+	if !absolute || strings.ContainsAny(scheme, ":/?") {
+		return target // it has no host, and no path that anybody before has seen
 	}
 	start := strings.IndexAny(rest, "/?")
 	switch {

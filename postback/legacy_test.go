@@ -25,6 +25,8 @@ func TestLegacyRequestHead(t *testing.T) {
 		{name: "without a path", method: "GET", target: "http://x.example", line: "GET /"},
 		{name: "with a query alone", method: "GET", target: "http://x.example?a/b", line: "GET /?a/b"},
 		{name: "OPTIONS without a path", method: "OPTIONS", target: "http://x.example", line: "OPTIONS *"},
+		{name: "no host in a target", method: "GET", target: "urn:x?y=http://x.example/a", line: "GET urn:x?y=http://x.example/a"},
+		{name: "nor behind a slash", method: "GET", target: "http:/x://y/a", line: "GET http:/x://y/a"},
 		{name: "CONNECT", method: "CONNECT", target: "x.example:443", line: "CONNECT x.example:443"},
 		{
 			name: "what is for one hop goes", method: "GET", target: "/", line: "GET /",
