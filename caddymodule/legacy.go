@@ -189,6 +189,7 @@ func (h *Handler) relay(c *call, whole bool, expect []string) {
 		q.Rest = rest
 		delete(c.r.Header, "Expect") // the first read tells the caller to continue
 		if c.r.ProtoMajor == 1 {
+			q.Continue = len(expect) > 0 && c.body == noBody && c.r.ProtoMinor > 0
 			// Without this, net/http would read the body itself before an answer.
 			_ = http.NewResponseController(c.w).EnableFullDuplex()
 		}

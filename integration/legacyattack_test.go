@@ -1,11 +1,14 @@
 package integration
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -124,5 +127,37 @@ func TestLegacyRequestLine(t *testing.T) {
 			}
 		}
 		u.none(t)
+	}
+}
+
+// TestLegacyInterimAndContinue: a 1xx answer of the legacy host's and the 100 for which a
+// caller waits come one after the other, and once each.
+func TestLegacyInterimAndContinue(t *testing.T) {
+	t.Parallel()
+	u := startLegacy(t, nil)
+	u.early = func(conn net.Conn, _ *bufio.Reader) bool {
+		return send(conn, true, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+	}
+	g := serveLegacy(t, u, "max_body 10", "")
+	body := strings.Repeat("x", 1000)
+	for range 200 {
+		conn := dial(t, g.addr)
+		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", target, len(body))
+		br := bufio.NewReader(conn)
+		for _, want := range [][]string{{"HTTP/1.1 100 Continue"}, {"HTTP/1.1 103 Early Hints", "Link: </a>"}} {
+			if lines, err := readLines(br); err != nil || !slices.Equal(lines, want) {
+				t.Fatalf("got %q, %v", lines, err)
+			}
+		}
+		if _, err := io.WriteString(conn, body); err != nil {
+			t.Fatal(err)
+		}
+		if rest, err := io.ReadAll(br); err != nil || !strings.HasPrefix(string(rest), "HTTP/1.1 200 OK\r\n") {
+			t.Fatalf("got %q, %v", rest, err)
+		}
+		if p := u.next(t); p.body != body {
+			t.Errorf("the legacy host saw %q", p.body)
+		}
+		conn.Close()
 	}
 }

@@ -28,10 +28,11 @@ type exchange struct {
 	pieces [][]byte // head, and a body that is not short
 	unsent net.Buffers
 
-	relayed bool           // the request and its answer go on as they came: see relay.go
-	expects bool           // its caller has asked for 100 Continue, and gets it here
-	instead func() bool    // of such a request: see Relayed
-	rest    *restOfRequest // what is sent behind pieces as it comes; nil for nothing
+	relayed   bool // the request and its answer go on as they came: see relay.go
+	expects   bool // its caller has asked for 100 Continue, and gets it here
+	continues bool // of such a request: see Relayed, for instead too
+	instead   func() bool
+	rest      *restOfRequest // what is sent behind pieces as it comes; nil for nothing
 
 	aside   bool       // the request is long, and sent in a goroutine of its own
 	sending bool       // that goroutine has not told yet how it went
@@ -64,7 +65,7 @@ func (x *exchange) put() {
 	clear(x.pieces)
 	x.w, x.r, x.conn, x.fixed.r, x.hops = nil, nil, nil, nil, nil
 	x.whole, x.said = false, nil
-	x.relayed, x.expects, x.instead, x.rest, x.sendErr = false, false, nil, nil, nil
+	x.relayed, x.expects, x.continues, x.instead, x.rest, x.sendErr = false, false, false, nil, nil, nil
 	exchanges.Put(x)
 }
 
@@ -96,6 +97,9 @@ func (x *exchange) startSending() {
 	if x.aside = length > shortRequest || x.rest != nil; !x.aside {
 		x.sendErr = x.send()
 		return
+	}
+	if x.continues {
+		x.writeInterim(http.StatusContinue, func() {})
 	}
 	sent := make(chan error, 1)
 	x.sent, x.sending = sent, true

@@ -35,6 +35,11 @@ type Relayed struct {
 	More [][]byte  // the parts behind that
 	Rest io.Reader // what the caller has still to send; nil for nothing
 
+	// Continue says that the caller waits for 100 Continue before it sends the rest. It
+	// gets that when there is a connection. Else net/http would write it at the first
+	// read, in the midst of a 1xx answer of the host's.
+	Continue bool
+
 	// Instead is asked whether the caller gets another answer than one that is not for
 	// it, as Withhold says. The Trip has what the host says; nil for no. If Instead says
 	// no, the host's answer goes to the caller all the same.
@@ -55,7 +60,7 @@ func (c *Client) Relay(w http.ResponseWriter, r *http.Request, q *Relayed, t *Tr
 	x := exchanges.Get().(*exchange)
 	defer x.put()
 	x.w, x.r, x.timeout = w, r, c.Timeout
-	x.relayed, x.expects, x.instead = true, len(q.Expect) > 0, q.Instead
+	x.relayed, x.expects, x.continues, x.instead = true, len(q.Expect) > 0, q.Continue, q.Instead
 	x.composeRelayed(q)
 	pool := c.pool
 	if x.rest != nil {
@@ -205,10 +210,15 @@ func (x *exchange) relayInterim() {
 	if !x.r.ProtoAtLeast(1, 1) || status == http.StatusContinue && x.expects {
 		return
 	}
+	x.writeInterim(status, func() { x.copyHeader(false, 0) })
+}
+
+// writeInterim writes a 1xx answer, with no other fields than those that fill adds.
+func (x *exchange) writeInterim(status int, fill func()) {
 	header := x.w.Header()
 	own := maps.Clone(header)
 	clear(header)
-	x.copyHeader(false, 0)
+	fill()
 	x.w.WriteHeader(status)
 	clear(header)
 	maps.Copy(header, own)

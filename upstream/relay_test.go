@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -354,6 +355,46 @@ func TestRelayEarlyRefusal(t *testing.T) {
 			err := client.Relay(w, httptest.NewRequest(http.MethodPost, "/x", nil), q, new(Trip))
 			if err != nil || w.Code != 403 || w.Body.String() != "early" || w.Header().Get("Connection") != "close" || time.Since(began) != restTime {
 				t.Errorf("got %d %q, %v after %v", w.Code, w.Header(), err, time.Since(began))
+			}
+		})
+	}
+}
+
+// orderWriter notes what is written to a caller, and its body what is read of it.
+type orderWriter struct {
+	*httptest.ResponseRecorder
+	order chan string
+}
+
+func (w orderWriter) WriteHeader(status int) { w.order <- strconv.Itoa(status) }
+
+type orderBody struct{ order chan string }
+
+func (b orderBody) Read([]byte) (int, error) {
+	b.order <- "read"
+	return 0, io.EOF
+}
+
+// TestRelayContinue: a caller that waits for 100 Continue gets it before its body is read
+// and before a 1xx answer goes to it: net/http would write both at the same time.
+func TestRelayContinue(t *testing.T) {
+	for continues, want := range map[bool][]string{true: {"100", "read", "103", "200"}, false: {"read", "103", "200"}} {
+		synctest.Test(t, func(t *testing.T) {
+			answer := "HTTP/1.1 103 Early Hints\r\n\r\n" + okAnswer
+			client := newScripted(t, &script{conns: [][]string{{closed}, {answer}}}, nil)
+			order := make(chan string, 10)
+			q := &Relayed{Rest: orderBody{order}, Continue: continues}
+			q.Method, q.Target, q.Host, q.Length, q.Expect = http.MethodPost, "/x", "legacy.test", postback.UnknownLength, []string{"100-continue"}
+			if err := client.Relay(orderWriter{httptest.NewRecorder(), order}, httptest.NewRequest(http.MethodPost, "/x", nil), q, new(Trip)); err != nil {
+				t.Error(err)
+			}
+			close(order)
+			var got []string
+			for what := range order {
+				got = append(got, what)
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("got %q, want %q", got, want)
 			}
 		})
 	}
