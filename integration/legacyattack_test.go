@@ -161,3 +161,71 @@ func TestLegacyInterimAndContinue(t *testing.T) {
 		conn.Close()
 	}
 }
+
+// TestLegacyPollution: nothing that stands behind an answer, now or when its connection
+// lies idle, reaches the next caller.
+func TestLegacyPollution(t *testing.T) {
+	t.Parallel()
+	const evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+	for _, tc := range []struct {
+		name, method, answer, behind string
+		reused                       bool
+	}{
+		{name: "nothing", method: "POST", answer: answerOK, reused: true},
+		{name: "an answer", method: "POST", answer: answerOK, behind: evil},
+		{name: "a line", method: "POST", answer: answerOK, behind: "\r\n"},
+		{name: "a 1xx answer", method: "POST", answer: answerOK, behind: "HTTP/1.1 103 Early Hints\r\n\r\n"},
+		{name: "more than its length", method: "POST", answer: "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", behind: "more"},
+		{name: "more than its chunks", method: "POST", answer: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", behind: evil},
+		{name: "less than its chunks", method: "POST", answer: "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", behind: evil},
+		{name: "a body behind 204", method: "POST", answer: "HTTP/1.1 204 No Content\r\n\r\n", behind: evil},
+		{name: "a body behind 304", method: "GET", answer: "HTTP/1.1 304 Not Modified\r\nContent-Length: 4\r\n\r\n"},
+		{name: "a body that 204 announces", method: "POST", answer: "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n"},
+		{name: "a body behind HEAD", method: "HEAD", answer: "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", behind: "evil"},
+		{name: "a body that HEAD announces", method: "HEAD", answer: "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"},
+		{name: "HEAD without a body", method: "HEAD", answer: "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", reused: true},
+	} {
+		for _, when := range []string{"at once", "idle"} {
+			t.Run(tc.name+", "+when, func(t *testing.T) {
+				t.Parallel()
+				idle, sent := make(chan bool), make(chan bool)
+				u := startLegacy(t, func(conn net.Conn, p *passed) bool {
+					switch {
+					case strings.HasSuffix(p.line, " /second HTTP/1.1"):
+						return send(conn, true, answerOK)
+					case when == "at once":
+						return send(conn, true, tc.answer+tc.behind)
+					}
+					ok := send(conn, true, tc.answer)
+					go func() {
+						<-idle
+						send(conn, true, tc.behind)
+						close(sent)
+					}()
+					return ok
+				})
+				g := serveLegacy(t, u, "retries 0", "")
+				want, err := http.ReadResponse(bufio.NewReader(strings.NewReader(tc.answer)), &http.Request{Method: tc.method})
+				if err != nil {
+					t.Fatal(err)
+				}
+				answer := raw(t, g.addr, tc.method+" /first HTTP/1.1\r\nHost: x\r\n\r\n")
+				if answer.StatusCode != want.StatusCode || strings.Contains(answer.body, "evil") {
+					t.Errorf("got %d %q", answer.StatusCode, answer.body)
+				}
+				if when == "idle" {
+					close(idle)
+					<-sent
+				}
+				if answer := raw(t, g.addr, post("/second", "", object)); answer.StatusCode != 200 || answer.body != "{}" {
+					t.Errorf("the next one: got %d %q", answer.StatusCode, answer.body)
+				}
+				u.next(t)
+				if p := u.next(t); (p.nth > 1) != tc.reused {
+					t.Errorf("the next one came as request %d of its connection", p.nth)
+				}
+				u.none(t)
+			})
+		}
+	}
+}

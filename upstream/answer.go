@@ -92,7 +92,7 @@ func (x *exchange) body(br *bufio.Reader) (body io.Reader, length int) {
 // reusable reports whether the connection can carry another request.
 func (x *exchange) reusable(br *bufio.Reader, complete bool) bool {
 	switch {
-	case Bodyless(x.answer.StatusCode()):
+	case x.bodyless(): // a host that announces one may send it, in the next caller's answer
 		complete = x.answer.ContentLength() <= 0 && len(x.answer.Peek("Transfer-Encoding")) == 0
 	case x.relayed: // with its trailer
 	case x.answer.ContentLength() == -1 && complete:
