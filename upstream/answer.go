@@ -184,6 +184,9 @@ func (x *exchange) copyHeader(complete bool, n int) {
 			h[f.name] = append(h[f.name], values[i])
 		}
 	}
+	if x.relayed {
+		x.announceTrailer(h)
+	}
 	if _, sent := h["Content-Type"]; !sent {
 		h["Content-Type"] = nil // or net/http would guess one
 	}

@@ -263,7 +263,6 @@ func (x *exchange) relayAnswer(br *bufio.Reader, begin func(http.ResponseWriter,
 		begin(x.w, x.r)
 	}
 	x.copyHeader(complete, n)
-	x.announceTrailer(header)
 	if x.rest != nil && !x.isSent() && x.r.ProtoMajor == 1 {
 		header["Connection"] = []string{"close"} // the caller need not send the rest
 	}
