@@ -292,6 +292,11 @@ func TestLegacyRequest(t *testing.T) {
 			request: line("POST", target) + "Trailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n" + chunksOf(object, 3) + "0\r\nX-Sum: 7\r\n\r\n",
 			fields:  []string{"Transfer-Encoding: chunked", "Trailer: X-Sum"},
 		},
+		{ // Go's server shows it to nobody
+			name: "a trailer that nobody has announced", body: object,
+			request: line("POST", target) + "Transfer-Encoding: chunked\r\n\r\n" + chunksOf(object, 3) + "0\r\nX-Sum: 7\r\n\r\n",
+			fields:  []string{"Transfer-Encoding: chunked"},
+		},
 		{
 			name: "a trailer behind 8 MiB", body: large, trailer: []string{"X-Sum: 7"},
 			request: line("POST", target) + "Trailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n" + chunksOf(large, 50_000) + "0\r\nX-Sum: 7\r\n\r\n",

@@ -57,6 +57,10 @@ func TestRelay(t *testing.T) {
 		{name: "silence behind a rest", conns: [][]string{{silent}, {okAnswer}}, send: 1, rest: true, fails: isTimeout, trip: Trip{Tries: 1, Dialed: 1}, got: 1},
 		{name: "no words of what is refused", conns: [][]string{{busyAnswer}}, send: 1, status: 503, trip: Trip{Tries: 1, Dialed: 1, Status: 503}, got: 1},
 		{name: "a chunked answer keeps its connection", conns: [][]string{{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-A: 1\r\n\r\n", okAnswer}}, send: 2, status: 200, trip: Trip{Tries: 1, Status: 200}, got: 2},
+		{name: "a head of 17 KiB", conns: [][]string{{"HTTP/1.1 200 OK\r\nX-A: " + strings.Repeat("x", 17<<10) + "\r\n\r\n"}, {okAnswer}}, send: 1, fails: unclear, trip: Trip{Tries: 1, Dialed: 1}, got: 1},
+		{name: "two lengths", conns: [][]string{{"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}"}, {okAnswer}}, send: 1, fails: unclear, trip: Trip{Tries: 1, Dialed: 1}, got: 1},
+		{name: "a transfer coding that is not chunked", conns: [][]string{{"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"}, {okAnswer}}, send: 1, fails: unclear, trip: Trip{Tries: 1, Dialed: 1}, got: 1},
+		{name: "a trailer that may be none", conns: [][]string{{"HTTP/1.1 200 OK\r\nTrailer: Content-Length\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"}, {okAnswer}}, send: 1, fails: unclear, trip: Trip{Tries: 1, Dialed: 1}, got: 1},
 		{name: "too many interim answers", conns: [][]string{{strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", maxInterim) + okAnswer}}, send: 1, fails: unclear, trip: Trip{Tries: 1, Dialed: 1}, got: 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
