@@ -41,14 +41,13 @@ func TestMixedLanes(t *testing.T) {
 	}
 	m := newLaneMix(t)
 	ended := make(chan struct{})
-	var callers, pilot sync.WaitGroup
-	for caller := range 32 {
-		callers.Go(func() { m.call(t, caller, total) })
-	}
+	var pilot sync.WaitGroup
+	m.total.Store(int64(total))
+	callers := m.start(t, 32)
 	pilot.Go(func() { m.steer(t, ended) })
 	for n := range kills {
 		p := m.live(t, reloads, (n+1)*total/(kills+1))
-		m.countDoubles(t)
+		m.countDoubles(t, m.admin)
 		m.killed = append(m.killed, time.Now())
 		kill(p)
 	}
@@ -56,14 +55,12 @@ func TestMixedLanes(t *testing.T) {
 	callers.Wait()
 	close(ended)
 	pilot.Wait()
-	m.keepSome(t)
-	kept := m.checkPlaces(t)
-	for _, host := range []*laneHost{m.v2, m.legacy} {
-		host.down.Store(false)
-		host.calm.Store(true)
-	}
+	m.keepSome(t, m.admin, 300)
+	awaitIdle(t, m.admin)
+	kept := m.checkPlaces(t, m.spool)
+	m.calmDown()
 	m.spool.awaitEmpty(t)
-	m.countDoubles(t)
+	m.countDoubles(t, m.admin)
 	m.checkArrived(t, kept)
 	t.Logf("%d events, sent %d times, %v; %d changes of the plan, %d reloads, %d kills; %d were kept at the end",
 		total, len(m.told), m.failed, m.changes, m.reloads, kills, len(kept))
@@ -71,41 +68,70 @@ func TestMixedLanes(t *testing.T) {
 
 // laneMix is a run of TestMixedLanes.
 type laneMix struct {
-	*laneSite
-	spool      *spooling
-	transports []*http.Transport
-	bases      []string // of their URLs
-	reloads    int
-	killed     []time.Time
-	kinds      atomic.Int64 // calls so far
+	*laneCalls
+	site    *laneSite
+	spool   *spooling
+	admin   string
+	reloads int
+	changes int
+}
+
+func newLaneMix(t *testing.T) *laneMix {
+	site := newLaneSite(t, believed, mixedOptions+" spool {\n mode MODE\n dir DIR/spool\n drain_rate 100000\n}", "")
+	m := &laneMix{laneCalls: newLaneCalls(site), site: site, admin: site.admin}
+	m.spool = &spooling{admin: m.admin, dir: site.dir + "/spool"}
+	return m
+}
+
+// mixedOptions are the block's options of a mixed run.
+const mixedOptions = "response_timeout 1s\n max_body 30000\n"
+
+// laneCalls are calls with numbered events to gateways between the same hosts, and what
+// their callers were told.
+type laneCalls struct {
+	*laneHosts
+	ways  []laneWay    // in turn
+	total atomic.Int64 // how many events to send
+	kinds atomic.Int64 // calls so far
 
 	mu     sync.Mutex
 	told   map[string]string // what callers were told, by the ID of an event
 	failed map[string]int    // of those that were told something else than 200, by what
 
-	changes int
-
-	doubles int // events that may be twice at one host, as the gateway has counted
+	killed  []time.Time // when a gateway was
+	doubles int         // events that may be twice at one host, as the gateways have counted
 }
 
-func newLaneMix(t *testing.T) *laneMix {
-	m := &laneMix{
-		laneSite: newLaneSite(t, believed, "response_timeout 1s\n max_body 30000\n spool {\n mode MODE\n dir DIR/spool\n drain_rate 100000\n}", ""),
-		told:     map[string]string{}, failed: map[string]int{},
+// laneWay is a way by which calls are sent.
+type laneWay struct {
+	transport *http.Transport
+	base      string // of the URLs
+}
+
+// newLaneCalls makes calls that are sent in turn to these gateways, in each way.
+func newLaneCalls(sites ...*laneSite) *laneCalls {
+	c := &laneCalls{laneHosts: sites[0].laneHosts, told: map[string]string{}, failed: map[string]int{}}
+	for _, s := range sites {
+		c.ways = append(c.ways,
+			laneWay{&http.Transport{MaxIdleConnsPerHost: 32}, "http://" + s.plain},
+			laneWay{&http.Transport{DisableKeepAlives: true}, "http://" + s.plain},
+			laneWay{&http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.pool}, ForceAttemptHTTP2: true}, "https://" + s.secure})
 	}
-	m.spool = &spooling{admin: m.admin, dir: m.dir + "/spool"}
-	m.transports = []*http.Transport{
-		{MaxIdleConnsPerHost: 32},
-		{DisableKeepAlives: true},
-		{TLSClientConfig: &tls.Config{RootCAs: m.pool}, ForceAttemptHTTP2: true},
+	return c
+}
+
+// start has so many callers send calls, until there are enough events.
+func (c *laneCalls) start(t *testing.T, callers int) *sync.WaitGroup {
+	var all sync.WaitGroup
+	for caller := range callers {
+		all.Go(func() { c.call(t, caller) })
 	}
-	m.bases = []string{"http://" + m.plain, "http://" + m.plain, "https://" + m.secure}
-	return m
+	return &all
 }
 
 // live starts a gateway, and reloads it some times until so many events are sent.
 func (m *laneMix) live(t *testing.T, reloads, until int) *process {
-	p := m.start(t, m.reloads)
+	p := m.site.start(t, m.reloads)
 	from := int(m.last.Load())
 	for step := range reloads + 1 {
 		for want := from + (until-from)*(step+1)/(reloads+1); int(m.last.Load()) < want && !t.Failed(); {
@@ -115,28 +141,24 @@ func (m *laneMix) live(t *testing.T, reloads, until int) *process {
 			break
 		}
 		m.reloads++
-		if status, problem := reload(t, m.admin, m.config(m.reloads)); status != http.StatusOK {
+		if status, problem := reload(t, m.admin, m.site.config(m.reloads)); status != http.StatusOK {
 			t.Fatal(status, problem)
 		}
 	}
 	return p
 }
 
-// call sends events, one call after the other, until there are so many. What was not
-// taken is sent again.
-func (m *laneMix) call(t *testing.T, caller, total int) {
-	way := caller % len(m.transports)
-	client := &http.Client{Timeout: patience, Transport: m.transports[way]}
+// call sends events, one call after the other, until there are enough. What was not taken
+// is sent again.
+func (c *laneCalls) call(t *testing.T, caller int) {
 	for !t.Failed() {
-		kind := int(m.kinds.Add(1) % laneKinds)
-		n := int(m.last.Add(laneEvents(kind)))
-		if n > total {
+		kind := int(c.kinds.Add(1) % laneKinds)
+		n := int(c.last.Add(laneEvents(kind)))
+		if int64(n) > c.total.Load() {
 			return
 		}
 		for try := range 3 {
-			r := newLaneRequest(kind, n, try)
-			told := r.send(t, client, m.bases[way])
-			m.note(&r, told)
+			told := c.send(t, caller, newLaneRequest(kind, n, try))
 			if told == laneTaken || strings.HasPrefix(told, "4") {
 				break
 			}
@@ -144,15 +166,19 @@ func (m *laneMix) call(t *testing.T, caller, total int) {
 	}
 }
 
-func (m *laneMix) note(r *laneRequest, told string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+// send sends a call in a caller's way, and notes what that is told.
+func (c *laneCalls) send(t *testing.T, caller int, r laneRequest) string {
+	way := &c.ways[caller%len(c.ways)]
+	told := r.send(t, &http.Client{Timeout: patience, Transport: way.transport}, way.base)
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, id := range r.ids {
-		m.told[id] = told
+		c.told[id] = told
 	}
 	if told != laneTaken {
-		m.failed[told] += len(r.ids)
+		c.failed[told] += len(r.ids)
 	}
+	return told
 }
 
 // What a caller is told: this, nothing, or a status and a code.
@@ -343,38 +369,43 @@ func changeAtRandom(revision int) (action, body string) {
 }
 
 // keepSome has both hosts be down, so that what is sent now is kept, some of it for each.
-func (m *laneMix) keepSome(t *testing.T) {
-	change(t, m.admin, "resume", "")
-	change(t, m.admin, "share", share("web.clicks", "", "50"))
-	m.v2.down.Store(true)
-	m.legacy.down.Store(true)
-	client := &http.Client{Timeout: patience, Transport: m.transports[0]}
-	for range 300 {
-		r := newLaneRequest(0, int(m.last.Add(1)), 0)
-		m.note(&r, r.send(t, client, m.bases[0]))
+func (c *laneCalls) keepSome(t *testing.T, admin string, events int) {
+	change(t, admin, "resume", "")
+	change(t, admin, "share", share("web.clicks", "", "50"))
+	c.v2.down.Store(true)
+	c.legacy.down.Store(true)
+	for n := range events {
+		c.send(t, n, newLaneRequest(0, int(c.last.Add(1)), 0))
+	}
+}
+
+// calmDown has both hosts take what comes from now on.
+func (c *laneCalls) calmDown() {
+	for _, host := range []*laneHost{c.v2, c.legacy} {
+		host.down.Store(false)
+		host.calm.Store(true)
 	}
 }
 
 // checkPlaces checks that each event of which a caller was told 200 is at one host, or in
-// one queue. Both hosts are down, so that no queue is emptied, but for what was under way.
-// It returns the hosts of the queues in which events are.
-func (m *laneMix) checkPlaces(t *testing.T) (kept map[string]string) {
-	awaitIdle(t, m.admin)
+// one queue of a spool. Both hosts are down, so that no queue is emptied, but for what was
+// under way. It returns the hosts of the queues in which events are.
+func (c *laneCalls) checkPlaces(t *testing.T, spool *spooling) (kept map[string]string) {
 	for end, moving := time.Now().Add(2*time.Second), 1; moving > 0 && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		kept, moving = m.kept(t), 0 // what was delivered leaves its queue within a moment
+		kept, moving = spool.kept(t), 0 // what was delivered leaves its queue within a moment
 		for id, queue := range kept {
-			if took := m.host(queue).takings(id); len(took.at) > took.lost {
+			if took := c.host(queue).takings(id); len(took.at) > took.lost {
 				moving++
 			}
 		}
 	}
-	for id, told := range m.told {
-		atV2, atLegacy := len(m.v2.takings(id).at) > 0, len(m.legacy.takings(id).at) > 0
+	for id, told := range c.told {
+		atV2, atLegacy := len(c.v2.takings(id).at) > 0, len(c.legacy.takings(id).at) > 0
 		queue, queued := kept[id]
 		switch {
 		case atV2 && atLegacy:
 			t.Errorf("event %s is at both hosts", id)
-		case queued && (atV2 && m.host(queue) != m.v2 || atLegacy && m.host(queue) != m.legacy):
+		case queued && (atV2 && c.host(queue) != c.v2 || atLegacy && c.host(queue) != c.legacy):
 			t.Errorf("event %s is at one host, and in the queue of the other", id)
 		case told == laneTaken && !atV2 && !atLegacy && !queued:
 			t.Errorf("event %s is nowhere, its caller was told 200", id)
@@ -384,29 +415,29 @@ func (m *laneMix) checkPlaces(t *testing.T) (kept map[string]string) {
 }
 
 // host is the host of a queue.
-func (m *laneMix) host(queue string) *laneHost {
+func (c *laneCalls) host(queue string) *laneHost {
 	if strings.HasPrefix(queue, "legacy+") {
-		return m.legacy
+		return c.legacy
 	}
-	return m.v2
+	return c.v2
 }
 
 // kept is the events that are in queues, and in which.
-func (m *laneMix) kept(t *testing.T) map[string]string {
+func (g *spooling) kept(t *testing.T) map[string]string {
 	kept := map[string]string{}
-	for _, q := range m.spool.state(t).Queues {
+	for _, q := range g.state(t).Queues {
 		if q.Dead > 0 {
 			t.Errorf("%d dead letters are in the queue of %s", q.Dead, q.Name)
 		}
 		for last := uint64(0); ; {
 			var list []letter
-			askAdmin(t, http.MethodGet, m.admin, fmt.Sprintf("spool/records?queue=%s&after=%d&limit=1000", url.QueryEscape(q.Name), last), &list)
+			askAdmin(t, http.MethodGet, g.admin, fmt.Sprintf("spool/records?queue=%s&after=%d&limit=1000", url.QueryEscape(q.Name), last), &list)
 			if len(list) == 0 {
 				break
 			}
 			for _, listed := range list {
 				var record letter
-				askAdmin(t, http.MethodGet, m.admin, fmt.Sprintf("spool/record?queue=%s&id=%d", url.QueryEscape(q.Name), listed.ID), &record)
+				askAdmin(t, http.MethodGet, g.admin, fmt.Sprintf("spool/record?queue=%s&id=%d", url.QueryEscape(q.Name), listed.ID), &record)
 				for _, id := range idsIn([]byte(record.Body)) {
 					if other := cmp.Or(kept[id], q.Name); other != q.Name {
 						t.Errorf("event %s is in the queues of %s and %s", id, other, q.Name)
@@ -422,16 +453,16 @@ func (m *laneMix) kept(t *testing.T) map[string]string {
 
 // checkArrived checks where each event is in the end, and that none is there twice
 // without a reason.
-func (m *laneMix) checkArrived(t *testing.T, kept map[string]string) {
+func (c *laneCalls) checkArrived(t *testing.T, kept map[string]string) {
 	events := map[*laneHost]int{}
 	twice, unexplained := 0, []string(nil)
-	for id, told := range m.told {
-		v2, legacy := m.v2.takings(id), m.legacy.takings(id)
-		for host, took := range map[*laneHost]takings{m.v2: v2, m.legacy: legacy} {
+	for id, told := range c.told {
+		v2, legacy := c.v2.takings(id), c.legacy.takings(id)
+		for host, took := range map[*laneHost]takings{c.v2: v2, c.legacy: legacy} {
 			if len(took.at) > 0 {
 				events[host]++
 			}
-			again := max(0, len(took.at)-1-m.nearKills(took.at))
+			again := max(0, len(took.at)-1-c.nearKills(took.at))
 			twice += again
 			if again > took.lost {
 				unexplained = append(unexplained, id)
@@ -441,16 +472,16 @@ func (m *laneMix) checkArrived(t *testing.T, kept map[string]string) {
 		switch queue, queued := kept[id]; {
 		case atV2 && atLegacy:
 			t.Errorf("event %s is at both hosts", id)
-		case queued && len(m.host(queue).takings(id).at) == 0:
+		case queued && len(c.host(queue).takings(id).at) == 0:
 			t.Errorf("event %s was in the queue of %s, and is not at that host", id, queue)
 		case told == laneTaken && !atV2 && !atLegacy:
 			t.Errorf("event %s is nowhere, its caller was told 200", id)
 		}
 	}
-	if twice > m.doubles {
-		t.Errorf("%d events are at one host twice, without a kill; %d were counted. It has lost no answer to these: %q", twice, m.doubles, unexplained)
+	if twice > c.doubles {
+		t.Errorf("%d events are at one host twice, without a kill; %d were counted. It has lost no answer to these: %q", twice, c.doubles, unexplained)
 	}
-	if v2, legacy := events[m.v2], events[m.legacy]; v2 < len(m.told)/20 || legacy < len(m.told)/20 {
+	if v2, legacy := events[c.v2], events[c.legacy]; v2 < len(c.told)/20 || legacy < len(c.told)/20 {
 		t.Errorf("%d events are at v2, %d at the legacy host", v2, legacy)
 	}
 	if len(kept) == 0 {
@@ -460,9 +491,9 @@ func (m *laneMix) checkArrived(t *testing.T, kept map[string]string) {
 
 // nearKills is how many of these times are near a kill: what was delivered then, the
 // gateway may not have noted.
-func (m *laneMix) nearKills(times []time.Time) (n int) {
+func (c *laneCalls) nearKills(times []time.Time) (n int) {
 	for _, at := range times {
-		for _, killed := range m.killed {
+		for _, killed := range c.killed {
 			if at.Sub(killed).Abs() < time.Second {
 				n++
 			}
@@ -471,7 +502,7 @@ func (m *laneMix) nearKills(times []time.Time) (n int) {
 	return n
 }
 
-// countDoubles adds up what the gateway has counted in its life.
-func (m *laneMix) countDoubles(t *testing.T) {
-	m.doubles += int(scrape(t, m.admin)["spool_duplicates_possible_total"])
+// countDoubles adds up what a gateway has counted in its life.
+func (c *laneCalls) countDoubles(t *testing.T, admin string) {
+	c.doubles += int(scrape(t, admin)["spool_duplicates_possible_total"])
 }
