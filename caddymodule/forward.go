@@ -76,11 +76,20 @@ func (h *Handler) forwardOrKeep(c *call) {
 	account := c.out.Credentials.Payer()
 	switch {
 	case c.to.queue.Allow(account): // a spool that takes nothing must not stop what v2 takes
+		countMaybeKept(unkept)
 		h.forwardFirst(c, account)
 	case errors.Is(unkept, errNotAsked):
 		h.keepOrRefuse(c)
 	default:
 		h.refuseUnkept(c, unkept)
+	}
+}
+
+// countMaybeKept counts a record that is sent although the spool may have kept it: it goes
+// a second time then.
+func countMaybeKept(unkept error) {
+	if errors.Is(unkept, spool.ErrMaybeKept) {
+		spoolDuplicates.Inc()
 	}
 }
 

@@ -49,7 +49,8 @@ type keenCall struct {
 	held    atomic.Int64 // what it holds in memory beside its head, in bytes
 	account string       // that v2 counts it for
 	until   time.Time
-	kept    bool // those of its events that v2 has not taken
+	unkept  error // why its events were not kept before v2 is asked
+	kept    bool  // those of its events that v2 has not taken
 
 	mu      sync.Mutex
 	ended   bool                         // what v2 says of its events is too late
@@ -85,16 +86,15 @@ func (h *Handler) serveKeen(c *call) {
 		h.refuse(&k.call, refused)
 		return
 	}
-	if unkept := k.keepFirst(events); unkept == nil {
+	if k.unkept = k.keepFirst(events); k.unkept == nil {
 		k.answer(events, spooledResult)
 	} else {
-		k.sendOrKeep(events, unkept)
+		k.sendOrKeep(events)
 	}
 }
 
-// sendOrKeep sends the events to v2, and keeps those that it does not take now. unkept
-// is why they are not kept already.
-func (k *keenCall) sendOrKeep(events *postback.Keen, unkept error) {
+// sendOrKeep sends the events to v2, and keeps those that it does not take now.
+func (k *keenCall) sendOrKeep(events *postback.Keen) {
 	sent := make(chan struct{})
 	late := time.NewTimer(k.to.Timeout)
 	defer late.Stop()
@@ -105,10 +105,10 @@ func (k *keenCall) sendOrKeep(events *postback.Keen, unkept error) {
 	}()
 	select {
 	case <-sent:
-		k.settle(events, unkept)
+		k.settle(events)
 	case <-late.C: // the caller has waited for long enough
 		k.fail(postback.EventsLate, "")
-		k.settle(events, unkept)
+		k.settle(events)
 		_ = http.NewResponseController(k.w).Flush()
 		<-sent
 		k.trip = k.trips
@@ -119,7 +119,7 @@ func (k *keenCall) sendOrKeep(events *postback.Keen, unkept error) {
 }
 
 // settle answers by what is known of the events by now.
-func (k *keenCall) settle(events *postback.Keen, unkept error) {
+func (k *keenCall) settle(events *postback.Keen) {
 	refused, because := k.end()
 	switch {
 	case refused == nil:
@@ -128,7 +128,7 @@ func (k *keenCall) settle(events *postback.Keen, unkept error) {
 		k.h.refuse(&k.call, refused)
 		k.result = cmp.Or(because, k.result)
 	default:
-		k.keepRest(events, unkept)
+		k.keepRest(events)
 	}
 }
 
@@ -378,6 +378,7 @@ func (k *keenCall) sendAlone(to postback.Destination, e *postback.KeenEvent) {
 		}
 		return
 	}
+	countMaybeKept(k.unkept)
 	request := k.requestOf(to, e)
 	var t upstream.Trip
 	sent := time.Now()

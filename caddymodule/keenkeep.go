@@ -27,9 +27,9 @@ func (k *keenCall) keepFirst(events *postback.Keen) error {
 	return k.keep(events)
 }
 
-// keepRest keeps the events that v2 has not taken, as far as is known. unkept is why
-// they are not kept already.
-func (k *keenCall) keepRest(events *postback.Keen, unkept error) {
+// keepRest keeps the events that v2 has not taken, as far as is known.
+func (k *keenCall) keepRest(events *postback.Keen) {
+	unkept := k.unkept
 	if k.trip.Tries > 0 || errors.Is(unkept, errNotAsked) {
 		unkept = k.keep(events)
 	}

@@ -52,6 +52,7 @@ func (h *Handler) relayOrKeep(c *call, q *upstream.Relayed) {
 	switch {
 	case down && k.keep():
 	case k.to.queue.Allow(k.payer()): // a spool that takes nothing must not stop what the host takes
+		countMaybeKept(k.unkept)
 		k.relayFirst(q)
 	case k.unkept == nil && k.keep():
 	case errors.Is(k.unkept, errRecordTooLarge):

@@ -210,7 +210,7 @@ var (
 
 	spoolDuplicates = prometheus.NewCounter(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "td_postback", Name: "spool_duplicates_possible_total",
-		Help: "Records sent again although v2 may have taken them before.",
+		Help: "Records sent again although v2 may have taken them before, or sent although the spool may have kept them, too.",
 	})
 
 	spoolRepeatsSafe = prometheus.NewCounter(prometheus.CounterOpts{

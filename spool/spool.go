@@ -139,7 +139,8 @@ const MaxListed = 8 << 20
 // Log keeps queues. Its methods may be called concurrently.
 type Log interface {
 	// Append returns when a record is durable. ErrFull and ErrUnavailable say
-	// that it is not. Data is the caller's again when it has returned.
+	// that it is not, and ErrMaybeKept that it may be all the same. Data is the
+	// caller's again when it has returned.
 	Append(queue string, r Record) error
 
 	// AppendAll is Append for records that belong together, of some tens of MiB at
@@ -194,6 +195,10 @@ var (
 	// ErrUnavailable: a record cannot be kept now, because the disk or the
 	// cluster refuses it. What is joined to it says why.
 	ErrUnavailable = errors.New("the spool is not available")
+
+	// ErrMaybeKept is in the error of an Append, or of an AppendAll, that does not know
+	// whether a record is kept. Then it may be delivered, too.
+	ErrMaybeKept = errors.New("it may be kept all the same")
 
 	// ErrClosed: the Log is closed.
 	ErrClosed = errors.New("the spool is closed")

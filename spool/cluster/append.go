@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -39,8 +40,8 @@ const (
 )
 
 // Append returns when a record is on a majority of the servers. It waits for at
-// most Timeout, and then says ErrUnavailable, though the record may have been
-// kept: who then sends it again may send it twice. When the servers have been
+// most Timeout, and then says ErrUnavailable, and ErrMaybeKept if it has sent the
+// record: who then sends it again may send it twice. When the servers have been
 // silent for as long as that, it says so at once, and has not sent the record.
 func (l *Log) Append(queue string, r spool.Record) error {
 	token, err := l.tokenFor(queue)
@@ -86,6 +87,7 @@ func (l *Log) AppendAll(queue string, records []spool.Record) error {
 func (l *Log) appendEach(ctx context.Context, token, queue string, records []spool.Record) error {
 	all, going := errgroup.WithContext(ctx)
 	window := semaphore.NewWeighted(appendWindow)
+	var some atomic.Bool // of them may be kept
 	for _, r := range records {
 		size := min(int64(len(r.Data)+recordOverhead), appendWindow)
 		if err := window.Acquire(going, size); err != nil { // one has failed, or it is too late
@@ -94,10 +96,18 @@ func (l *Log) appendEach(ctx context.Context, token, queue string, records []spo
 		}
 		all.Go(func() error {
 			defer window.Release(size)
-			return l.appendTo(going, token, queue, r)
+			err := l.appendTo(going, token, queue, r)
+			if err == nil || errors.Is(err, spool.ErrMaybeKept) {
+				some.Store(true)
+			}
+			return err
 		})
 	}
-	return all.Wait()
+	err := all.Wait()
+	if err != nil && some.Load() && !errors.Is(err, spool.ErrMaybeKept) {
+		err = fmt.Errorf("%w; of several records, %w", err, spool.ErrMaybeKept)
+	}
+	return err
 }
 
 // roomFor says ErrFull if the stream has no room for all of some records, as far as
@@ -178,8 +188,12 @@ func (l *Log) publish(m *nats.Msg) error {
 // keeps it once, by its Nats-Msg-Id.
 func (l *Log) publishBy(ctx context.Context, m *nats.Msg) error {
 	began := time.Now()
+	maybe := error(nil) // as soon as it was sent
 	for trouble := error(nil); ; {
-		err := l.attempt(ctx, m)
+		sent, err := l.attempt(ctx, m)
+		if sent {
+			maybe = spool.ErrMaybeKept
+		}
 		switch {
 		case err == nil:
 			return nil
@@ -193,7 +207,7 @@ func (l *Log) publishBy(ctx context.Context, m *nats.Msg) error {
 			trouble = err
 		}
 		if ctx.Err() != nil || l.away() || !l.publisher.up.Load() && time.Since(began) > patience {
-			return unavailable(fmt.Errorf("not acknowledged within %s: %w", time.Since(began).Round(time.Millisecond), trouble))
+			return unavailable(errors.Join(fmt.Errorf("not acknowledged within %s: %w", time.Since(began).Round(time.Millisecond), trouble), maybe))
 		}
 		select {
 		case <-ctx.Done():
@@ -202,24 +216,25 @@ func (l *Log) publishBy(ctx context.Context, m *nats.Msg) error {
 	}
 }
 
-// attempt sends a message once and waits for its acknowledgement.
-func (l *Log) attempt(ctx context.Context, m *nats.Msg) error {
+// attempt sends a message once and waits for its acknowledgement. It says whether it was
+// sent.
+func (l *Log) attempt(ctx context.Context, m *nats.Msg) (sent bool, err error) {
 	if err := l.publisher.usable(); err != nil {
-		return err
+		return false, err
 	}
 	// No attempts of its own: those would use the data after Append has
 	// returned it to its caller.
 	future, err := l.publisher.js.PublishMsgAsync(m, jetstream.WithRetryAttempts(0))
 	if err != nil {
-		return err
+		return false, err
 	}
 	select {
 	case <-future.Ok():
-		return nil
+		return true, nil
 	case err := <-future.Err():
-		return err
+		return true, err
 	case <-ctx.Done():
-		return ctx.Err()
+		return true, ctx.Err()
 	}
 }
 

@@ -86,7 +86,7 @@ func TestAppendAllFull(t *testing.T) {
 func TestAppendAllFails(t *testing.T) {
 	l := open(t, cluster(t), nil)
 	tooLarge := append(group("a", 20, 10), spool.Record{Arrival: arrival, Data: make([]byte, 5<<20)})
-	if err := l.AppendAll(testQueue, slices.Concat(tooLarge, group("b", 20, 10))); !errors.Is(err, spool.ErrUnavailable) || !strings.Contains(err.Error(), "max_payload") {
+	if err := l.AppendAll(testQueue, slices.Concat(tooLarge, group("b", 20, 10))); !errors.Is(err, spool.ErrUnavailable) || !errors.Is(err, spool.ErrMaybeKept) || !strings.Contains(err.Error(), "max_payload") {
 		t.Errorf("with one that is too large: %v", err)
 	}
 	timeout := l.config.Timeout

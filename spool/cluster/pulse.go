@@ -115,7 +115,7 @@ func (l *Log) probe() bool {
 	ctx, cancel := context.WithTimeout(l.ctx, resend)
 	defer cancel()
 	subject := l.recordSubject(probeToken)
-	err := l.attempt(ctx, &nats.Msg{Subject: subject, Header: nats.Header{jetstream.MsgIDHeader: {rand.Text()}}})
+	_, err := l.attempt(ctx, &nats.Msg{Subject: subject, Header: nats.Header{jetstream.MsgIDHeader: {rand.Text()}}})
 	if err == nil {
 		_ = l.records.Purge(ctx, jetstream.WithPurgeSubject(subject))
 	}
