@@ -522,6 +522,40 @@ func TestPlanOfItsOwn(t *testing.T) {
 	})
 }
 
+// A gateway with a plan of its own is rolled back by that of the others. When theirs is
+// purged and its own counts for all, nothing of that rollback is left but what it shows.
+func TestPlanOfItsOwnAfterAPurge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, all := three(t)
+		own := openPlan(t, filepath.Join(t.TempDir(), "plan.db"))
+		must(t, own, "share *.* 40")
+		must(t, all[0].Steering, "share *.* 60", "rollback")
+		if err := own.Join(&seat{board: b}, "gw4"); err != nil {
+			t.Fatal(err)
+		}
+		if !own.Plan().held || own.Status().Local == nil {
+			t.Error("it is not rolled back with the others")
+		}
+		for _, m := range all {
+			if err := m.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.mu.Lock()
+		b.text, b.number = nil, 0
+		b.mu.Unlock()
+		time.Sleep(pollEvery + time.Second)
+		o := based(own)
+		o.Local = true
+		if _, err := own.Resume(o); err != nil {
+			t.Fatal(err)
+		}
+		if status := own.Status(); status.Hold != nil || status.Local != nil || own.Plan().held {
+			t.Errorf("%+v, and it is held: %v", status, own.Plan().held)
+		}
+	})
+}
+
 // A gateway that died is waited for shortly, and named until it is back or forgotten; one
 // that was stopped is not.
 func TestGatewaysThatAreGone(t *testing.T) {
