@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -227,5 +228,111 @@ func TestLegacyPollution(t *testing.T) {
 				u.none(t)
 			})
 		}
+	}
+}
+
+// TestLegacyLoopOfTwo: two gateways that share nothing have each other for the legacy
+// host. Each request ends where it has begun.
+func TestLegacyLoopOfTwo(t *testing.T) {
+	t.Parallel()
+	addrs := []string{freeAddr(t), freeAddr(t)}
+	for n, addr := range addrs {
+		_, port, _ := net.SplitHostPort(addr)
+		site := "td_postback {\n upstream http://127.0.0.1:9\n migrate {\n  legacy http://legacy.example\n  resolve " + addrs[1-n] + "\n }\n}"
+		serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\nhttp://:%s {\n%s\n}\n", globals, port, site))
+	}
+	for _, request := range []string{
+		post(target, asJSON, object),
+		post(target, "Via: 1.1 x\r\nConnection: Via\r\n", object),
+		get("/x", ""),
+		post(target, "", strings.Repeat("x", 2<<20)),
+		"CONNECT x.example:443 HTTP/1.1\r\nHost: x.example:443\r\n\r\n",
+	} {
+		if answer := raw(t, addrs[0], request); answer.StatusCode != 508 || answer.code() != "loop_detected" {
+			t.Errorf("%.60q: got %d %q", request, answer.StatusCode, answer.body)
+		}
+	}
+}
+
+// TestLegacyHalfClosed: a caller that closes its side behind its request gets its answer,
+// also to a body that goes on as it comes.
+func TestLegacyHalfClosed(t *testing.T) {
+	t.Parallel()
+	u := startLegacy(t, nil)
+	g := serveLegacy(t, u, "max_body 1000", "")
+	large := strings.Repeat("x", 3<<20)
+	for name, tc := range map[string]struct{ request, body string }{
+		"whole":              {post(target, asJSON, object), object},
+		"longer":             {post(target, "", large), large},
+		"longer, in chunks":  {"POST " + target + " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunksOf(large, 70_000) + "0\r\n\r\n", large},
+		"one behind another": {post(target, "", large) + post(target, asJSON, object), large},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := dial(t, g.addr)
+			go func() {
+				_, _ = io.WriteString(conn, tc.request)
+				_ = conn.(*net.TCPConn).CloseWrite()
+			}()
+			br := bufio.NewReader(conn)
+			for n := range strings.Count(tc.request, "POST") {
+				if answer := readReply(t, br, "POST"); answer.StatusCode != 200 || answer.body != "{}" {
+					t.Errorf("got %d %q", answer.StatusCode, answer.body)
+				}
+				if p := u.next(t); p.err != nil || n == 0 && p.body != tc.body || n == 1 && p.body != object {
+					t.Errorf("the legacy host saw %d bytes, %v", len(p.body), p.err)
+				}
+			}
+			u.none(t)
+		})
+	}
+}
+
+// TestLegacySentOnce counts what the legacy host has read when it misbehaves: once a byte
+// of an answer is there, or a second has gone by, it may have taken the request, and gets
+// it no second time. What it answers when the gateway has given up reaches nobody.
+func TestLegacySentOnce(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name   string
+		second func(conn net.Conn) bool
+		status int
+		sent   int
+	}{
+		{"closes at once", func(net.Conn) bool { return false }, 200, 2},
+		{"closes a second later", func(net.Conn) bool { time.Sleep(1200 * time.Millisecond); return false }, 502, 1},
+		{"resets a second later", func(conn net.Conn) bool { time.Sleep(1200 * time.Millisecond); reset(conn); return false }, 502, 1},
+		{"closes within the first line", func(conn net.Conn) bool { return send(conn, false, "H") }, 502, 1},
+		{"closes behind a 1xx answer", func(conn net.Conn) bool { return send(conn, false, "HTTP/1.1 103 Early Hints\r\n\r\n") }, 502, 1},
+		{"no HTTP", func(conn net.Conn) bool { return send(conn, false, "\r\n") }, 502, 1},
+		{"200 when the gateway has given up", func(conn net.Conn) bool { time.Sleep(2500 * time.Millisecond); return send(conn, true, answerOK) }, 504, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			u := startLegacy(t, func(conn net.Conn, p *passed) bool {
+				if strings.Contains(p.line, "/second") && p.nth > 1 {
+					return tc.second(conn)
+				}
+				return send(conn, true, answerOK)
+			})
+			g := serveLegacy(t, u, "response_timeout 2s\n retries 5", "")
+			raw(t, g.addr, get("/first", ""))
+			u.next(t)
+			answer := raw(t, g.addr, post("/second", "", object))
+			if answer.StatusCode != tc.status {
+				t.Errorf("got %d %q", answer.StatusCode, answer.body)
+			}
+			for range tc.sent {
+				if p := u.next(t); p.body != object {
+					t.Errorf("the legacy host saw %q", p.body)
+				}
+			}
+			if answer := raw(t, g.addr, get("/third", "")); answer.StatusCode != 200 {
+				t.Errorf("the next one: got %d %q", answer.StatusCode, answer.body)
+			}
+			if p := u.next(t); !strings.HasPrefix(p.line, "GET /third ") {
+				t.Errorf("the legacy host saw %q", p.line)
+			}
+			u.none(t)
+		})
 	}
 }

@@ -116,7 +116,7 @@ func readReply(t testing.TB, br *bufio.Reader, method string) reply {
 		if err != nil {
 			t.Fatalf("answer cut: %v", err)
 		}
-		if resp.StatusCode != http.StatusContinue {
+		if resp.StatusCode >= http.StatusOK {
 			return reply{resp, string(body)}
 		}
 	}
