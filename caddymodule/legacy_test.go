@@ -304,3 +304,29 @@ func FuzzMigrateLegacy(f *testing.F) {
 		}
 	})
 }
+
+// TestMigrateResolve: resolve is where a connection can be opened to, and nothing else.
+func TestMigrateResolve(t *testing.T) {
+	for resolve, allowed := range map[string]bool{
+		"203.0.113.7:443": true, "[2001:db8::7]:443": true, "[fe80::7%eth0]:443": true, "legacy.example:8443": true, "in_2.example:1": true,
+		"203.0.113.7": false, ":443": false, "legacy.example:": false, "legacy.example:0": false, "legacy.example:65536": false,
+		"a b:443": false, "user@legacy.example:443": false, "legacy.example/x:443": false, "a,b:443": false, "[::zz]:443": false, "a%20b:443": false,
+	} {
+		m := &Migrate{Resolve: resolve}
+		m.applyDefaults()
+		if err := m.validate(); (err == nil) != allowed {
+			t.Errorf("%q: %v", resolve, err)
+		}
+	}
+}
+
+func FuzzMigrateResolve(f *testing.F) {
+	for _, resolve := range []string{"203.0.113.7:443", "[::1]:443", "[fe80::7%eth0]:443", "legacy.example:443", "a b:443", "a/b:443", ":", "x@y:1"} {
+		f.Add(resolve)
+	}
+	f.Fuzz(func(t *testing.T, resolve string) {
+		if host, _, err := net.SplitHostPort(resolve); isHostPort(resolve) && (err != nil || host == "" || !strings.Contains(host, "%") && strings.ContainsAny(host, " \t\r\n/@?#,")) {
+			t.Errorf("%q is taken for a place", resolve)
+		}
+	})
+}

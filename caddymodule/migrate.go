@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -90,11 +91,24 @@ func (m *Migrate) applyDefaults() {
 }
 
 func (m *Migrate) validate() error {
-	if host, port, err := net.SplitHostPort(m.Resolve); m.Resolve != "" && (err != nil || host == "" || port == "" || !validPort(port)) {
+	if m.Resolve != "" && !isHostPort(m.Resolve) {
 		return fmt.Errorf("migrate resolve %q: must be %s", m.Resolve, allowedResolve)
 	}
 	_, err := m.planConfig()
 	return err
+}
+
+// isHostPort reports whether a text is a host or an address, and a port.
+func isHostPort(text string) bool {
+	host, port, err := net.SplitHostPort(text)
+	if err != nil || port == "" || !validPort(port) {
+		return false
+	}
+	if _, err = netip.ParseAddr(host); err == nil {
+		return true
+	}
+	name := originOf("http://" + host)
+	return name != nil && name.Host == host
 }
 
 // validateMigrate refuses what does not go together with the other options.
