@@ -137,10 +137,20 @@ func (s *sharedPlan) get() *migration.Steering {
 		config.Path = ""
 	}
 	p, err := migration.OpenPlan(config)
+	s.takeOver(p, shownPlan.Load())
 	s.warn(errors.Join(err, s.join(p)))
 	s.current.Store(p)
 	s.saver = startSaver(planPause, func() { s.warn(p.Save()) })
 	return p
+}
+
+// takeOver has a plan go on that is in force, but with another directory.
+func (s *sharedPlan) takeOver(p *migration.Steering, before *planUse) (taken bool) {
+	if before == nil || before.sharedPlan == s {
+		return false
+	}
+	p.TakeOver(before.get().Plan())
+	return true
 }
 
 // accept lets a configuration decide that has been accepted: what it says of the plan
@@ -149,7 +159,9 @@ func (u *planUse) accept() {
 	p := u.get()
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	shownPlan.Store(u)
+	if u.takeOver(p, shownPlan.Swap(u)) {
+		p.Keep()
+	}
 	if u.sharedPlan.config != u.config {
 		u.sharedPlan.config = u.config
 		p.Configure(u.config.Start, u.config.Stick)

@@ -160,6 +160,62 @@ func TestPlanHoldOutlivesReload(t *testing.T) {
 	wantLane(t, after, migration.Legacy)
 }
 
+// TestPlanInAnotherDirectory: a reload with another directory moves nothing, and goes on
+// with the plan and its history, also as it was changed until the reload was accepted. One
+// that fails changes nothing.
+func TestPlanInAnotherDirectory(t *testing.T) {
+	old, options := startPlan(t, aPlan(t)), aPlan(t)
+	toV2(t, old)
+	failed, loaded := loadPlan(t, options)
+	if err := failed.Start(); err != nil {
+		t.Fatal(err)
+	}
+	wantLane(t, loaded, migration.V2)
+	loaded.leave()
+	app, now := loadPlan(t, options)
+	if now.get().Status().Revision != 1 {
+		t.Error("it has not gone on with the plan that is in force")
+	}
+	rollBack(t, old)
+	if err := app.Handle(context.Background(), caddy.Event{}); err != nil {
+		t.Fatal(err)
+	}
+	old.leave()
+	if got := now.get().Status(); got.Revision != 2 || got.Hold == nil || len(now.get().History()) != 2 {
+		t.Errorf("got %+v", got)
+	}
+	now.leave()
+	again := startPlan(t, options) // as after a restart
+	defer again.leave()
+	wantLane(t, again, migration.Legacy)
+	if got := again.get().Status(); got.Revision != 2 || got.Hold == nil {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// TestPlanInADirectoryThatFailed: what a configuration would have gone on with that failed
+// is not there later.
+func TestPlanInADirectoryThatFailed(t *testing.T) {
+	old, options := startPlan(t, aPlan(t)), aPlan(t)
+	toV2(t, old)
+	app, loaded := loadPlan(t, options)
+	if err := app.Start(); err != nil {
+		t.Fatal(err)
+	}
+	loaded.leave()
+	old.leave()
+	later := startPlan(t, options)
+	defer later.leave()
+	wantLane(t, later, migration.Legacy)
+}
+
+func rollBack(t *testing.T, s *sharedPlan) {
+	t.Helper()
+	if _, err := s.get().Rollback(migration.Order{Time: time.Now(), Who: "test"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestPlanInMemory: the sandbox keeps none.
 func TestPlanInMemory(t *testing.T) {
 	stateStays = false

@@ -14,6 +14,7 @@ type Plan struct {
 	accounts bool // a rule is for an account
 	byTable  bool // two tables may go by different lanes, for the same caller
 	signals  PlanSignals
+	state    *planState // what it was made of
 
 	all       target
 	databases map[string]target

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"sync/atomic"
+	"time"
 )
 
 // PlanConfig says where a plan is kept, and what holds before anybody has made one.
@@ -213,7 +214,7 @@ func (s *Steering) enforce(next *planState) {
 	s.state = next
 	seen := s.braked.Load()
 	p := newPlan(next.Rules, next.isHeld() || s.rolling.Load() > 0 || seen != nil && seen.Revision > next.Revision, s.cfg.Stick)
-	p.signals.Revision = next.Revision
+	p.state, p.signals.Revision = next, next.Revision
 	if last := len(next.History) - 1; last >= 0 {
 		p.signals.Changed = next.History[last].Time
 	}
@@ -232,6 +233,37 @@ func (s *Steering) Configure(start Lane, stick Stick) {
 		}
 	}
 	s.enforce(s.state)
+}
+
+// TakeOver has a plan go on that was in force until now with another file, and waits for no
+// disk of that one. If this file has another plan, or a newer one, that counts, but a
+// rollback goes on here too. Keep writes what was taken over.
+func (s *Steering) TakeOver(from *Plan) {
+	s.file.mu.Lock()
+	defer s.file.mu.Unlock()
+	before, next := from.state, s.state
+	if before.Revision > 0 && next.isBefore(before) {
+		next = before
+	}
+	next = next.withOwn(cmp.Or(before.Local, s.state.Local), cmp.Or(before.Wanted, s.state.Wanted))
+	lifted := before.isHeld() && before.isBefore(next) // by a later change, which this plan has
+	if from.held && !lifted && !next.isHeld() {
+		next = next.withOwn(s.holdHere(&Order{Time: time.Now().UTC().Truncate(time.Second), Who: "a reload", Note: takenOver}), nil)
+	}
+	if next.Revision != s.state.Revision || next.Local != s.state.Local || next.Wanted != s.state.Wanted {
+		s.enforce(next)
+	}
+}
+
+const takenOver = "it was rolled back with the dir that migrate had before"
+
+// Keep writes a plan that was taken over. Trouble says so if it cannot be written.
+func (s *Steering) Keep() {
+	s.file.mu.Lock()
+	defer s.file.mu.Unlock()
+	if s.state != s.saved {
+		_ = s.write(s.state)
+	}
 }
 
 // Save tries again what could not be read or written, and says what still cannot. The

@@ -3,6 +3,7 @@ package migration
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/td-postback/gateway/postback"
 )
@@ -450,5 +452,116 @@ func TestPlanSignals(t *testing.T) {
 	want = PlanSignals{Revision: 7, Changed: start, None: 2, Some: 1, All: 1}
 	if got := s.Plan().Signals(); got != want {
 		t.Errorf("resumed: got %+v, want %+v", got, want)
+	}
+}
+
+// A plan goes on that was in force with another file: all of it, or only its rollback where
+// the file has a plan that did not come of it. Nothing is written before that is wanted.
+func TestTakeOver(t *testing.T) {
+	for name, tc := range map[string]struct{ before, own, want, kept string }{
+		"an empty file":             {"share *.* 50, share a.b 7, rollback", "", "3: held *.* 50, a.b 7", "3: held *.* 50, a.b 7"},
+		"nobody has made a plan":    {"", "share *.* 50", "1: *.* 50", "1: *.* 50"},
+		"neither has one":           {"", "", "0: *.* 0", "0: *.* 0"},
+		"a plan of its own":         {"share *.* 50", "share a.b 7, share a.b 8", "2: *.* 0, a.b 8", "2: *.* 0, a.b 8"},
+		"the same, but rolled back": {"share *.* 50, rollback", "share a.b 7, share a.b 8", "2: *.* 0, a.b 8 by itself", "2: *.* 0, a.b 8 by itself"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before, path := openPlan(t, ""), filepath.Join(t.TempDir(), "plan.db")
+			own := openPlan(t, path)
+			orders := func(s *Steering, commands string) {
+				if commands != "" {
+					must(t, s, strings.Split(commands, ", ")...)
+				}
+			}
+			orders(before, tc.before)
+			orders(own, tc.own)
+			saysAll := func(s *Steering) string {
+				if s.Status().Local != nil {
+					return says(s) + " by itself"
+				}
+				return says(s)
+			}
+			read := saysAll(own)
+			own.TakeOver(before.Plan())
+			own.TakeOver(before.Plan()) // and changes nothing
+			if got := saysAll(own); got != tc.want || own.Plan().held != (strings.Contains(got, "held") || strings.HasSuffix(got, "itself")) {
+				t.Errorf("got %q, want %q", got, tc.want)
+			}
+			if err := own.Close(); err != nil {
+				t.Fatal(err)
+			}
+			again := openPlan(t, path)
+			if got := saysAll(again); got != read {
+				t.Errorf("%q is written, and %q was there", got, read)
+			}
+			again.TakeOver(before.Plan())
+			again.Keep()
+			if err := again.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if got := saysAll(openPlan(t, path)); got != tc.kept {
+				t.Errorf("kept %q, want %q", got, tc.kept)
+			}
+		})
+	}
+}
+
+// What a plan is rolled back by may not be in it yet, if the disk of its file hangs. It
+// goes on all the same, and what was lifted since does not.
+func TestTakeOverOfARollback(t *testing.T) {
+	before := openPlan(t, "")
+	must(t, before, "share *.* 50")
+	before.file.mu.Lock()
+	done := make(chan error)
+	go func() {
+		_, err := before.Rollback(Order{Time: start})
+		done <- err
+	}()
+	for !before.Plan().held {
+		time.Sleep(time.Millisecond)
+	}
+	held := before.Plan()
+	own := openPlan(t, filepath.Join(t.TempDir(), "plan.db"))
+	own.TakeOver(held)
+	if status := own.Status(); !own.Plan().held || status.Revision != 1 || status.Local == nil || status.Local.Note != takenOver {
+		t.Errorf("%+v", status)
+	}
+	before.file.mu.Unlock()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	after := openPlan(t, "")
+	after.TakeOver(before.Plan())
+	must(t, after, "resume")
+	after.TakeOver(before.Plan())
+	expectSays(t, after, "3: *.* 50")
+	if after.Plan().held || after.Status().Local != nil {
+		t.Error("a rollback that was lifted is back")
+	}
+}
+
+// Of a file that cannot be read, nothing is known to be right unless a plan was taken over.
+func TestTakeOverOfADamagedFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "plan.db")
+	if err := os.WriteFile(path, []byte("no plan"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	own, err := OpenPlan(PlanConfig{Path: path})
+	if err == nil {
+		t.Fatal("it can be read")
+	}
+	t.Cleanup(func() { _ = own.Close() })
+	before := openPlan(t, "")
+	own.TakeOver(before.Plan())
+	own.Keep()
+	if own.Trouble() == nil {
+		t.Error("it is said to be well")
+	}
+	must(t, before, "share *.* 50")
+	own.TakeOver(before.Plan())
+	own.Keep()
+	expectSays(t, own, "1: *.* 50")
+	if err := own.Trouble(); err != nil {
+		t.Error(err)
 	}
 }
