@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
 	"slices"
 	"strings"
 	"testing"
@@ -334,5 +336,40 @@ func TestLegacySentOnce(t *testing.T) {
 			}
 			u.none(t)
 		})
+	}
+}
+
+// TestLegacyContinueOverHTTP2: of the 100 that Go's server says and that of the legacy
+// host's, a caller gets one.
+func TestLegacyContinueOverHTTP2(t *testing.T) {
+	t.Parallel()
+	u := startLegacy(t, nil)
+	u.early = func(conn net.Conn, _ *bufio.Reader) bool {
+		return send(conn, true, "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n")
+	}
+	client, authority := serveLegacyTLS(t, u)
+	for _, body := range []string{"{}", strings.Repeat("x", 2000)} { // max_body is 1000
+		req, err := http.NewRequest(http.MethodPost, "https://"+authority+target, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Expect", "100-continue")
+		var interim []int
+		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
+			interim = append(interim, code)
+			return nil
+		}}))
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		slices.Sort(interim) // either may be first
+		if resp.StatusCode != 200 || resp.ProtoMajor != 2 || !slices.Equal(interim, []int{100, 103}) {
+			t.Errorf("got %s %s behind %v", resp.Proto, resp.Status, interim)
+		}
+		if p := u.next(t); p.body != body {
+			t.Errorf("the legacy host saw %d bytes", len(p.body))
+		}
 	}
 }

@@ -204,10 +204,10 @@ func (x *exchange) stopReading() {
 func isRelayed(name string) bool { return name == "Set-Cookie" || name == "Trailer" }
 
 // relayInterim passes a 1xx answer on. 100 is for who has asked for it, and that was the
-// gateway, if the caller has.
+// gateway, if the caller has; over HTTP/2 and HTTP/3 nobody knows whether it has.
 func (x *exchange) relayInterim() {
 	status := x.answer.StatusCode()
-	if !x.r.ProtoAtLeast(1, 1) || status == http.StatusContinue && x.expects {
+	if !x.r.ProtoAtLeast(1, 1) || status == http.StatusContinue && (x.expects || x.r.ProtoMajor > 1) {
 		return
 	}
 	x.writeInterim(status, func() { x.copyHeader(false, 0) })

@@ -385,6 +385,15 @@ func (b orderBody) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
+// inOrder is what they have noted.
+func inOrder(order chan string) (noted []string) {
+	close(order)
+	for what := range order {
+		noted = append(noted, what)
+	}
+	return noted
+}
+
 // TestRelayContinue: a caller that waits for 100 Continue gets it before its body is read
 // and before a 1xx answer goes to it: net/http would write both at the same time.
 func TestRelayContinue(t *testing.T) {
@@ -398,13 +407,30 @@ func TestRelayContinue(t *testing.T) {
 			if err := client.Relay(orderWriter{httptest.NewRecorder(), order}, httptest.NewRequest(http.MethodPost, "/x", nil), q, new(Trip)); err != nil {
 				t.Error(err)
 			}
-			close(order)
-			var got []string
-			for what := range order {
-				got = append(got, what)
-			}
-			if !slices.Equal(got, want) {
+			if got := inOrder(order); !slices.Equal(got, want) {
 				t.Errorf("got %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// TestRelayContinueOnce: over HTTP/2 and HTTP/3 the server says 100 to who has asked for
+// it, and hides that from the gateway.
+func TestRelayContinueOnce(t *testing.T) {
+	for proto, want := range map[int][]string{1: {"100", "103", "200"}, 2: {"103", "200"}, 3: {"103", "200"}} {
+		synctest.Test(t, func(t *testing.T) {
+			answer := "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n" + okAnswer
+			client := newScripted(t, &script{conns: [][]string{{answer}}}, nil)
+			order := make(chan string, 10)
+			q := new(Relayed)
+			q.Method, q.Target, q.Host = http.MethodPost, "/x", "legacy.test"
+			r := httptest.NewRequest(http.MethodPost, "/x", nil)
+			r.ProtoMajor = proto
+			if err := client.Relay(orderWriter{httptest.NewRecorder(), order}, r, q, new(Trip)); err != nil {
+				t.Error(err)
+			}
+			if got := inOrder(order); !slices.Equal(got, want) {
+				t.Errorf("HTTP/%d: got %q, want %q", proto, got, want)
 			}
 		})
 	}
