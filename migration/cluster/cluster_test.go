@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,82 +19,24 @@ import (
 	"github.com/td-postback/gateway/spool/cluster/natstest"
 )
 
-// wait is how long a test waits for something that must happen.
-const wait = time.Minute
+var (
+	until = natstest.Until
+	nodes = natstest.New
+	kill  = natstest.KillFor
+)
 
-var natsServer = sync.OnceValues(func() (string, error) { return natstest.Build(scratch, "../../.ci/tools") })
+func TestMain(m *testing.M) { natstest.Main(m) }
 
-// scratch is for what outlives a test.
-var scratch string
-
-func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "td-postback")
-	if err != nil {
-		panic(err)
-	}
-	scratch = dir
-	status := m.Run()
-	for _, n := range shared {
-		n.Kill()
-	}
-	_ = os.RemoveAll(dir)
-	os.Exit(status)
-}
-
-// until waits for a condition that nothing announces.
-func until(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(wait); !holds(); {
-		if time.Now().After(deadline) {
-			t.Fatal("never came about: " + what)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
-func nodes(t testing.TB, dir string, n int, more string) []*natstest.Node {
-	t.Helper()
-	server, err := natsServer()
-	if errors.Is(err, natstest.ErrNotCached) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return natstest.Nodes(t, server, dir, n, more)
-}
-
-// shared is the cluster of three that tests use, each under a name of its own.
-var shared []*natstest.Node
-
-// servers is the cluster, of which all run. Clients do not hear of servers that are not
-// in their URLs.
+// servers is the cluster of three that tests use, each under a name of its own. All of it
+// runs. Clients do not hear of servers that are not in their URLs.
 func servers(t testing.TB) []*natstest.Node {
 	t.Helper()
-	if shared == nil {
-		// The permissions are those of docs/spool-nats.md.
-		shared = nodes(t, scratch, 3, `max_payload: 4MB
-			client_advertise: "127.0.0.1:9"
-			authorization { users: [{ user: spool, password: secret, permissions: {
-				publish: ["*.plan", "*.gateways", "$JS.API.>"], subscribe: ["_INBOX.>", "*.gateways"]
-			}}]}`)
-		for _, n := range shared {
-			n.User = "spool:secret@"
-			n.Start(t)
-		}
-	}
-	return shared
-}
-
-// kill kills a server. At the end of the test it runs again.
-func kill(t testing.TB, n *natstest.Node) {
-	t.Helper()
-	n.Kill()
-	t.Cleanup(func() {
-		if !n.Runs() {
-			n.Start(t)
-		}
-	})
+	// The permissions are those of docs/spool-nats.md.
+	return natstest.Shared(t, `max_payload: 4MB
+		client_advertise: "127.0.0.1:9"
+		authorization { users: [{ user: spool, password: secret, permissions: {
+			publish: ["*.plan", "*.gateways", "$JS.API.>"], subscribe: ["_INBOX.>", "*.gateways"]
+		}}]}`)
 }
 
 func urls(servers []*natstest.Node) (urls []string) {

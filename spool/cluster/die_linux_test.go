@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/td-postback/gateway/spool/cluster/natstest"
 )
 
 // Servers do not outlive a test process that has no time to end them.
@@ -17,7 +19,7 @@ func TestServersDieWithTest(t *testing.T) {
 		_, _ = os.Stdout.WriteString(says + n.Addr + "\n")
 		select {} // until the time is over
 	}
-	if _, err := natsServer(); err != nil {
+	if _, err := natstest.Server(); err != nil {
 		t.Skip(err)
 	}
 	exe, err := os.Executable()

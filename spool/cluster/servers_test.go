@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -16,59 +15,22 @@ import (
 	"github.com/td-postback/gateway/spool/cluster/natstest"
 )
 
-// wait is how long a test waits for something that must happen.
-const wait = time.Minute
+const wait = natstest.Wait
 
 // atOnce is how long what does not wait for the cluster may take, on a machine
 // that is busy.
 const atOnce = time.Second / 2
 
-// natsServer builds the real server, in the version of .ci/tools.
-var natsServer = sync.OnceValues(func() (string, error) { return natstest.Build(scratch, "../../.ci/tools") })
-
-// scratch is for what outlives a test.
-var scratch string
-
-func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "td-postback")
-	if err != nil {
-		panic(err)
-	}
-	scratch = dir
-	status := m.Run()
-	for _, n := range shared {
-		n.Kill()
-	}
-	_ = os.RemoveAll(dir)
-	os.Exit(status)
-}
+func TestMain(m *testing.M) { natstest.Main(m) }
 
 // node is a nats-server process, which can be killed and started again.
 type node = natstest.Node
 
-// until waits for a condition that nothing announces.
-func until(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(wait); !holds(); {
-		if time.Now().After(deadline) {
-			t.Fatal("never came about: " + what)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
-// nodes configures servers, one or a cluster.
-func nodes(t testing.TB, dir string, n int, more string) []*node {
-	t.Helper()
-	server, err := natsServer()
-	if errors.Is(err, natstest.ErrNotCached) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return natstest.Nodes(t, server, dir, n, more)
-}
+var (
+	until = natstest.Until
+	nodes = natstest.New
+	kill  = natstest.KillFor
+)
 
 // single is a server of its own for a test.
 func single(t testing.TB, more string) *node {
@@ -79,36 +41,14 @@ func single(t testing.TB, more string) *node {
 	return n
 }
 
-// shared is the cluster of three that all tests use, each under a name of its
-// own.
-var shared []*node
-
+// cluster is the cluster of three that all tests use, each under a name of its own.
 func cluster(t testing.TB) []*node {
 	t.Helper()
-	if shared == nil {
-		// The permissions are those of docs/spool-nats.md.
-		shared = nodes(t, scratch, 3, `max_payload: 4MB
-			authorization { users: [{ user: spool, password: secret, permissions: {
-				publish: ["*.records.*", "*.letters.*", "$JS.API.>", "$JS.ACK.>"], subscribe: ["_INBOX.>"]
-			}}]}`)
-		for _, n := range shared {
-			n.User = "spool:secret@"
-			n.Start(t)
-		}
-	}
-	return shared
-}
-
-// kill kills a server of the shared cluster. At the end of the test it runs again,
-// however that ends: the next test needs it.
-func kill(t testing.TB, n *node) {
-	t.Helper()
-	n.Kill()
-	t.Cleanup(func() {
-		if !n.Runs() {
-			n.Start(t)
-		}
-	})
+	// The permissions are those of docs/spool-nats.md.
+	return natstest.Shared(t, `max_payload: 4MB
+		authorization { users: [{ user: spool, password: secret, permissions: {
+			publish: ["*.records.*", "*.letters.*", "$JS.API.>", "$JS.ACK.>"], subscribe: ["_INBOX.>"]
+		}}]}`)
 }
 
 // events are what a Log had to say.

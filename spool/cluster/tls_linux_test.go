@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/td-postback/gateway/spool"
+	"github.com/td-postback/gateway/spool/cluster/natstest"
 )
 
 // authority makes certificates.
@@ -51,7 +52,7 @@ var trusted = sync.OnceValues(func() (*authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(scratch, "authorities")
+	dir := filepath.Join(natstest.Scratch, "authorities")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}

@@ -16,9 +16,6 @@ import (
 	"time"
 )
 
-// wait is how long a server may take to listen.
-const wait = time.Minute
-
 // ErrNotCached says that nats-server is not in Go's module cache. Tests skip
 // then: they install nothing.
 var ErrNotCached = errors.New("nats-server is not in Go's module cache (go -C .ci/tools mod download)")
@@ -127,7 +124,7 @@ func (n *Node) Start(t testing.TB) {
 	if err := n.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(wait); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(Wait); ; time.Sleep(20 * time.Millisecond) {
 		conn, err := net.Dial("tcp", n.Addr) //nolint:noctx // on loopback
 		if err == nil {
 			_ = conn.Close()
