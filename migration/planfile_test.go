@@ -1,22 +1,17 @@
 package migration
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 )
-
-const planChildFile = "TEST_PLAN_FILE"
 
 // reopenPlan closes a plan and opens it again.
 func reopenPlan(t testing.TB, s *Steering) (*Steering, error) {
@@ -465,33 +460,8 @@ func shareOf(revision uint64) Share {
 // is there after a restart, or the next revision, and all of it.
 func TestKilledWhileChanging(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "plan.db")
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	for kill := range 10 {
-		cmd := exec.Command(exe)
-		cmd.Env = append(os.Environ(), planChildFile+"="+path)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		killed := sync.OnceFunc(func() { _ = cmd.Process.Kill() })
-		var said uint64
-		in := bufio.NewScanner(out)
-		for lines := 0; in.Scan(); lines++ {
-			if _, err := fmt.Sscanf(in.Text(), "revision %d", &said); err != nil {
-				t.Errorf("the process said %q", in.Text())
-			}
-			if lines == 0 {
-				time.AfterFunc(time.Duration(5+kill*7)*time.Millisecond, killed)
-			}
-		}
-		killed()
-		_ = cmd.Wait()
+		said := killChild(t, childChanges, path, "revision %d", time.Duration(5+kill*7)*time.Millisecond)
 		s := openPlan(t, path)
 		status := s.Status()
 		if status.Revision < said || status.Revision > said+1 || said == 0 {

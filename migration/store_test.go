@@ -1,13 +1,11 @@
 package migration
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,21 +13,6 @@ import (
 	"testing"
 	"time"
 )
-
-const childFile = "TEST_REPORT_FILE"
-
-// TestMain makes this binary a process that is killed, when a test says so.
-func TestMain(m *testing.M) {
-	if path := os.Getenv(childFile); path != "" {
-		saveUntilKilled(path)
-		return
-	}
-	if path := os.Getenv(planChildFile); path != "" {
-		changeUntilKilled(path)
-		return
-	}
-	os.Exit(m.Run())
-}
 
 func open(t testing.TB, path string, rows int) *Report {
 	t.Helper()
@@ -260,37 +243,8 @@ func saveUntilKilled(path string) {
 // nothing twice.
 func TestKilledWhileSaving(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "report.db")
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	for kill := range 10 {
-		cmd := exec.Command(exe)
-		cmd.Env = append(os.Environ(), childFile+"="+path)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		killed := sync.OnceFunc(func() { _ = cmd.Process.Kill() })
-		var saved uint64
-		in := bufio.NewReader(out)
-		for said := 0; ; said++ {
-			line, err := in.ReadString('\n')
-			if err != nil {
-				break
-			}
-			if _, err := fmt.Sscanf(line, "saved %d", &saved); err != nil {
-				t.Errorf("the process said %q", line)
-			}
-			if said == 0 {
-				time.AfterFunc(time.Duration(20+kill*7)*time.Millisecond, killed)
-			}
-		}
-		killed()
-		_ = cmd.Wait()
+		saved := killChild(t, childSaves, path, "saved %d", time.Duration(20+kill*7)*time.Millisecond)
 		r := open(t, path, 50)
 		l := r.List(start)
 		if total := l.Others.Events + eventsOf(l.Rows); total < saved || total > saved+30 || saved == 0 {
