@@ -20,8 +20,8 @@ import (
 // a cluster of three nats-servers. The plan changes at random at each of them. One of them
 // is killed, loads its configuration again, or is cut off from the cluster, sometimes
 // rolled back by itself meanwhile, and a server is killed and started again, in turns. In
-// the end each change of the plan that was answered is in its history, and all
-// gateways have the same one.
+// the end each change of the plan that was answered is in its history, and all gateways
+// have the same one.
 //
 // What was with a gateway that was killed comes again half a minute later, so it is only
 // in a mixed run that all queues are emptied.
