@@ -44,9 +44,9 @@ Try it without an account; the sandbox prints what v2 would receive:
 
 The sandbox refuses what is for the tables answer_400, answer_403, answer_422,
 answer_429, answer_503 and answer_never, and of batches some of answer_206, to try
-what then happens. A stand-in for the legacy host is there, too, to try how a table is
-moved to v2 and back; at first, everything goes to v2. For another gateway whose "upstream" this one is, it takes v2's
-batches too.
+what then happens. For another gateway whose "upstream" this one is, it takes v2's
+batches too. A stand-in for the legacy host is there as well, to try how td-migrate
+moves a table to v2, and back: at first, everything goes to v2.
 
 Forward for real:
 
