@@ -65,6 +65,9 @@ func (h *Handler) auditRecord(c *call, whole bool) (refused *postback.Refusal) {
 
 // isSurelyRefused reports whether v2 would refuse a body, as far as it is worth looking.
 func (h *Handler) isSurelyRefused(c *call) bool {
+	if c.out.Compressed() {
+		return h.isSurelyRefusedUnpacked(c)
+	}
 	length, inParts := int64(c.out.Length()), len(c.out.More) > 0
 	judged := &judgedSmall
 	if inParts {
@@ -82,14 +85,41 @@ func (h *Handler) isSurelyRefused(c *call) bool {
 	return c.out.SurelyRefused()
 }
 
+// maxUnpacked is what the audit of a compressed body may hold in memory, in bytes: room for
+// as much as v2 takes, and while that grows for half of it once more, and what
+// decompresses it.
+const maxUnpacked = 2 << 20
+
+// unpackCost is about what decompressing the shortest body costs, in bytes of judgedASecond.
+const unpackCost = 64 << 10
+
+// isSurelyRefusedUnpacked is isSurelyRefused for a body that is compressed.
+func (h *Handler) isSurelyRefusedUnpacked(c *call) bool {
+	if !judgedPacked.take(unpackCost, c.answered()) {
+		return false
+	}
+	held, most := 0, 0
+	defer func() { judgedPacked.used.Add(int64(most)) }()
+	return c.out.SurelyRefusedUnpacked(func(bytes int) bool {
+		if bytes < 0 {
+			h.bodies.free(int64(-bytes))
+		} else if held+bytes > maxUnpacked || !h.bodies.reserve(int64(bytes)) {
+			return false
+		}
+		held += bytes
+		most = max(most, held)
+		return true
+	})
+}
+
 // judgedASecond is how many bytes are looked at in a second, whether they are JSON. It
 // takes 1 ns for each, so that this is no part of what a busy gateway does. Callers that
 // send what is none do so again.
 const judgedASecond = 4 << 20
 
-// judgedSmall and judgedLarge say how many were, of bodies in one part and of others: a
-// few large ones must not hide what small ones are.
-var judgedSmall, judgedLarge secondly
+// judgedSmall, judgedLarge and judgedPacked say how many were, of bodies in one part, of
+// others, and of compressed ones: a few large ones must not hide what small ones are.
+var judgedSmall, judgedLarge, judgedPacked secondly
 
 // secondly is an allowance for each second. Where two meet at its beginning, it may be
 // some more.

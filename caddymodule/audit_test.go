@@ -1,6 +1,8 @@
 package caddymodule
 
 import (
+	"compress/gzip"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -24,6 +26,12 @@ var auditedCalls = []struct {
 	{name: "no object", method: "POST", uri: keyed, body: `[1]`},
 	{name: "no whole object", method: "POST", uri: keyed, body: `{"a":1`},
 	{name: "no body", method: "POST", uri: keyed},
+	{name: "no object, in gzip", method: "POST", uri: keyed, body: gzipped(`[1]`), headers: []string{"Content-Encoding", "gzip"}},
+	{name: "no whole object, in gzip", method: "POST", uri: keyed, body: gzipped(`{"a":1`), headers: []string{"Content-Encoding", "gzip"}},
+	{name: "gzip that is cut", method: "POST", uri: keyed, body: gzipped(`{"a":1}`)[:15], headers: []string{"Content-Encoding", "x-gzip"}},
+	{name: "no object, in many bytes of gzip", method: "POST", uri: keyed, body: gzipped("[" + strings.Repeat(" ", 900_000) + "]"), headers: []string{"Content-Encoding", "gzip"}},
+	{name: "js with an array in gzip", method: "POST", uri: asJS, body: gzipped(`[1]`), headers: []string{"Content-Encoding", "gzip"}},
+	{name: "an object that says it is in gzip", method: "POST", uri: keyed, body: `{"a":1}`, headers: []string{"Content-Encoding", "gzip"}},
 	{name: "white space", method: "POST", uri: keyed, body: " \n"},
 	{name: "a beacon", method: "POST", uri: keyed + "&a=1&td_ua=td_ua"},
 	{name: "a beacon without a key", method: "POST", uri: events + "?a=1"},
@@ -50,6 +58,15 @@ var auditedCalls = []struct {
 	{name: "mobile, of several tables", method: "POST", uri: "/ios/v3/event/", body: `{"db.t":[{}],"db.u":[{},{}]}`, headers: []string{"X-Td-Write-Key", benchKey}},
 	{name: "mobile, by GET", method: "GET", uri: "/ios/v3/event?api_key=" + benchKey},
 	{name: "mobile, a bad path", method: "POST", uri: "/ios/v3/event/db", body: `{}`},
+}
+
+// gzipped is a text in gzip.
+func gzipped(text string) string {
+	var b strings.Builder
+	w := gzip.NewWriter(&b)
+	_, _ = io.WriteString(w, text) // neither fails
+	_ = w.Close()
+	return b.String()
 }
 
 // TestAuditIsWhatV2Does sends each call by both lanes. The report must say the same of it,
@@ -86,6 +103,7 @@ func TestAuditIsWhatV2Does(t *testing.T) {
 					change(h, r)
 					judgedSmall.used.Store(0)
 					judgedLarge.used.Store(0)
+					judgedPacked.used.Store(0)
 					return tallied(t, h, r)
 				}
 				legacy, v2 := row(migration.Legacy), row(migration.V2)
@@ -188,13 +206,19 @@ func TestAuditWithoutMemory(t *testing.T) {
 		"of a JavaScript SDK":           {"GET", asJS + data(`{}`), "", "from_query js_sdk key_in_url plain_http"},
 		"several events":                {"POST", "/ios/v3/event?api_key=" + benchKey, `{"db.t":[7]}`, "key_in_url mobile_sdk plain_http"},
 		"an array in several parts":     {"POST", keyed, "[" + strings.Repeat(" ", 200_000) + "]", "key_in_url plain_http"},
+		"an array in gzip":              {"POST gzip", keyed, gzipped("[1]"), "key_in_url plain_http"},
 		"an array, which takes no room": {"POST", keyed, "[]", "key_in_url plain_http refused_by_v2"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := steered(stubHandler(), always(migration.Legacy))
 			report := withReport(t, h)
 			w := fillingWriter{httptest.NewRecorder(), h.bodies}
-			if err := h.ServeHTTP(w, taggedRequest(tc.method, tc.uri, tc.body), nil); err != nil || w.Code != http.StatusOK {
+			method, coding, isPacked := strings.Cut(tc.method, " ")
+			r := taggedRequest(method, tc.uri, tc.body)
+			if isPacked {
+				r.Header["Content-Encoding"] = []string{coding}
+			}
+			if err := h.ServeHTTP(w, r, nil); err != nil || w.Code != http.StatusOK {
 				t.Fatal(err, w.Code)
 			}
 			row := report.get().List(time.Now()).Rows[0]
