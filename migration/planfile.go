@@ -145,6 +145,7 @@ func (f *planFile) writeCopy(s *planState) error {
 		return err
 	}
 	path, made := f.path+copySuffix, f.path+copySuffix+".new"
+	_ = os.Remove(made) // it may be there since a process was killed, and lead elsewhere
 	if err = writeSynced(made, text); err == nil {
 		err = os.Rename(made, path)
 	}
@@ -156,7 +157,7 @@ func (f *planFile) writeCopy(s *planState) error {
 }
 
 func writeSynced(path string, text []byte) error {
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:gosec // G304: the operator's path
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // G304: the operator's path
 	if err != nil {
 		return err
 	}

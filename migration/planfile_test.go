@@ -409,6 +409,29 @@ func TestPlanFileLost(t *testing.T) {
 	}
 }
 
+// Where the copy is made, and where it is, may be a link: what that leads to stays.
+func TestCopyLeadsNowhereElse(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "plan.db")
+	s := openPlan(t, path)
+	other := path + ".other"
+	writeFile(t, other, []byte("somebody's"))
+	for _, link := range []string{path + copySuffix, path + copySuffix + ".new"} {
+		if err := os.Symlink(other, link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(t, s, "share *.* 5")
+	if text := readFile(t, other); string(text) != "somebody's" {
+		t.Errorf("the plan has been written over %q", text)
+	}
+	if _, err := (&planFile{store: store{path: path}}).readCopy(); err != nil {
+		t.Error(err)
+	}
+	if err := s.Trouble(); err != nil {
+		t.Error(err)
+	}
+}
+
 // The copy cannot be written: changes count, and health says so until it can.
 func TestCopyThatCannotBeWritten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "plan.db")
