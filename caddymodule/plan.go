@@ -177,9 +177,23 @@ func (s *sharedPlan) Destruct() error {
 	if s.saver == nil {
 		return nil
 	}
-	s.saver.end()
-	p := s.current.Load()
-	return errors.Join(p.Save(), p.Close())
+	return leaveDisk(func() error {
+		s.saver.end()
+		p := s.current.Load()
+		return errors.Join(p.Save(), p.Close())
+	})
+}
+
+var errDiskLeft = errors.New("the disk does not answer: what is not saved may be lost")
+
+// leaveDisk ends the use of a file. Should its disk not answer, that goes on by itself: a
+// stop does not wait for it, nor a reload, by which an operator goes to another disk.
+func leaveDisk(end func() error) error {
+	err, ok := within(make(turn, 1), diskPatience, end)
+	if !ok {
+		return errDiskLeft
+	}
+	return err
 }
 
 // warn tells of a plan that could not be read or written. Calls go by the plan that is in

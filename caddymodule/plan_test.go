@@ -2,10 +2,12 @@ package caddymodule
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -241,5 +243,37 @@ func TestDecideAllocates(t *testing.T) {
 	}
 	if got := testing.AllocsPerRun(100, func() { s.decide(aCall) }); got > 0 {
 		t.Errorf("%v allocations", got)
+	}
+}
+
+// TestStateOfAHungDisk: a plan and a report whose disk does not answer hold up neither a
+// stop nor a reload that leaves them, by which an operator gets away from that disk.
+func TestStateOfAHungDisk(t *testing.T) {
+	for name, leave := range map[string]func(*saver) error{
+		"plan": func(hung *saver) error {
+			s := &sharedPlan{saver: hung}
+			plan, err := migration.OpenPlan(migration.PlanConfig{})
+			s.current.Store(plan)
+			return errors.Join(err, s.Destruct())
+		},
+		"report": func(hung *saver) error {
+			s := &sharedReport{saver: hung}
+			report, err := migration.Open(migration.Config{})
+			s.current.Store(report)
+			return errors.Join(err, s.Destruct())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				answers := make(chan struct{})
+				hung := startSaver(time.Second, func() { <-answers })
+				time.Sleep(2 * time.Second)
+				began := time.Now()
+				if err := leave(hung); !errors.Is(err, errDiskLeft) || time.Since(began) != diskPatience {
+					t.Errorf("got %v after %v", err, time.Since(began))
+				}
+				close(answers)
+			})
+		})
 	}
 }

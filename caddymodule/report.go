@@ -224,9 +224,11 @@ func (s *sharedReport) Destruct() error {
 	if s.saver == nil {
 		return nil
 	}
-	s.saver.end()
-	s.save()
-	return s.current.Load().Close()
+	return leaveDisk(func() error {
+		s.saver.end()
+		s.save()
+		return s.current.Load().Close()
+	})
 }
 
 // warn tells of a report that cannot be kept. Nothing else suffers from that. Without an
