@@ -16,9 +16,9 @@ to the legacy host. A share is one of clients, and sticks: to raise it moves mor
 and none back. (Of keys or tables, if stick in migrate says so.)
 
 A rule is database.table, 'database.*' or '*.*', which is everything. Quote the stars, or
-the shell takes them. The most specific rule decides: account and table, table, account
-and database, database, account, everything. The command names those that decide before
-the one that you give.
+the shell takes them. The most specific rule decides: a table's before a database's, and
+that before *.*; of two that are alike, the one for an account. The command names those
+that decide before the one that you give.
 
 A percentage is a number from 0 to 100, with at most two digits behind the point, and
 without a percent sign.
@@ -41,7 +41,8 @@ it a share instead. A rule for an account is another one than that for all.
 	"rollback": `
 Sends everything to the legacy host, from the next request of every connection, whatever
 the rules say. It is one request, and asks nothing before. The rules stay as they are
-under it, and can be changed. What the spool holds for v2 still goes to v2. Back: td-migrate resume.
+under it, and can be changed. What the spool holds for v2 still goes to v2.
+Back: td-migrate resume.
 
 With spool nats, it is for all gateways that share the plan, and names those that may not
 have heard of it. Give --local on the machine of each of those.`,

@@ -48,7 +48,7 @@ func TestRehearsal(t *testing.T) {
 func awaitPlan(t *testing.T, admin string) {
 	t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		resp, err := http.Get("http://" + admin + "/td_postback/migration") //nolint:noctx // the test has a time limit
+		resp, err := http.Get("http://" + admin + "/td_postback/migration")
 		if err == nil {
 			_ = resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {

@@ -88,7 +88,7 @@ func (l *Legacy) serveOne(w http.ResponseWriter, r *http.Request, path []string,
 	case callbackForm.MatchString(callback):
 		w.Header().Set("Content-Type", "application/javascript")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
-		_, _ = io.WriteString(w, callback+`({"created":true})`) //nolint:gosec // G705: it is a name
+		_, _ = io.WriteString(w, callback+`({"created":true})`)
 	default:
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = io.WriteString(w, `{"created":true}`)
