@@ -189,7 +189,7 @@ var errDiskLeft = errors.New("the disk does not answer: what is not saved may be
 // leaveDisk ends the use of a file. Should its disk not answer, that goes on by itself: a
 // stop does not wait for it, nor a reload, by which an operator goes to another disk.
 func leaveDisk(end func() error) error {
-	err, ok := within(make(turn, 1), diskPatience, end)
+	err, ok := within(newTurn(), diskPatience, end)
 	if !ok {
 		return errDiskLeft
 	}

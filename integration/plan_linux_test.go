@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -80,4 +82,86 @@ func (g *planned) awaitHung(t *testing.T) {
 			t.Fatalf("health is %d %+v", status, health)
 		}
 	}
+}
+
+// TestManyAskOfAHungDisk: while the plan's disk does not answer, whoever asks, however
+// often, is told so within seconds, and next to nothing is left waiting in the gateway.
+func TestManyAskOfAHungDisk(t *testing.T) {
+	t.Parallel()
+	disk := mountForgetful(t)
+	g := servePlanIn(t, disk.dir, "start v2")
+	g.goesTo(t, "v2")
+	disk.mu.Lock()
+	unlock := sync.OnceFunc(disk.mu.Unlock)
+	t.Cleanup(unlock)
+	const slow, refused = "the plan's disk does not answer", "nothing has changed"
+	g.isTold(t, http.MethodPost, "migration/share", `{"rule":"shop.orders","percent":50}`, "may hold as soon as")
+	g.awaitHung(t)
+	before := g.goroutines(t)
+	var all sync.WaitGroup
+	for range 20 {
+		for _, asked := range [][4]string{
+			{http.MethodPost, "migration/share", `{"rule":"shop.orders","percent":60}`, refused},
+			{http.MethodPost, "migration/unset", `{"rule":"shop.orders"}`, refused},
+			{http.MethodPost, "migration/undo", "", refused},
+			{http.MethodPost, "migration/resume", "", refused},
+			{http.MethodPost, "migration/rollback", "", slow},
+			{http.MethodPost, "migration/rollback", `{"local":true}`, slow},
+			{http.MethodGet, "migration", "", slow},
+			{http.MethodGet, "migration/history", "", slow},
+			{http.MethodGet, "health", "", slow},
+		} {
+			all.Go(func() { g.isTold(t, asked[0], asked[1], asked[2], asked[3]) })
+		}
+	}
+	all.Wait()
+	g.goesTo(t, "legacy")
+	http.DefaultClient.CloseIdleConnections() // each has goroutines in the gateway
+	const kinds = 5                           // of questions: one of each may wait
+	for end := time.Now().Add(patience); g.goroutines(t) > before+kinds; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d goroutines are left, there were %d", g.goroutines(t), before)
+		}
+	}
+	unlock()
+	g.says(t, words("status"), "Revision 2", "It is rolled back, by ")
+}
+
+// isTold asks the admin API of a gateway whose plan's disk does not answer. A change is
+// based on a plan that nobody has made.
+func (g *planned) isTold(t *testing.T, method, path, body, want string) {
+	t.Helper()
+	req, err := http.NewRequest(method, "http://"+g.admin+"/td_postback/"+path, strings.NewReader(body))
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	if method == http.MethodPost && path != "migration/rollback" {
+		req.Header.Set("If-Match", `"0"`)
+	}
+	began := time.Now()
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if took := time.Since(began); err != nil || !strings.Contains(string(text), want) || took > 10*time.Second {
+		t.Errorf("%s: got %d %s, %v, after %s", path, resp.StatusCode, text, err, took)
+	}
+}
+
+// goroutines is how many the gateway has.
+func (g *planned) goroutines(t *testing.T) (n int) {
+	t.Helper()
+	resp, err := http.Get("http://" + g.admin + "/debug/pprof/goroutine?debug=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if _, err := fmt.Fscanf(resp.Body, "goroutine profile: total %d", &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
