@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
@@ -110,8 +111,14 @@ func (a *App) leave(use *spoolUse) error {
 
 // Start opens the report, the plan, and the spools that are not open yet. A spool that another process
 // has, or that has another key, fails the configuration; one whose disk or
-// cluster is in trouble is tried again later.
+// cluster is in trouble is tried again later. The plan may wait for that cluster too, and
+// does so at the same time.
 func (a *App) Start() error {
+	var opening sync.WaitGroup
+	defer opening.Wait()
+	if a.plan != nil {
+		opening.Go(func() { a.plan.get() })
+	}
 	_ = a.fingerprints.secret() // made now, and not when a caller waits
 	naming.CompareAndSwap(nil, a.fingerprints)
 	for _, use := range a.uses {
@@ -121,9 +128,6 @@ func (a *App) Start() error {
 	}
 	if a.report != nil {
 		a.report.get()
-	}
-	if a.plan != nil {
-		a.plan.get()
 	}
 	return nil
 }
