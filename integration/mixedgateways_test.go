@@ -53,6 +53,7 @@ func TestMixedGateways(t *testing.T) {
 	for _, s := range m.sites {
 		awaitIdle(t, s.admin)
 	}
+	m.spool.awaitState(t, func(s *spoolState) bool { return s.Available })
 	queued := m.checkPlaces(t, m.spool)
 	if long {
 		m.calmDown()

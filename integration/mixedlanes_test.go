@@ -431,13 +431,13 @@ func (g *spooling) kept(t *testing.T) map[string]string {
 		}
 		for last := uint64(0); ; {
 			var list []letter
-			askAdmin(t, http.MethodGet, g.admin, fmt.Sprintf("spool/records?queue=%s&after=%d&limit=1000", url.QueryEscape(q.Name), last), &list)
+			g.read(t, fmt.Sprintf("records?queue=%s&after=%d&limit=1000", url.QueryEscape(q.Name), last), &list)
 			if len(list) == 0 {
 				break
 			}
 			for _, listed := range list {
 				var record letter
-				askAdmin(t, http.MethodGet, g.admin, fmt.Sprintf("spool/record?queue=%s&id=%d", url.QueryEscape(q.Name), listed.ID), &record)
+				g.read(t, fmt.Sprintf("record?queue=%s&id=%d", url.QueryEscape(q.Name), listed.ID), &record)
 				for _, id := range idsIn([]byte(record.Body)) {
 					if other := cmp.Or(kept[id], q.Name); other != q.Name {
 						t.Errorf("event %s is in the queues of %s and %s", id, other, q.Name)
@@ -449,6 +449,23 @@ func (g *spooling) kept(t *testing.T) map[string]string {
 		}
 	}
 	return kept
+}
+
+// read reads what the spool has. A server of a cluster may be about to lead: then it is
+// asked again.
+func (g *spooling) read(t *testing.T, path string, value any) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		var answer json.RawMessage
+		status := askAdmin(t, http.MethodGet, g.admin, "spool/"+path, &answer)
+		if status < http.StatusInternalServerError {
+			_ = json.Unmarshal(answer, value) // there is nothing of a record that has just been delivered
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s: got %d %s", path, status, answer)
+		}
+	}
 }
 
 // checkArrived checks where each event is in the end, and that none is there twice
