@@ -5,6 +5,8 @@ import (
 	"strings"
 	"sync"
 	"unicode/utf8"
+
+	"github.com/td-postback/gateway/postback"
 )
 
 // This file reads a User-Agent: the product's name without its version, so that one
@@ -192,7 +194,7 @@ func productName(userAgent string) string {
 			stop++
 		}
 		word := userAgent[at:stop]
-		if word == "" || isDigit(word[0]) || isVersion(word) || mayBeSecret(word) || beginsKey(word) || isAddress(userAgent[stop:]) {
+		if word == "" || isDigit(word[0]) || isVersion(word) || postback.MayBeSecret(word) || beginsKey(word) || isAddress(userAgent[stop:]) {
 			break
 		}
 		end = at + len(withoutVersion(word))

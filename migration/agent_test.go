@@ -153,7 +153,7 @@ func FuzzAgent(f *testing.F) {
 	f.Fuzz(func(t *testing.T, userAgent string) {
 		family, _ := readAgent(userAgent)
 		expectFit(t, family, maxAgent)
-		if mayBeSecret(family) {
+		if postback.MayBeSecret(family) {
 			t.Errorf("%q has a secret", family)
 		}
 		if n := testing.AllocsPerRun(1, func() { agentFamily(userAgent) }); n > 0 {

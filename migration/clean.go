@@ -57,23 +57,6 @@ func clean(text string, limit int) string {
 	return string(appendClean(nil, text, limit))
 }
 
-// minSecret is how many hexadecimal digits in a row may be the secret of a key, as
-// for postback.MaskKeys.
-const minSecret = 16
-
-// mayBeSecret reports whether a text has so many hexadecimal digits in a row.
-func mayBeSecret(text string) bool {
-	run := 0
-	for i := 0; i < len(text) && run < minSecret; i++ {
-		if c := text[i] | 0x20; isDigit(text[i]) || 'a' <= c && c <= 'f' {
-			run++
-		} else {
-			run = 0
-		}
-	}
-	return run == minSecret
-}
-
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 func isLetter(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }

@@ -140,7 +140,7 @@ func columnName(name string) string {
 		}
 		usual = digits <= maxDigits && (isLetter(name[i]) || isDigit(name[i]) || name[i] == '_' || name[i] == '.' || name[i] == '-')
 	}
-	if !usual || mayBeSecret(name) || postback.MaskKeys(name) != name {
+	if !usual || postback.MayBeSecret(name) || postback.MaskKeys(name) != name {
 		return hidden
 	}
 	return name

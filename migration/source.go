@@ -3,6 +3,8 @@ package migration
 import (
 	"net/netip"
 	"strings"
+
+	"github.com/td-postback/gateway/postback"
 )
 
 // This file tells where calls come from: a page's site, or a client's network.
@@ -54,7 +56,7 @@ func siteOf(url string) (scheme, host string) {
 		return scheme, address
 	}
 	host, _, _ = strings.Cut(rest, ":")
-	if !hasOnlyBytes(host, isHostByte) || strings.Contains(rest, "@") || mayBeSecret(host) {
+	if !hasOnlyBytes(host, isHostByte) || strings.Contains(rest, "@") || postback.MayBeSecret(host) {
 		return "", ""
 	}
 	return scheme, host

@@ -56,7 +56,7 @@ func (d Destination) Shown() Destination {
 		return d
 	}
 	isKey := d.Database != "" && isDigit(d.Database[len(d.Database)-1]) && len(d.Table) >= minSecret && hasOnly(d.Table[:minSecret], isHex)
-	if isKey || d.Database == "" && hexRun(d.Table) >= minSecret || hexRun(d.Table) >= usualSecret {
+	if isKey || d.Database == "" && MayBeSecret(d.Table) || hexRun(d.Table) >= usualSecret {
 		d.Table = masked
 	}
 	if hexRun(d.Database) >= usualSecret {
@@ -64,6 +64,10 @@ func (d Destination) Shown() Destination {
 	}
 	return d
 }
+
+// MayBeSecret reports whether a text has as many hexadecimal digits in a row as the secret
+// of a key has at least.
+func MayBeSecret(text string) bool { return hexRun(text) >= minSecret }
 
 // hexRun is how many hexadecimal digits a text has in a row.
 func hexRun(text string) (longest int) {

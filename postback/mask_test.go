@@ -156,3 +156,15 @@ func TestShownNames(t *testing.T) {
 		}
 	}
 }
+
+// TestMayBeSecret: 16 hexadecimal digits in a row are enough, in either case and anywhere.
+func TestMayBeSecret(t *testing.T) {
+	for text, want := range map[string]bool{
+		"": false, "orders": false, "0123456789abcde": false, "0123456789abcde_f": false,
+		"0123456789abcdef": true, "x_0123456789ABCDEF": true, "0123456789abcdef01234567/": true, "a-0123456789abcdef": true,
+	} {
+		if MayBeSecret(text) != want {
+			t.Errorf("%q: want %t", text, want)
+		}
+	}
+}
