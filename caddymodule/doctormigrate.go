@@ -2,8 +2,10 @@ package caddymodule
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -33,18 +35,14 @@ func (b *foundBlock) legacyTargets() (all []string, err error) {
 		return nil, nil
 	}
 	var hosts []string
-	switch region := postback.LegacyHosts[h.Region]; {
-	case h.Migrate.Legacy != "":
-		hosts = []string{h.Migrate.Legacy}
-	case region != "":
-		hosts = []string{region}
+	named := cmp.Or(h.Migrate.Legacy, postback.LegacyHosts[h.Region])
+	switch {
+	case named != "":
+		hosts = []string{named}
 	case h.Region == postback.RegionAuto:
-		for _, host := range postback.LegacyHosts {
-			hosts = append(hosts, host)
-		}
-		slices.Sort(hosts)
+		hosts = slices.Sorted(maps.Values(postback.LegacyHosts))
 	default:
-		return nil, fmt.Errorf("migrate legacy is not set: without a region it must be %s", allowedLegacy)
+		return nil, errNoLegacy
 	}
 	for _, host := range hosts {
 		u, err := h.Migrate.legacyURL(host)

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"cmp"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -196,10 +197,12 @@ func (h *Handler) provisionMigrate() error {
 			}
 		}
 	case h.Upstream != "":
-		err = fmt.Errorf("migrate legacy is not set: without a region it must be %s", allowedLegacy)
+		err = errNoLegacy
 	}
 	return err
 }
+
+var errNoLegacy = errors.New("migrate legacy is not set: without a region it must be " + allowedLegacy)
 
 func (h *Handler) newLegacyRoute(host string, trust *tls.Config) (*route, error) {
 	target, err := h.Migrate.legacyURL(host)

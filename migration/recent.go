@@ -56,10 +56,7 @@ func (r *recentRow) events() uint64 { return r.lanes[V2] + r.lanes[Legacy] }
 // recently is what all callers have sent in the last hour that have a row.
 func (r *Report) recently(now time.Time) []recentRow {
 	r.mu.RLock()
-	rows := make([]*row, 0, len(r.order.places))
-	for _, p := range r.order.places {
-		rows = append(rows, p.row)
-	}
+	rows := r.order.all()
 	r.mu.RUnlock()
 	all := make([]recentRow, 0, len(rows))
 	for _, one := range rows { // one at a time: callers do not wait for all of it
