@@ -283,6 +283,32 @@ func TestMigrateHelp(t *testing.T) {
 	}
 }
 
+// TestMigrateOtherDir: a reload that names another directory moves nothing, there or back,
+// and a rollback goes along. What it has taken along is there after a restart.
+func TestMigrateOtherDir(t *testing.T) {
+	t.Parallel()
+	g := servePlan(t, "")
+	g.says(t, words("share db.tbl 100"), "Revision 1")
+	g.goesTo(t, "v2")
+	reloads := func(caddyfile string) {
+		t.Helper()
+		if status, problem := reload(t, g.admin, caddyfile); status != http.StatusOK {
+			t.Fatalf("reload: %d %s", status, problem)
+		}
+	}
+	reloads(strings.Replace(g.caddyfile, "dir "+g.planDir()+"\n", "dir "+g.planDir()+"2\n", 1))
+	g.says(t, words("status"), "Revision 1", "db.tbl  -        100 %")
+	g.goesTo(t, "v2")
+	g.says(t, words("rollback"), "Revision 2")
+	reloads(g.caddyfile)
+	for range 2 {
+		g.says(t, words("status"), "Revision 2", "It is rolled back", "db.tbl  -        100 %")
+		g.goesTo(t, "legacy")
+		g.says(t, words("history"), "rollback", "share (db.tbl: 100 % to v2, a new rule)")
+		g.restart(t)
+	}
+}
+
 // TestMigrateErrors: what is wrong with a command is told, with exit code 1, and nothing
 // changes.
 func TestMigrateErrors(t *testing.T) {
