@@ -74,15 +74,22 @@ func TestLaneQuery(t *testing.T) {
 
 // TestLaneIsDecidedWhenTheBodyIsThere: what changes while a body comes holds for it.
 func TestLaneIsDecidedWhenTheBodyIsThere(t *testing.T) {
-	var lane atomic.Int32
-	h := steered(stubHandler(), func(laneQuery) migration.Lane { return migration.Lane(lane.Load()) }) //nolint:gosec // 0 or 1
-	h.single.Client = nil                                                                              // nothing may go to v2
-	lane.Store(int32(migration.V2))
-	r := benchRequest(http.MethodPost, benchPath, 300)
-	r.Body = changingBody{&stubBody{data: benchBody(300)}, func() { lane.Store(int32(migration.Legacy)) }}
-	w := httptest.NewRecorder()
-	if err := h.ServeHTTP(w, r, nil); err != nil || w.Code != http.StatusOK {
-		t.Error(err, w.Code)
+	for name, size := range map[string]int{"whole": 300, "longer than max_body, in chunks": postback.MaxBody + 1} {
+		t.Run(name, func(t *testing.T) {
+			var lane atomic.Int32
+			h := steered(stubHandler(), func(laneQuery) migration.Lane { return migration.Lane(lane.Load()) }) //nolint:gosec // 0 or 1
+			h.single.Client = nil                                                                              // nothing may go to v2
+			lane.Store(int32(migration.V2))
+			r := benchRequest(http.MethodPost, benchPath, size)
+			if size > postback.MaxBody {
+				r.ContentLength = -1
+			}
+			r.Body = changingBody{&stubBody{data: benchBody(size)}, func() { lane.Store(int32(migration.Legacy)) }}
+			w := httptest.NewRecorder()
+			if err := h.ServeHTTP(w, r, nil); err != nil || w.Code != http.StatusOK {
+				t.Error(err, w.Code)
+			}
+		})
 	}
 }
 
