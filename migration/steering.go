@@ -242,10 +242,14 @@ func (s *Steering) TakeOver(from *Plan) {
 	s.file.mu.Lock()
 	defer s.file.mu.Unlock()
 	before, next := from.state, s.state
-	if before.Revision > 0 && next.isBefore(before) {
+	switch {
+	case !next.isBefore(before):
+		next = next.withOwn(cmp.Or(before.Local, next.Local), cmp.Or(before.Wanted, next.Wanted))
+	case before.Revision > 0:
 		next = before
+	default: // nobody has made a plan, and the start is this file's
+		next = next.withOwn(before.Local, before.Wanted)
 	}
-	next = next.withOwn(cmp.Or(before.Local, s.state.Local), cmp.Or(before.Wanted, s.state.Wanted))
 	lifted := before.isHeld() && before.isBefore(next) // by a later change, which this plan has
 	if from.held && !lifted && !next.isHeld() {
 		next = next.withOwn(s.holdHere(&Order{Time: time.Now().UTC().Truncate(time.Second), Who: "a reload", Note: takenOver}), nil)

@@ -540,6 +540,33 @@ func TestTakeOverOfARollback(t *testing.T) {
 	}
 }
 
+// What a file has of a rollback of this gateway alone, that was lifted while the plan was in
+// another file, does not come back. Beside a plan that did not come of it, it stays.
+func TestTakeOverOfARollbackByItself(t *testing.T) {
+	for name, tc := range map[string]struct {
+		before, own []string
+		held        bool
+	}{
+		"lifted since":            {[]string{"share *.* 50"}, nil, false},
+		"no plan was made":        {nil, nil, false},
+		"of another plan":         {[]string{"share *.* 50"}, []string{"share *.* 7"}, true},
+		"of a plan that is newer": {nil, []string{"share *.* 7"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before, own := openPlan(t, ""), openPlan(t, filepath.Join(t.TempDir(), "plan.db"))
+			must(t, before, tc.before...)
+			must(t, own, tc.own...)
+			if _, err := own.Rollback(Order{Time: start, Local: true}); err != nil {
+				t.Fatal(err)
+			}
+			own.TakeOver(before.Plan())
+			if own.Plan().held != tc.held || (own.Status().Local != nil) != tc.held {
+				t.Errorf("%+v", own.Status())
+			}
+		})
+	}
+}
+
 // Of a file that cannot be read, nothing is known to be right unless a plan was taken over.
 func TestTakeOverOfADamagedFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "plan.db")
