@@ -34,9 +34,10 @@ type legacyHost struct {
 	net.Listener
 	requests chan passed
 
-	// early is called when the head of a request is there, and answer when all of it is.
-	// They return false to close the connection.
+	// early is called when the head of a request is there, begun, if it is not nil, behind
+	// it, and answer when all is there. They return false to close the connection.
 	early  func(conn net.Conn, br *bufio.Reader) (keep bool)
+	begun  func(conn net.Conn, p *passed) (keep bool)
 	answer func(conn net.Conn, p *passed) (keep bool)
 }
 
@@ -79,7 +80,7 @@ func (u *legacyHost) handle(conn net.Conn, _ int) {
 			p.fields[i] = pseudonym.ReplaceAllString(p.fields[i], "PSEUDONYM")
 		}
 		slices.Sort(p.fields)
-		keep := u.early(conn, br)
+		keep := u.early(conn, br) && (u.begun == nil || u.begun(conn, &p))
 		if keep {
 			p.readBody(br)
 			keep = p.err == nil && u.answer(conn, &p)

@@ -6,12 +6,16 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -371,5 +375,140 @@ func TestLegacyContinueOverHTTP2(t *testing.T) {
 		if p := u.next(t); p.body != body {
 			t.Errorf("the legacy host saw %d bytes", len(p.body))
 		}
+	}
+}
+
+// echoFault is a way in which the legacy host says the number of a request.
+type echoFault struct {
+	name   string
+	early  bool // before it has read the body
+	again  bool // the request may come a second time
+	whole  bool // its caller gets the answer
+	status int
+	answer func(conn net.Conn, number string) (keep bool)
+}
+
+// echoFaults are what TestLegacyFaultsAtRandom chooses from. None of their texts but the
+// number may get to a caller.
+func echoFaults() []echoFault {
+	const evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+	answer := func(status, number string) string {
+		return fmt.Sprintf("HTTP/1.1 %s X\r\nContent-Length: %d\r\n\r\n%s", status, len(number), number)
+	}
+	chunks := func(number string) string {
+		return "HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n" + chunksOf(number, 2) + "0\r\nX-Sum: " + number + "\r\n\r\n"
+	}
+	return []echoFault{
+		{"none", false, false, true, 200, func(conn net.Conn, number string) bool { return send(conn, true, answer("200", number)) }},
+		{"chunks", false, false, true, 200, func(conn net.Conn, number string) bool { return send(conn, true, chunks(number)) }},
+		{"more behind it", false, false, true, 200, func(conn net.Conn, number string) bool { return send(conn, true, answer("200", number)+evil) }},
+		{"more behind chunks", false, false, true, 200, func(conn net.Conn, number string) bool { return send(conn, true, chunks(number)+evil) }},
+		{"1xx", false, false, true, 200, func(conn net.Conn, number string) bool {
+			return send(conn, true, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"+answer("200", number))
+		}},
+		{"until it closes", false, false, true, 200, func(conn net.Conn, number string) bool { return send(conn, false, "HTTP/1.1 200 OK\r\n\r\n"+number) }},
+		{"closes behind it", false, false, true, 200, func(conn net.Conn, number string) bool { return send(conn, false, answer("200", number)) }},
+		{"refuses", false, false, true, 403, func(conn net.Conn, number string) bool { return send(conn, true, answer("403", number)) }},
+		{"refuses by the head", true, false, true, 413, func(conn net.Conn, number string) bool { return send(conn, false, answer("413", number)) }},
+		{"closes", false, true, false, 502, func(net.Conn, string) bool { return false }},
+		{"resets", false, true, false, 502, func(conn net.Conn, _ string) bool { reset(conn); return false }},
+		{"half an answer", false, false, false, 502, func(conn net.Conn, number string) bool {
+			return send(conn, false, strings.TrimSuffix(answer("200", number), number[1:]))
+		}},
+		{"no HTTP", false, false, false, 502, func(conn net.Conn, _ string) bool { return send(conn, false, "evil\r\n\r\n"+evil) }},
+		{"CONNECT's answer", false, false, false, 502, func(conn net.Conn, _ string) bool {
+			return send(conn, true, "HTTP/1.1 101 Switching Protocols\r\n\r\n"+evil)
+		}},
+	}
+}
+
+// TestLegacyFaultsAtRandom: whatever the legacy host does to others, a caller gets the
+// answer to its own request or none, and the legacy host each request whole and once, but
+// where it closes a connection without a word.
+func TestLegacyFaultsAtRandom(t *testing.T) {
+	t.Parallel()
+	const callers, requests = 8, 100
+	faults := echoFaults()
+	u := startLegacy(t, nil)
+	var seen sync.Map // number -> *atomic.Int32
+	faultOf := func(p *passed) (number string, fault *echoFault) {
+		parts := strings.Split(strings.Fields(p.line)[1], "/")
+		n, _ := strconv.Atoi(parts[2])
+		return parts[1], &faults[n]
+	}
+	count := func(number string) int32 {
+		n, _ := seen.LoadOrStore(number, new(atomic.Int32))
+		return n.(*atomic.Int32).Add(1)
+	}
+	u.requests = make(chan passed, 4*callers*requests)
+	u.begun = func(conn net.Conn, p *passed) (keep bool) {
+		number, fault := faultOf(p)
+		if !fault.early {
+			return true
+		}
+		count(number)
+		fault.answer(conn, number)
+		return false
+	}
+	u.answer = func(conn net.Conn, p *passed) bool {
+		number, fault := faultOf(p)
+		if p.body != strings.Repeat(number, len(p.body)/len(number)) {
+			t.Errorf("%s: the body is another's, or not whole: %.60q", number, p.body)
+		}
+		if n := count(number); n > 1 && !fault.again || n > 2 {
+			t.Errorf("%s: the legacy host reads it for the %dth time", number, n)
+		}
+		return fault.answer(conn, number)
+	}
+	g := serveLegacy(t, u, "max_body 20000\n response_timeout 20s", "")
+	var all sync.WaitGroup
+	for c := range callers {
+		all.Go(func() {
+			random := mathrand.New(mathrand.NewPCG(uint64(c), 17)) //nolint:gosec // G404: it chooses faults
+			var conn net.Conn
+			var br *bufio.Reader
+			for n := range requests {
+				number, kind := fmt.Sprintf("%02d%04d", c, n), random.IntN(len(faults))
+				body := strings.Repeat(number, []int{1, 100, 3000, 10_000}[random.IntN(4)])
+				request := fmt.Sprintf("POST /%s/%d HTTP/1.1\r\nHost: x\r\n", number, kind)
+				if random.IntN(2) == 0 {
+					request += fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(body), body)
+				} else {
+					request += "Transfer-Encoding: chunked\r\n\r\n" + chunksOf(body, 7000) + "0\r\n\r\n"
+				}
+				if conn == nil {
+					conn = dial(t, g.addr)
+					br = bufio.NewReader(conn)
+				}
+				_, _ = io.WriteString(conn, request)
+				if !faults[kind].check(t, br, number) {
+					conn.Close()
+					conn = nil
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// check reads a caller's answer, and reports whether the connection goes on.
+func (f *echoFault) check(t *testing.T, br *bufio.Reader, number string) (goesOn bool) {
+	for {
+		resp, err := http.ReadResponse(br, &http.Request{Method: http.MethodPost})
+		if err != nil {
+			t.Errorf("%s, %s: no answer: %v", number, f.name, err)
+			return false
+		}
+		body, err := io.ReadAll(resp.Body)
+		if resp.StatusCode < 200 {
+			continue
+		}
+		if err != nil || resp.StatusCode != f.status || f.whole && string(body) != number || strings.Contains(string(body), "evil") {
+			t.Errorf("%s, %s: got %d %q, %v", number, f.name, resp.StatusCode, body, err)
+		}
+		if sum := resp.Trailer.Get("X-Sum"); sum != "" && sum != number {
+			t.Errorf("%s, %s: got the trailer of %s", number, f.name, sum)
+		}
+		return !resp.Close
 	}
 }
