@@ -805,6 +805,7 @@ func TestLegacyCutAnswer(t *testing.T) {
 	for name, head := range map[string]string{
 		"long":      "Content-Length: 1000000\r\n\r\n" + strings.Repeat("x", 500_000),
 		"in pieces": "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+		"33 KiB":    "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n" + strings.Repeat("X-A: "+strings.Repeat("x", 1017)+"\r\n", 33) + "\r\n",
 		"trailer":   "Trailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-S",
 	} {
 		answer = "HTTP/1.1 200 OK\r\n" + head
