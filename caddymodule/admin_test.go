@@ -7,7 +7,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -317,7 +319,7 @@ func TestAdminRefuses(t *testing.T) {
 	v2 := newFakeV2(t, http.StatusServiceUnavailable)
 	g := newSpooling(t)
 	g.load(t, `{"handler":"td_postback","region":"us01"}`)
-	if status, problem := admin(t, http.MethodGet, "spool/records", nil); status != http.StatusNotFound || !strings.Contains(problem, `spool ""`) {
+	if status, problem := admin(t, http.MethodGet, "spool/records", nil); status != http.StatusNotFound || !strings.Contains(problem, "the gateway has no spool") {
 		t.Errorf("without a spool: %d %s", status, problem)
 	}
 	g.load(t, g.handler(v2.URL))
@@ -375,6 +377,12 @@ func TestAdminRefuses(t *testing.T) {
 		if status, problem := admin(t, http.MethodGet, target, &list); status != http.StatusOK || len(list) != 0 {
 			t.Errorf("%s: %d %s, %d records", target, status, problem, len(list))
 		}
+	}
+	another := g.dir + "-2"
+	t.Cleanup(func() { _ = os.RemoveAll(another) })
+	g.load(t, g.handler(v2.URL), strings.Replace(g.handler(v2.URL), strconv.Quote(g.dir), strconv.Quote(another), 1))
+	if status, problem := admin(t, http.MethodGet, "spool/records", nil); status != http.StatusNotFound || !strings.Contains(problem, "spool: is not set, and there are several: it must be one of") || !strings.Contains(problem, another) {
+		t.Errorf("of two spools: %d %s", status, problem)
 	}
 }
 

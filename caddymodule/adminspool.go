@@ -84,8 +84,19 @@ type keptRecord struct {
 const maxListed = 1000
 
 // errNoSpool says that a request named no spool that is open.
-func errNoSpool(place string) error {
-	return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("spool %q: not open here", place)}
+func errNoSpool(place string, open []*sharedSpool) error {
+	problem := fmt.Errorf("spool %q: not open here", place)
+	switch {
+	case len(open) == 0:
+		problem = errors.New("the gateway has no spool: write spool into td_postback, and reload")
+	case place == "":
+		places := make([]string, 0, len(open))
+		for _, s := range open {
+			places = append(places, s.Place())
+		}
+		problem = fmt.Errorf("spool: is not set, and there are several: it must be one of %q", places)
+	}
+	return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: problem}
 }
 
 // selected is what a request is about.
@@ -113,7 +124,7 @@ func selection(r *http.Request) (s selected, err error) {
 		}
 	}
 	if named == nil {
-		return s, errNoSpool(place)
+		return s, errNoSpool(place, all)
 	}
 	s.place, s.log, s.queue = named.Place(), named.Log(), form.Get("queue")
 	if s.queue == "" {

@@ -85,7 +85,7 @@ func noArguments(cmd *cobra.Command, args []string) error {
 		return nil
 	}
 	meant := ""
-	if region := nearestRegion(args[0]); region != "" {
+	if region := nearestRegion(args[0]); region != "" && cmd.Flags().Lookup("region") != nil {
 		meant = "--region " + region
 	} else if flag := nearest(args[0], flagsOf(cmd)); flag != "" {
 		meant = "--" + flag

@@ -28,7 +28,7 @@ func addAuditCommand(cmd *cobra.Command) {
 	audit.Flags().String("since", auditTime, "Only callers, and findings, seen within this time, such as 24h or 7d")
 	audit.Flags().String("format", formatTable, "One of "+strings.Join(formats, ", "))
 	audit.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return noVerdict(cmd, nearestFlag(cmd, err)) })
-	audit.Args = func(cmd *cobra.Command, args []string) error { return noVerdict(cmd, cobra.NoArgs(cmd, args)) }
+	audit.Args = func(cmd *cobra.Command, args []string) error { return noVerdict(cmd, noArguments(cmd, args)) }
 	audit.RunE = func(cmd *cobra.Command, _ []string) error {
 		a, err := auditCommand(caddycmd.Flags{FlagSet: cmd.Flags()})
 		if err != nil || a.Verdict != migration.VerdictNot {

@@ -50,8 +50,9 @@ have heard of it. Give --local on the machine of each of those.`,
 Lifts a rollback: the rules hold again, from the next request. Look at td-migrate status
 first, which shows them. --local lifts a rollback --local, and only that does.`,
 	"undo": `
-Takes back the last change of the rules, or makes the rules of a revision the newest. It
-touches no rollback.
+Takes back the last change of the rules, or makes the rules of a revision the newest. An
+undo is a change, too: a second one takes back the first. To go further back, name a
+revision, as history shows it. A rollback stays.
 
 	$ caddy td-migrate undo
 	$ caddy td-migrate undo 12 --note "as it was on Monday"`,

@@ -57,7 +57,7 @@ option report of td_postback switches it on, and so does migrate.
 			cmd.SetFlagErrorFunc(nearestFlag) // the subcommands' too
 			cmd.Args, cmd.RunE = noSubcommand, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 			addAddress(cmd)
-			callers := &cobra.Command{Use: "callers", Short: "Lists the callers, those with most events first", Long: callersHelp, Args: cobra.NoArgs}
+			callers := &cobra.Command{Use: "callers", Short: "Lists the callers, those with most events first", Long: callersHelp, Args: noArguments}
 			callers.Flags().Bool("left", false, "Only those that have sent within 7 days what v2 would not take as it is")
 			callers.Flags().String("since", "", "Only those seen within this time, such as 24h or 7d (default all of 30 days)")
 			callers.Flags().String("format", formatTable, "One of "+strings.Join(formats, ", "))

@@ -37,16 +37,16 @@ func addPlanCommands(cmd *cobra.Command) {
 		sub.Flags().String("account", "", "Only requests with a key of this account, by its number, such as 1234")
 		return noted(sub)
 	}
-	add("status", "Shows the plan: the share of each rule that is to go to v2, and the one that does", cobra.NoArgs, planStatusCommand)
-	add("history", "Lists the changes of the plan, the newest first", cobra.NoArgs, planHistoryCommand)
+	add("status", "Shows the plan: the share of each rule that is to go to v2, and the one that does", noArguments, planStatusCommand)
+	add("history", "Lists the changes of the plan, the newest first", noArguments, planHistoryCommand)
 	share := ofAccount(add("share <database.table> <percent>", "Sends a share of a rule's requests to v2, from the next request; the rest goes to the legacy host", ruleAndPercent, shareCommand))
 	share.Flags().Bool("dry-run", false, "Change nothing, and say how much of the last hour would move")
 	ofAccount(add("unset <database.table>", "Takes a rule away: the next more general one holds", oneRule, unsetCommand))
 	alone := func(sub *cobra.Command) {
 		sub.Flags().Bool("local", false, "Only this gateway, of several that share a plan")
 	}
-	alone(noted(add("rollback", "Sends everything to the legacy host, from the next request, whatever the rules say", cobra.NoArgs, rollbackCommand)))
-	alone(noted(add("resume", "Lifts a rollback: the rules hold again", cobra.NoArgs, resumeCommand)))
+	alone(noted(add("rollback", "Sends everything to the legacy host, from the next request, whatever the rules say", noArguments, rollbackCommand)))
+	alone(noted(add("resume", "Lifts a rollback: the rules hold again", noArguments, resumeCommand)))
 	noted(add("undo [<revision>]", "Takes back the last change of the rules, or makes a revision's rules the newest", maybeRevision, undoCommand))
 }
 

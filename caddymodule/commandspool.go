@@ -53,8 +53,8 @@ as it is.
 				cmd.AddCommand(sub)
 				return sub
 			}
-			add("status", "Shows each spool and its queues", cobra.NoArgs, spoolStatusCommand)
-			list := add("list", "Lists records to be delivered, oldest first", cobra.NoArgs, spoolListCommand)
+			add("status", "Shows each spool and its queues", noArguments, spoolStatusCommand)
+			list := add("list", "Lists records to be delivered, oldest first", noArguments, spoolListCommand)
 			list.Flags().Bool("dead", false, "List dead letters instead")
 			list.Flags().Uint64("after", 0, "Begin behind this ID")
 			list.Flags().Int("limit", 100, "List at most so many, up to "+strconv.Itoa(maxListed))
@@ -190,7 +190,7 @@ func adminAddress(given string) (string, error) {
 		problems = append(problems, err.Error())
 	}
 	if given != "" {
-		return "", fmt.Errorf("--address %q: no gateway answers there: must be where its admin endpoint is, as the option admin in its Caddyfile says (off: it has none): %s", given, problems[0])
+		return "", fmt.Errorf("--address %q: no gateway answers there: must be where its admin endpoint is, such as localhost:2019, as the option admin in its Caddyfile says (off: it has none): %s", given, problems[0])
 	}
 	return "", fmt.Errorf("no gateway answers where it usually does: it does not run, or its admin endpoint is elsewhere or off, as the option admin in its Caddyfile says. Say with --address where. Tried: %s",
 		strings.Join(problems, "; "))

@@ -258,7 +258,12 @@ func TestPlainErrors(t *testing.T) {
 		{"td-migrate audit --address " + nowhere, "no gateway answers there", 3}, // 1 is a verdict
 		{"td-migrate audit --since never", "must be a duration", 3},
 		{"td-migrate audit --sinc 1h", "did you mean --since?", 3},
-		{"td-migrate audit 24h", "unknown command", 3},
+		{"td-migrate audit 24h", "takes no argument", 3},
+		{"td-migrate rollback now", "\"now\": rollback takes no argument, only flags", 1},
+		{"td-migrate rollback tokyo", "\"tokyo\": rollback takes no argument, only flags", 1},
+		{"td-migrate callers left", "did you mean --left?", 1},
+		{"td-spool list dead", "did you mean --dead?", 1},
+		{"td-migrate status --address http://localhost:2019", "such as localhost:2019", 1},
 		{"td-migrate roll", "did you mean rollback?", 1},
 	} {
 		cmd, words := exec.Command(binary, strings.Fields(tc.args)...), new(strings.Builder)

@@ -347,8 +347,8 @@ func TestMigrateErrors(t *testing.T) {
 		"undo 5":                           "there is no revision 5: the newest is 0",
 		"undo last":                        "the revision must be a whole number",
 		"undo 1 2":                         "give one revision",
-		"rollback db.tbl":                  "unknown command",
-		"resume 5":                         "unknown command",
+		"rollback db.tbl":                  "rollback takes no argument, only flags",
+		"resume 5":                         "resume takes no argument, only flags",
 		"rollbak":                          "did you mean rollback?",
 		"share db.tbl 25 --note " + padded: "the note has 501 bytes",
 	} {
@@ -476,6 +476,9 @@ func TestMigrateWithout(t *testing.T) {
 	serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\nhttp://:%s {\n td_postback us01\n}\n", withAdmin(admin), port))
 	for _, line := range []string{"status", "history", "share a.b 5", "share a.b 5 --dry-run", "unset a.b", "rollback", "resume", "undo"} {
 		refuses(t, admin, words(line), "there is no plan of the lanes: write migrate into td_postback, and reload")
+	}
+	for _, line := range []string{"list", "list --dead", "show 1", "replay --all", "drop 1"} {
+		spoolFails(t, admin, words(line), "the gateway has no spool: write spool into td_postback, and reload")
 	}
 }
 

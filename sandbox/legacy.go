@@ -53,7 +53,9 @@ func (l *Legacy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case path == nil && !several:
 		l.print("legacy  " + keyForm.ReplaceAllString(r.Method+" "+r.URL.EscapedPath(), "…") + "  404")
-		answer(w, http.StatusNotFound, "not_found")
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusNotFound)
+		_, _ = io.WriteString(w, `{"error":"not_found","message":"this stand-in for the legacy host takes nothing but events"}`)
 	case r.Method == http.MethodOptions:
 		w.WriteHeader(http.StatusNoContent)
 	case key == "":
