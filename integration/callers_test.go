@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/csv"
 	"encoding/json"
@@ -153,7 +152,7 @@ func TestCallers(t *testing.T) {
 
 	// What is on disk is there after a kill.
 	file := filepath.Join(dir, "report", "callers.db")
-	awaitFile(t, file, "scripts")
+	awaitKept(t, file, "scripts", 2)
 	kill(g.process)
 	again, admin, _ := startCallersGateway(t, refusing, dir)
 	l, _ = awaitRows(t, admin, len(calledAs))
@@ -194,17 +193,33 @@ func startRefusing(t *testing.T, v2 string) string {
 	return "http://" + g.addr
 }
 
-// awaitFile waits until a file has a text: the report is saved every 10 seconds.
-func awaitFile(t *testing.T, file, text string) {
+// awaitKept waits until a report's file, as a kill would leave it now, has a row of a
+// table with so many events: it is saved every 10 seconds.
+func awaitKept(t *testing.T, file, table string, events uint64) {
 	t.Helper()
 	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
-		if content, err := os.ReadFile(file); err == nil && bytes.Contains(content, []byte(text)) { //nolint:gosec // G304: the test's own
+		content, err := os.ReadFile(file) //nolint:gosec // G304: the test's own
+		if err == nil && isKept(t, content, table, events) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("%s is not in %s", text, file)
+			t.Fatalf("%s with %d events is not in %s: %v", table, events, file, err)
 		}
 	}
+}
+
+// isKept reports whether the content of a report's file has such a row.
+func isKept(t *testing.T, content []byte, table string, events uint64) bool {
+	t.Helper()
+	kept, err := migration.Open(migration.Config{Path: write(t, "callers.db", string(content))})
+	if kept == nil {
+		t.Fatal(err)
+	}
+	rows := kept.List(time.Now()).Rows
+	if closed := kept.Close(); closed != nil {
+		t.Fatal(closed)
+	}
+	return err == nil && slices.ContainsFunc(rows, func(r migration.Row) bool { return r.Table == table && r.Events == events })
 }
 
 // checkShownBooks: all calls are in books, in JSON and in the table.
