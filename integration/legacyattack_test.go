@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quic-go/quic-go/http3"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 )
@@ -343,37 +344,41 @@ func TestLegacySentOnce(t *testing.T) {
 	}
 }
 
-// TestLegacyContinueOverHTTP2: of the 100 that Go's server says and that of the legacy
-// host's, a caller gets one.
-func TestLegacyContinueOverHTTP2(t *testing.T) {
+// TestLegacyContinueOnce: of the 100 that Go's server says over HTTP/2 and that of the
+// legacy host's, a caller gets one. Over HTTP/3, only the legacy host says it.
+func TestLegacyContinueOnce(t *testing.T) {
 	t.Parallel()
 	u := startLegacy(t, nil)
 	u.early = func(conn net.Conn, _ *bufio.Reader) bool {
 		return send(conn, true, "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n")
 	}
 	client, authority := serveLegacyTLS(t, u)
-	for _, body := range []string{"{}", strings.Repeat("x", 2000)} { // max_body is 1000
-		req, err := http.NewRequest(http.MethodPost, "https://"+authority+target, strings.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("Expect", "100-continue")
-		var interim []int
-		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
-			interim = append(interim, code)
-			return nil
-		}}))
-		resp, err := client.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		slices.Sort(interim) // either may be first
-		if resp.StatusCode != 200 || resp.ProtoMajor != 2 || !slices.Equal(interim, []int{100, 103}) {
-			t.Errorf("got %s %s behind %v", resp.Proto, resp.Status, interim)
-		}
-		if p := u.next(t); p.body != body {
-			t.Errorf("the legacy host saw %d bytes", len(p.body))
+	over3 := &http3.Transport{TLSClientConfig: &tls.Config{RootCAs: client.Transport.(*http.Transport).TLSClientConfig.RootCAs}}
+	defer over3.Close()
+	for proto, client := range map[int]*http.Client{2: client, 3: {Timeout: patience, Transport: over3}} {
+		for _, body := range []string{"{}", strings.Repeat("x", 2000)} { // max_body is 1000
+			req, err := http.NewRequest(http.MethodPost, "https://"+authority+target, strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Expect", "100-continue")
+			var interim []int
+			req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
+				interim = append(interim, code)
+				return nil
+			}}))
+			resp, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			slices.Sort(interim) // either may be first
+			if resp.StatusCode != 200 || resp.ProtoMajor != proto || !slices.Equal(interim, []int{100, 103}) {
+				t.Errorf("got %s %s behind %v", resp.Proto, resp.Status, interim)
+			}
+			if p := u.next(t); p.body != body {
+				t.Errorf("the legacy host saw %d bytes", len(p.body))
+			}
 		}
 	}
 }

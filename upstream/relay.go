@@ -203,11 +203,13 @@ func (x *exchange) stopReading() {
 // request that goes on as it came.
 func isRelayed(name string) bool { return name == "Set-Cookie" || name == "Trailer" }
 
-// relayInterim passes a 1xx answer on. 100 is for who has asked for it, and that was the
-// gateway, if the caller has; over HTTP/2 and HTTP/3 nobody knows whether it has.
+// relayInterim passes a 1xx answer on, but for a second 100. Over HTTP/1.1, a caller that
+// has asked for one has got it; over HTTP/2, the server says it, and keeps to itself who
+// has asked. Over HTTP/3 nobody else says it.
 func (x *exchange) relayInterim() {
 	status := x.answer.StatusCode()
-	if !x.r.ProtoAtLeast(1, 1) || status == http.StatusContinue && (x.expects || x.r.ProtoMajor > 1) {
+	said := x.r.ProtoMajor == 1 && x.expects || x.r.ProtoMajor == 2
+	if !x.r.ProtoAtLeast(1, 1) || status == http.StatusContinue && said {
 		return
 	}
 	x.writeInterim(status, func() { x.copyHeader(false, 0) })

@@ -414,23 +414,30 @@ func TestRelayContinue(t *testing.T) {
 	}
 }
 
-// TestRelayContinueOnce: over HTTP/2 and HTTP/3 the server says 100 to who has asked for
-// it, and hides that from the gateway.
+// TestRelayContinueOnce: a caller that has got 100 already, or may have without anybody
+// here knowing, gets no second one.
 func TestRelayContinueOnce(t *testing.T) {
-	for proto, want := range map[int][]string{1: {"100", "103", "200"}, 2: {"103", "200"}, 3: {"103", "200"}} {
+	all, others := []string{"100", "103", "200"}, []string{"103", "200"}
+	for _, tc := range []struct {
+		proto  int
+		expect []string
+		want   []string
+	}{
+		{1, nil, all}, {1, []string{"100-continue"}, others}, {2, nil, others}, {3, nil, all}, {3, []string{"100-continue"}, all},
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			answer := "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n" + okAnswer
 			client := newScripted(t, &script{conns: [][]string{{answer}}}, nil)
 			order := make(chan string, 10)
 			q := new(Relayed)
-			q.Method, q.Target, q.Host = http.MethodPost, "/x", "legacy.test"
+			q.Method, q.Target, q.Host, q.Expect = http.MethodPost, "/x", "legacy.test", tc.expect
 			r := httptest.NewRequest(http.MethodPost, "/x", nil)
-			r.ProtoMajor = proto
+			r.ProtoMajor = tc.proto
 			if err := client.Relay(orderWriter{httptest.NewRecorder(), order}, r, q, new(Trip)); err != nil {
 				t.Error(err)
 			}
-			if got := inOrder(order); !slices.Equal(got, want) {
-				t.Errorf("HTTP/%d: got %q, want %q", proto, got, want)
+			if got := inOrder(order); !slices.Equal(got, tc.want) {
+				t.Errorf("HTTP/%d, %q: got %q, want %q", tc.proto, tc.expect, got, tc.want)
 			}
 		})
 	}
