@@ -169,7 +169,7 @@ func (h *Handler) relay(c *call, whole bool, expect []string) {
 		return
 	}
 	var rest *restOfBody
-	q := upstream.Relayed{Body: c.body.data, More: c.body.parts()}
+	q := upstream.Relayed{Body: c.body.data, More: c.body.parts(), Apart: c.Foreign}
 	if whole {
 		if len(c.r.Trailer) > 0 {
 			_, _ = io.Copy(io.Discard, c.r.Body) // behind the end are the trailers

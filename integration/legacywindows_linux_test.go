@@ -124,3 +124,39 @@ func sendWindow(conn net.Conn, length int) (status string) {
 		}
 	}
 }
+
+// TestLegacyDeafCallers has 250 callers whose answers get no room but for their heads. They
+// keep no connection to the legacy host: an ordinary record is delivered meanwhile.
+func TestLegacyDeafCallers(t *testing.T) {
+	t.Parallel()
+	u := startLegacy(t, func(conn net.Conn, _ *passed) bool {
+		return send(conn, true, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n")
+	})
+	pair := newCertificate(t, "localhost")
+	addr := freeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\nhttps://localhost:%s {\n tls %s %s\n%s\n}\n", globals, port, pair.cert, pair.key, migrateBlock(u, "max_conns 5", "")))
+	conn, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: pair.pool, ServerName: "localhost", NextProtos: []string{"h2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	statuses := make(chan string, streams)
+	deaf := flood{conn: conn, body: true, deaf: true, waits: true, statuses: statuses}
+	if _, err := deaf.run(1); err != nil {
+		t.Error(err)
+	}
+	for len(statuses) > 0 {
+		if status := <-statuses; status != "200" {
+			t.Fatalf("a caller that takes no answer gets %s", status)
+		}
+	}
+	resp, err := pair.http2Client().Post("https://localhost:"+port+target, "application/json", strings.NewReader(object))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusOK || string(text) != "{}" {
+		t.Errorf("an ordinary caller gets %d %q, %v", resp.StatusCode, text, err)
+	}
+}

@@ -107,11 +107,12 @@ type Config struct {
 type Client struct {
 	Config
 
-	// pool has the kept-alive connections. fresh has none: a retry dials, so
-	// that it cannot meet another connection that v2 has closed meanwhile. Nor has
-	// rests, for requests that are sent as they come: their callers may take for
-	// ever, and must not keep a retry from its connection.
-	pool, fresh, rests *fasthttp.HostClient
+	// pool has the kept-alive connections, and apart those for what is no event.
+	// fresh has none: a retry dials, so that it cannot meet another connection that
+	// v2 has closed meanwhile. Nor has rests, for requests that are sent as they
+	// come. Callers of apart and rests may take for ever, and must not keep an event,
+	// or its retry, from its connection.
+	pool, apart, fresh, rests *fasthttp.HostClient
 
 	closed atomic.Bool
 }
@@ -134,7 +135,7 @@ func New(cfg Config) (*Client, error) {
 			ReadBufferSize:      answerBuffer,
 		}
 	}
-	return &Client{Config: cfg, pool: pool(), fresh: pool(), rests: pool()}, nil
+	return &Client{Config: cfg, pool: pool(), apart: pool(), fresh: pool(), rests: pool()}, nil
 }
 
 // Close gives up the idle connections. Those in use follow when they are
@@ -142,6 +143,7 @@ func New(cfg Config) (*Client, error) {
 func (c *Client) Close() {
 	c.closed.Store(true)
 	c.pool.CloseIdleConnections()
+	c.apart.CloseIdleConnections()
 }
 
 var (
@@ -214,7 +216,7 @@ func (c *Client) Deliver(data []byte, t *Trip) error {
 // processed it, and passes the answer on.
 func (c *Client) send(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
 	t.Tries = 1
-	started := time.Now()
+	started, apart := time.Now(), pool != c.pool
 	err := c.try(pool, x, t)
 	for n := 0; n < c.Retries && err != nil; n++ {
 		failure, ok := errors.AsType[NotProcessedError](err)
@@ -222,7 +224,7 @@ func (c *Client) send(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
 			break // a second dial timeout would not help this caller
 		}
 		t.Tries++
-		if pool == c.pool {
+		if pool = c.rests; !apart {
 			pool = c.fresh
 		}
 		err = c.try(pool, x, t)
@@ -233,11 +235,12 @@ func (c *Client) send(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
 // try sends the request over one connection of the pool and passes the answer
 // on.
 func (c *Client) try(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
-	conn, err := pool.AcquireConn(0, pool != c.pool)
+	kept := pool == c.pool || pool == c.apart
+	conn, err := pool.AcquireConn(0, !kept)
 	x.started = time.Now()
 	for err == nil && !conn.LastUseTime().IsZero() && !conn.Conn().(*connection).reuse(x.started.Add(c.Timeout)) {
 		pool.CloseConn(conn)
-		conn, err = pool.AcquireConn(0, pool != c.pool)
+		conn, err = pool.AcquireConn(0, !kept)
 		x.started = time.Now()
 	}
 	switch {
@@ -248,7 +251,7 @@ func (c *Client) try(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
 	}
 	reusable := false
 	defer func() { // also when the caller's connection is aborted by a panic
-		if reusable && pool == c.pool && x.started.Sub(conn.CreatedTime()) < maxConnAge {
+		if reusable && kept && x.started.Sub(conn.CreatedTime()) < maxConnAge {
 			pool.ReleaseConn(conn)
 			if c.closed.Load() {
 				pool.CloseIdleConnections()

@@ -35,6 +35,11 @@ type Relayed struct {
 	More [][]byte  // the parts behind that
 	Rest io.Reader // what the caller has still to send; nil for nothing
 
+	// Apart is for what is no event: its answer may be long, and its caller slow to take
+	// it. It has connections of its own kind, of which there are as many, and keeps no
+	// event waiting.
+	Apart bool
+
 	// Continue says that the caller waits for 100 Continue before it sends the rest. It
 	// gets that when there is a connection. Else net/http would write it at the first
 	// read, in the midst of a 1xx answer of the host's.
@@ -63,8 +68,11 @@ func (c *Client) Relay(w http.ResponseWriter, r *http.Request, q *Relayed, t *Tr
 	x.relayed, x.expects, x.continues, x.instead = true, len(q.Expect) > 0, q.Continue, q.Instead
 	x.composeRelayed(q)
 	pool := c.pool
-	if x.rest != nil {
+	switch {
+	case x.rest != nil:
 		pool = c.rests
+	case q.Apart:
+		pool = c.apart
 	}
 	err := c.send(pool, x, t)
 	if broken, ok := errors.AsType[CallerError](x.sendErr); ok && err != nil {

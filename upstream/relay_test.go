@@ -240,6 +240,57 @@ func TestRelayRetryBesideRests(t *testing.T) {
 	})
 }
 
+// deafWriter is a caller that takes no answer.
+type deafWriter struct {
+	*httptest.ResponseRecorder
+	until <-chan struct{}
+}
+
+func (w deafWriter) Write(p []byte) (int, error) {
+	<-w.until
+	return w.ResponseRecorder.Write(p)
+}
+
+// TestRelayBesideDeafCallers: callers that do not take a long answer to what is no event,
+// on as many connections as there may be, keep no event waiting, and nothing else that has
+// its own connection.
+func TestRelayBesideDeafCallers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		long := "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + strings.Repeat("x", 100_000)
+		client := newScripted(t, nil, func(cfg *Config) {
+			cfg.Dial = func(string) (net.Conn, error) {
+				conn, host := net.Pipe()
+				go new(script).serve(host, []string{long, okAnswer})
+				return conn, nil
+			}
+		})
+		until := make(chan struct{})
+		apart := func(w http.ResponseWriter, trip *Trip) error {
+			q := &Relayed{Apart: true}
+			q.Method, q.Target, q.Host = http.MethodGet, "/x", "legacy.test"
+			return client.Relay(w, httptest.NewRequest(http.MethodGet, "/x", nil), q, trip)
+		}
+		heard := deafWriter{httptest.NewRecorder(), until}
+		go func() { _ = apart(heard, new(Trip)) }()
+		synctest.Wait()
+		began := time.Now()
+		for _, rest := range []io.Reader{nil, strings.NewReader(" two")} {
+			if w, err := relay(client, http.MethodPost, "one", rest, new(Trip)); err != nil || w.Code != 200 || time.Since(began) != 0 {
+				t.Errorf("an event got %d, %v after %v", w.Code, err, time.Since(began))
+			}
+		}
+		close(until)
+		synctest.Wait()
+		if heard.Body.Len() != 100_000 {
+			t.Errorf("the caller got %d bytes", heard.Body.Len())
+		}
+		w, trip := httptest.NewRecorder(), Trip{}
+		if err := apart(w, &trip); err != nil || w.Code != 200 || trip.Dialed != 0 {
+			t.Errorf("the next one got %d, %v with %+v", w.Code, err, trip)
+		}
+	})
+}
+
 // TestRelayInstead: an answer that is not for the caller goes to nobody if it has got
 // another one, and else to the caller as it came.
 func TestRelayInstead(t *testing.T) {
