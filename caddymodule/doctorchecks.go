@@ -49,7 +49,7 @@ func checkConfiguration(e *examined) []finding {
 	}
 	var all []finding
 	for _, check := range []func(*examined) []finding{
-		checkShadows, checkCalls, checkPath, checkPassword, checkBodySize, checkOptions, checkRedirects, checkCatchAll, checkAuto, checkSpools, checkSpoolDir, checkMigrate, checkState, checkNext,
+		checkShadows, checkCalls, checkPath, checkPassword, checkBodySize, checkOptions, checkRedirects, checkCatchAll, checkAuto, checkSpools, checkSpoolDir, checkMigrate, checkRollback, checkState, checkNext,
 		checkHeaderSize, checkHandover, checkLogs, checkUpstream, checkGrace, checkTimeouts, checkUnreached, checkPlainHTTP, checkProxies,
 	} {
 		all = append(all, check(e)...)

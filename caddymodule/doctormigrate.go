@@ -97,6 +97,31 @@ func checkMigrate(e *examined) (all []finding) {
 	return all
 }
 
+// checkRollback finds what keeps a rollback from traffic: nobody can give one, or it does
+// not hold for a block.
+func checkRollback(e *examined) (all []finding) {
+	without := e.places(func(b *foundBlock) bool { return b.problem == nil && b.handler.Migrate == nil })
+	if e.places(func(b *foundBlock) bool { return b.problem == nil && b.handler.Migrate != nil }) == "" {
+		return nil
+	}
+	if e.closed {
+		all = append(all, finding{
+			bites,
+			"There is no admin endpoint (`admin off`), and td-migrate asks there: nobody can move requests to v2, and nobody can roll back.",
+			e.advice("Take `admin off` out of the global options, or write where the endpoint is to be: `admin unix//run/td-postback/admin.sock`.",
+				"Take `disabled` out of `admin`, or write where the endpoint is to be: {\"listen\": \"unix//run/td-postback/admin.sock\"}."),
+		})
+	}
+	if without != "" {
+		all = append(all, finding{
+			bites,
+			fmt.Sprintf("The plan does not hold at %s, where td_postback has no `migrate`: what comes there goes to v2, also under a rollback.", without),
+			"Write `migrate` into each td_postback whose callers the plan is for.",
+		})
+	}
+	return all
+}
+
 // checkState finds blocks that disagree about the plan or the report that they share, and
 // directories that depend on where the gateway is started.
 func checkState(e *examined) (all []finding) {

@@ -61,6 +61,19 @@ func TestDoctorLooksAtMigrate(t *testing.T) {
 	only(t, checkMigrate(migrating(t, "auto {", "legacy in.treasuredata.com")), losesRecords, "`region` is auto")
 }
 
+// TestDoctorLooksForTheWayToRollBack: who has `migrate` must be able to roll back, and all of
+// the traffic.
+func TestDoctorLooksForTheWayToRollBack(t *testing.T) {
+	off := strings.Replace(healthy, "td_postback us01", "td_postback us01 {\nmigrate\n}", 1)
+	off = strings.Replace(off, "{\n", "{\nadmin off\n", 1)
+	only(t, checkConfiguration(examineText(t, off)), bites, "`admin off`", "nobody can roll back", "td-migrate")
+	if all := checkRollback(examineText(t, "{\nadmin off\n}\n:8080 {\ntd_postback us01\n}\n")); len(all) > 0 {
+		t.Errorf("without migrate: %+v", all)
+	}
+	mixed := "http://a.example {\ntd_postback us01 {\nmigrate\n}\n}\nhttp://b.example {\ntd_postback us01\n}\n"
+	only(t, checkRollback(examineText(t, mixed)), bites, "b.example on :80", "also under a rollback", "Write `migrate`")
+}
+
 // TestDoctorComparesBlocks: of the plan and of the report there is one.
 func TestDoctorComparesBlocks(t *testing.T) {
 	two := func(a, b string) *examined {

@@ -19,6 +19,7 @@ import (
 // examined is a configuration as the doctor sees it.
 type examined struct {
 	json   bool // rather than a Caddyfile, for the advice
+	closed bool // there is no admin endpoint
 	http   caddyhttp.App
 	logs   map[string]*caddy.CustomLog
 	blocks []*foundBlock
@@ -53,7 +54,7 @@ func examine(config []byte) (*examined, error) {
 	if err := json.Unmarshal(config, &all); err != nil {
 		return nil, err
 	}
-	e := &examined{logs: map[string]*caddy.CustomLog{}}
+	e := &examined{closed: all.Admin != nil && all.Admin.Disabled, logs: map[string]*caddy.CustomLog{}}
 	if all.Logging != nil && all.Logging.Logs != nil {
 		e.logs = all.Logging.Logs
 	}
