@@ -547,3 +547,31 @@ func (g *planned) checkUnwritable(t *testing.T, restart string) {
 		t.Errorf("got %d %+v", status, health)
 	}
 }
+
+// TestMigrateHasAReport: migrate alone switches the report on, and a change shows in it
+// within half a second of the next call.
+func TestMigrateHasAReport(t *testing.T) {
+	t.Parallel()
+	admin, addr, dir := freeAddr(t), freeAddr(t), t.TempDir()
+	_, port, _ := net.SplitHostPort(addr)
+	serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n storage file_system %s/storage\n}\nhttp://:%s {\n td_postback {\n upstream %s\n migrate {\n legacy %s\n dir %s/plan\n}\n}\n}\n",
+		withAdmin(admin), dir, port, startRecorder(t, nil).url(), startLegacy(t, nil).url(), dir))
+	shows := func(lane string, events uint64) {
+		t.Helper()
+		raw(t, addr, post(target, asJSON+"X-TD-Write-Key: "+callersKey+"\r\n", object))
+		for asked := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+			l, text := callersOf(t, admin)
+			if len(l.Rows) == 1 && l.Rows[0].Lanes[lane] == events {
+				return
+			}
+			if time.Since(asked) > 500*time.Millisecond {
+				t.Fatalf("%s shows %s", time.Since(asked), text)
+			}
+		}
+	}
+	shows("legacy", 1)
+	migrateAt(t, admin, words("share *.* 100")...)
+	shows("v2", 1)
+	migrateAt(t, admin, words("rollback")...)
+	shows("legacy", 2)
+}
