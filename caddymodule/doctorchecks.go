@@ -734,18 +734,21 @@ func checkMemory(e *examined, limit, machine int64) []finding {
 	return nil
 }
 
+// legacyKinds is how many kinds of connections to a legacy host there are, each with
+// max_conns of its own: for events, for bodies above max_body, and for all else.
+const legacyKinds = 3
+
 // checkFiles compares how many files the gateway may have open with what it may
-// use: for each call, a connection from the caller and one to v2.
+// use: for each call, a connection from the caller and one to v2 or the legacy host.
 func checkFiles(e *examined, limit uint64) []finding {
 	need := uint64(otherFiles)
 	for _, b := range e.blocks {
 		legacy, _ := b.legacyTargets() // what is wrong is said already
-		for range slices.Concat(b.targets(), legacy) {
-			need += 2 * uint64(b.handler.MaxConns) //nolint:gosec // G115: it is validated
-			if b.handler.Spool != nil {
-				need += maxDeliveries
-			}
+		v2, spooled := len(b.targets()), 0
+		if b.handler.Spool != nil {
+			spooled = maxDeliveries
 		}
+		need += uint64(2*b.handler.MaxConns*(v2+legacyKinds*len(legacy)) + spooled*(v2+len(legacy))) //nolint:gosec // G115: it is validated
 	}
 	if need <= limit {
 		return nil
