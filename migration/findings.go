@@ -108,7 +108,7 @@ var findingTexts = [findings]struct {
 	UnknownRegion:      {"unknown_region", Refused, "Send to a host name of the legacy service, so that the region can be told."},
 	UnknownKey:         {"unknown_key", Refused, "Use a write key that the operator knows, or have the operator add this one to keys."},
 	UnknownDatabase:    {"unknown_database", Refused, "Send to a database that the operator knows, or have the operator add this one to keys."},
-	RefusedByV2:        {"refused_by_v2", Refused, "Look up v2's own words in the gateway's log: v2 refuses the record or its key."},
+	RefusedByV2:        {"refused_by_v2", Refused, "Send one JSON object as the body. If it is one already, v2 refuses the record or its key: look up v2's own words in the gateway's log."},
 
 	TimeIgnored:   {"time_ignored", Noted, "Send td_record_time in UNIX seconds, at most 7 days old and 3 days ahead: v2 ignores any other."},
 	LegacyRefused: {"legacy_refused", Noted, "Mend or stop this caller: the legacy host refuses it today."},
