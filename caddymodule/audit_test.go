@@ -263,6 +263,48 @@ func TestAuditLeavesRoom(t *testing.T) {
 	}
 }
 
+// promptWriter notices that its caller gets the answer before the call has ended.
+type promptWriter struct {
+	*httptest.ResponseRecorder
+	flushed func()
+}
+
+func (w promptWriter) Flush() { w.flushed() }
+
+// TestAuditAfterTheAnswer: who sends many events does not wait until they are looked at, and
+// they do not wait for who takes no answer.
+func TestAuditAfterTheAnswer(t *testing.T) {
+	for name, tc := range map[string]struct {
+		body    string
+		major   int // of HTTP
+		flushes int
+	}{
+		"few events":              {`{"db.t":[{}]}`, 1, 0},
+		"many events":             {`{"db.t":[{}` + strings.Repeat(",{}", 40_000) + `]}`, 1, 1},
+		"many events over HTTP/2": {`{"db.t":[{}` + strings.Repeat(",{}", 40_000) + `]}`, 2, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := steered(stubHandler(), always(migration.Legacy))
+			report := withReport(t, h)
+			flushes := 0
+			w := promptWriter{httptest.NewRecorder(), func() {
+				flushes++
+				if rows := report.get().List(time.Now()).Rows; len(rows) > 0 {
+					t.Errorf("the call was counted before: %+v", rows)
+				}
+			}}
+			r := taggedRequest(http.MethodPost, "/ios/v3/event?api_key="+benchKey, tc.body)
+			r.ProtoMajor = tc.major
+			if err := h.ServeHTTP(w, r, nil); err != nil || w.Code != http.StatusOK || flushes != tc.flushes {
+				t.Errorf("got %d and %d flushes, %v", w.Code, flushes, err)
+			}
+			if rows := report.get().List(time.Now()).Rows; len(rows) != 1 || rows[0].Events != uint64(strings.Count(tc.body, "{}")) {
+				t.Errorf("the rows are %+v", rows)
+			}
+		})
+	}
+}
+
 // TestJudgedBytes: in each second, so many are looked at, and those of one body more.
 func TestJudgedBytes(t *testing.T) {
 	var s secondly
