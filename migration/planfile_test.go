@@ -237,10 +237,13 @@ func TestPlanThatCannotBeReadNow(t *testing.T) {
 		t.Error(err, again)
 	}
 	expectSays(t, s, "3: *.* 0, a.b 5, c.d 7")
-	if _, err := do(s, based(s), "share a.b 6"); err == nil {
-		t.Error("a change of what cannot be read")
+	if _, err := do(s, based(s), "share a.b 6"); err == nil || strings.Contains(err.Error(), "good copy") {
+		t.Error("a change of what cannot be read:", err)
 	}
 	expectSays(t, s, "3: *.* 0, a.b 5, c.d 7")
+	if trouble := s.Trouble().Error(); strings.Count(trouble, "cannot be read") != 1 || strings.Count(trouble, "cannot be written") != 1 {
+		t.Errorf("what is wrong is not said once: %s", trouble)
+	}
 	if err := errors.Join(os.Remove(path), os.Rename(path+".away", path)); err != nil {
 		t.Fatal(err)
 	}

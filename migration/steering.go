@@ -41,6 +41,7 @@ type Steering struct {
 
 	held      *Order // a rollback that is in force and could not be written; else nil
 	loaded    bool   // the file was read, or cannot be
+	unread    error  // why it could not be read, if it is not loaded
 	lost      error  // why the plan is another one than was in force last, maybe; until somebody changes it
 	unwritten error  // why the plan could not be written the last time
 	uncopied  error  // why it could not be copied
@@ -296,7 +297,7 @@ func (s *Steering) Close() error {
 	_ = s.Join(nil, "")
 	s.file.mu.Lock()
 	defer s.file.mu.Unlock()
-	s.cfg.Path, s.loaded, s.lost = "", false, errClosed
+	s.cfg.Path, s.loaded, s.unread, s.lost = "", false, errClosed, errClosed
 	return s.file.close()
 }
 
@@ -329,7 +330,7 @@ func (s *Steering) write(next *planState) error {
 	var err error
 	switch {
 	case !s.loaded:
-		err = s.lost
+		err = s.unread
 	case s.cfg.Path != "":
 		err = s.file.write(next)
 	}
@@ -388,7 +389,7 @@ func (s *Steering) merge(read *planState) *planState {
 // there is none, it is the start.
 func (s *Steering) readBest(start *planState) *planState {
 	inFile, err := s.file.read()
-	s.loaded = err == nil || errors.Is(err, errNoPlan) || isDamage(err)
+	s.loaded, s.unread = err == nil || errors.Is(err, errNoPlan) || isDamage(err), err
 	copied, copyErr := s.file.readCopy()
 	best := start
 	for _, one := range []*planState{s.saved, copied, inFile} { // of the same revision, the last
