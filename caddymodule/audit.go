@@ -103,7 +103,7 @@ func (h *Handler) isSurelyRefusedUnpacked(c *call) bool {
 	return c.out.SurelyRefusedUnpacked(func(bytes int) bool {
 		if bytes < 0 {
 			h.bodies.free(int64(-bytes))
-		} else if held+bytes > maxUnpacked || !h.bodies.reserve(int64(bytes)) {
+		} else if held+bytes > maxUnpacked || !h.bodies.reserveSpare(int64(bytes)) {
 			return false
 		}
 		held += bytes

@@ -235,9 +235,13 @@ func TestAuditWithoutMemory(t *testing.T) {
 // TestAuditLeavesRoom: nobody waits for an audit, so it takes no memory of which calls may
 // be short.
 func TestAuditLeavesRoom(t *testing.T) {
-	for name, tc := range map[string]struct{ uri, body, want string }{
-		"several events":            {"/ios/v3/event?api_key=" + benchKey, `{"db.t":[7]}`, "key_in_url mobile_sdk plain_http"},
-		"an array in several parts": {keyed, "[" + strings.Repeat(" ", 200_000) + "]", "key_in_url plain_http"},
+	for name, tc := range map[string]struct {
+		uri, body, want string
+		headers         []string
+	}{
+		"several events":            {uri: "/ios/v3/event?api_key=" + benchKey, body: `{"db.t":[7]}`, want: "key_in_url mobile_sdk plain_http"},
+		"an array in several parts": {uri: keyed, body: "[" + strings.Repeat(" ", 200_000) + "]", want: "key_in_url plain_http"},
+		"an array in gzip":          {uri: keyed, body: gzipped("[1]"), want: "key_in_url plain_http", headers: []string{"Content-Encoding", "gzip"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := steered(stubHandler(), always(migration.Legacy))
@@ -245,7 +249,7 @@ func TestAuditLeavesRoom(t *testing.T) {
 			h.bodies.inUse.Store(taken)
 			report := withReport(t, h)
 			w := httptest.NewRecorder()
-			if err := h.ServeHTTP(w, taggedRequest(http.MethodPost, tc.uri, tc.body), nil); err != nil || w.Code != http.StatusOK {
+			if err := h.ServeHTTP(w, taggedRequest(http.MethodPost, tc.uri, tc.body, tc.headers...), nil); err != nil || w.Code != http.StatusOK {
 				t.Fatal(err, w.Code)
 			}
 			if got := strings.Join(foundIn(report.get().List(time.Now()).Rows[0]), " "); got != tc.want {
@@ -256,7 +260,7 @@ func TestAuditLeavesRoom(t *testing.T) {
 			}
 			h.legacy = nil
 			w = httptest.NewRecorder()
-			if err := h.ServeHTTP(w, taggedRequest(http.MethodPost, tc.uri, tc.body), nil); err != nil || w.Code != http.StatusOK {
+			if err := h.ServeHTTP(w, taggedRequest(http.MethodPost, tc.uri, tc.body, tc.headers...), nil); err != nil || w.Code != http.StatusOK {
 				t.Errorf("a call that is not audited: %d, %v", w.Code, err)
 			}
 		})
