@@ -22,8 +22,9 @@ var laneFiles = map[string]string{laneV2: "lane_v2", laneLegacy: "lane_legacy"}
 // v2's lane would do with it is noted all the same.
 const legacyOverV2 = 1.05
 
-// runLanes compares what a call costs by each lane, under the same load at a time. Each stand-in takes only the form that belongs to it, so
-// that a call which goes by the other lane is an error.
+// runLanes compares what a call costs by each lane, under the same load at a time. Each
+// stand-in takes only the form that belongs to it, so that a call which goes by the other
+// lane is an error.
 func runLanes(length time.Duration, rounds int) error {
 	if err := install("wrk"); err != nil {
 		return err

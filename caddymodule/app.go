@@ -109,10 +109,10 @@ func (a *App) leave(use *spoolUse) error {
 	return err
 }
 
-// Start opens the report, the plan, and the spools that are not open yet. A spool that another process
-// has, or that has another key, fails the configuration; one whose disk or
-// cluster is in trouble is tried again later. The plan may wait for that cluster too, and
-// does so at the same time.
+// Start opens the report, the plan, and the spools that are not open yet. A spool that
+// another process has, or that has another key, fails the configuration; one whose disk
+// or cluster is in trouble is tried again later. The plan may wait for that cluster too,
+// and does so at the same time.
 func (a *App) Start() error {
 	var opening sync.WaitGroup
 	defer opening.Wait()

@@ -126,7 +126,9 @@ type Handler struct {
 
 	// How many connections to a v2 host may be in use at a time. Further
 	// requests wait for one, at most 10 seconds, then they are refused with
-	// 503. A retry uses a connection beyond this limit. Default: 1024.
+	// 503. A retry uses a connection beyond this limit. With migrate, bodies above
+	// max_body have as many connections to the legacy host of their own, and so has
+	// what is no call of a surface. Default: 1024.
 	MaxConns int `json:"max_conns,omitempty"`
 
 	// How many bytes all requests may hold in memory together, heads and
