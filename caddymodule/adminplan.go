@@ -25,7 +25,7 @@ import (
 // rule and the longest note take.
 const maxPlanBody = 16 << 10
 
-var errNoPlan = errors.New("there is no plan of the lanes: write migrate into td_postback, and reload")
+var errNoPlan = errors.New("there is no plan of the lanes, and everything goes to v2: write migrate into td_postback, and reload; then everything goes to the legacy host, or stays at v2 with start v2 in it")
 
 // planAnswer is the plan, and what has become of the calls of the last hour.
 type planAnswer struct {

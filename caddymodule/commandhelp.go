@@ -42,7 +42,7 @@ it a share instead. A rule for an account is another one than that for all.
 Sends everything to the legacy host, from the next request of every connection, whatever
 the rules say. It is one request, and asks nothing before. The rules stay as they are
 under it, and can be changed. What the spool holds for v2 still goes to v2.
-Back: td-migrate resume.
+Back: td-migrate resume. One rule alone goes back by td-migrate share shop.orders 0.
 
 With spool nats, it is for all gateways that share the plan, and names those that may not
 have heard of it. Give --local on the machine of each of those.`,

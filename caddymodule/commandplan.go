@@ -52,7 +52,7 @@ func addPlanCommands(cmd *cobra.Command) {
 
 func ruleAndPercent(_ *cobra.Command, args []string) error {
 	if len(args) != 2 {
-		return errors.New("give a rule and a percentage, such as shop.orders 25; quote a rule with a *, such as 'shop.*'")
+		return errors.New("give a rule and a percentage, such as shop.orders 25, without a percent sign; quote a rule with a *, such as 'shop.*'")
 	}
 	if _, err := migration.ParseShare(args[1]); err != nil {
 		if _, err := migration.ParseShare(args[0]); err == nil {

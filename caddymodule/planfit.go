@@ -51,7 +51,7 @@ func printFit(rule migration.Rule, fit *shownFit) {
 			fmt.Printf("It has %d that came in requests with several tables, and does not say for which.\n", fit.Several)
 		}
 	case fit.Hour == 0:
-		fmt.Printf("This gateway's report has no event of the last hour for %s, but %d of the last 7 days.\n", rule, fit.Week)
+		fmt.Printf("This gateway's report has no event of the last hour, or since its start, for %s, but %d of the last 7 days.\n", rule, fit.Week)
 	}
 	if len(fit.Before) > 0 {
 		fmt.Printf("More specific rules decide before it, and stay as they are: %s.\n", listed(fit.Before))

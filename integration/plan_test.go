@@ -329,7 +329,7 @@ func TestMigrateErrors(t *testing.T) {
 		"share db.tbl inf":                 "Error: the share must be a percentage from 0 to 100",
 		"share db.tbl 050":                 "Error: the share must be a percentage from 0 to 100",
 		"share 25 db.tbl":                  "Error: give the rule first, and then the percentage",
-		"share db.tbl 25 %":                "Error: give a rule and a percentage",
+		"share db.tbl 25 %":                "Error: give a rule and a percentage, such as shop.orders 25, without a percent sign",
 		"undo -1":                          "Error: the revision must be a whole number",
 		"share db.tbl 12.345":              "at most two digits behind the point",
 		"share db.tbl 101":                 "a percentage from 0 to 100",
@@ -475,7 +475,7 @@ func TestMigrateWithout(t *testing.T) {
 	_, port, _ := net.SplitHostPort(addr)
 	serveCaddyfile(t, addr, fmt.Sprintf("{\n%s\n}\nhttp://:%s {\n td_postback us01\n}\n", withAdmin(admin), port))
 	for _, line := range []string{"status", "history", "share a.b 5", "share a.b 5 --dry-run", "unset a.b", "rollback", "resume", "undo"} {
-		refuses(t, admin, words(line), "there is no plan of the lanes: write migrate into td_postback, and reload")
+		refuses(t, admin, words(line), "there is no plan of the lanes, and everything goes to v2", "stays at v2 with start v2 in it")
 	}
 	for _, line := range []string{"list", "list --dead", "show 1", "replay --all", "drop 1"} {
 		spoolFails(t, admin, words(line), "the gateway has no spool: write spool into td_postback, and reload")
