@@ -141,9 +141,10 @@ func (h *Handler) auditEvents(c *call, whole bool) *postback.Refusal {
 	if !whole {
 		return postback.CheckKeenKey(c.Key())
 	}
-	if len(c.body.more) > 0 && c.r.ProtoMajor == 1 {
-		// It takes a while, and the caller has nothing to wait for. Over HTTP/2 and HTTP/3
-		// a caller may leave no room for its answer, and have its body held for ever.
+	if c.result != "" && len(c.body.more) > 0 && c.r.ProtoMajor == 1 {
+		// It takes a while, and who has an answer has nothing to wait for. (Behind a panic
+		// there is none.) Over HTTP/2 and HTTP/3 a caller may leave no room for its answer,
+		// and have its body held for ever.
 		_ = http.NewResponseController(c.w).Flush()
 	}
 	k := &keenCall{call: *c, h: h}

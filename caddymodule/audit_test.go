@@ -310,6 +310,20 @@ func TestAuditAfterTheAnswer(t *testing.T) {
 	}
 }
 
+// TestAuditWithoutAnswer: a call that ends in a panic has no answer, and the audit makes none.
+func TestAuditWithoutAnswer(t *testing.T) {
+	h := steered(stubHandler(), always(migration.Legacy))
+	withReport(t, h)
+	h.legacy.single.Client = nil
+	w := promptWriter{httptest.NewRecorder(), func() { t.Error("its caller gets 200") }}
+	defer func() {
+		if recover() == nil {
+			t.Error("it ends without a panic")
+		}
+	}()
+	_ = h.ServeHTTP(w, taggedRequest(http.MethodPost, "/ios/v3/event?api_key="+benchKey, `{"db.t":[{}`+strings.Repeat(",{}", 40_000)+`]}`), nil)
+}
+
 // TestJudgedBytes: in each second, so many are looked at, and those of one body more.
 func TestJudgedBytes(t *testing.T) {
 	var s secondly
