@@ -53,8 +53,11 @@ func TestMigrateHungDisk(t *testing.T) {
 	g.goesTo(t, "v2")
 	g.says(t, words("rollback"), "Rolled back: everything goes to the legacy host", "Not safe yet: the rollback is in force, but the plan's disk does not answer")
 	g.goesTo(t, "legacy")
-	refuses(t, g.admin, words("status"), "the plan's disk does not answer")
-	refuses(t, g.admin, words("share db.tbl 50 --dry-run"), "the plan's disk does not answer")
+	var both sync.WaitGroup // each waits for as long as a command does
+	for _, asks := range []string{"status", "share db.tbl 50 --dry-run"} {
+		both.Go(func() { refuses(t, g.admin, words(asks), "the plan's disk does not answer") })
+	}
+	both.Wait()
 	if output := <-shared; !strings.Contains(output, "may hold as soon as the disk answers") {
 		t.Errorf("the share: %s", output)
 	}
