@@ -278,7 +278,10 @@ func rollbackCommand(fs caddycmd.Flags) error {
 		fmt.Println("Not safe yet: " + oneLine(outcome.Unsaved))
 	}
 	fmt.Println("Back: " + back + ".")
-	return printFollowers(&outcome.Outcome)
+	if err := printFollowers(&outcome.Outcome); err != nil {
+		return fmt.Errorf("%w. Give td-migrate rollback --local on the machine of each of those", err)
+	}
+	return nil
 }
 
 func resumeCommand(fs caddycmd.Flags) error {

@@ -98,7 +98,7 @@ func TestPlanOfThreeGateways(t *testing.T) {
 
 	kill(all[2].process)
 	began := time.Now()
-	refuses(t, all[0].admin, words("rollback"), "Rolled back: everything goes to the legacy host", "it is in force at 2 of 3 gateways. Not at "+all[2].name()+": ")
+	refuses(t, all[0].admin, words("rollback"), "Rolled back: everything goes to the legacy host", "it is in force at 2 of 3 gateways. Not at "+all[2].name()+": ", "Give td-migrate rollback --local on the machine of each of those")
 	if took := time.Since(began); took > patience/2 {
 		t.Error("the command took", took)
 	}
