@@ -433,8 +433,8 @@ func (b *planRequest) change(plan *migration.Steering, order migration.Order, ac
 }
 
 // rollback rolls back. That is in force before it is on the disk, and a disk that does not
-// answer holds up nobody. One that finds another one waiting is none too many: that holds,
-// and is the same.
+// answer holds up nobody. So it waits for no turn, unless a rollback is in force already: it
+// is the same then.
 func rollback(plan *planUse, order migration.Order) (*migration.Outcome, error) {
 	kind := askingRollback
 	switch {
@@ -443,7 +443,11 @@ func rollback(plan *planUse, order migration.Order) (*migration.Outcome, error) 
 	case order.Local:
 		kind = askingLocal
 	}
-	got, ok := within(plan.turns[kind], plan.patience(&order), func() (r planResult) {
+	of := plan.turns[kind]
+	if order.Base == nil && !plan.get().Plan().Signals().Held {
+		of = newTurn()
+	}
+	got, ok := within(of, plan.patience(&order), func() (r planResult) {
 		r.outcome, r.err = plan.get().Rollback(order)
 		return r
 	})

@@ -437,6 +437,30 @@ func TestWithin(t *testing.T) {
 	})
 }
 
+// TestRollbackWaitsForNoTurn: where a rollback is not in force, the next one is at once, also
+// while one before it is still on its way to somebody.
+func TestRollbackWaitsForNoTurn(t *testing.T) {
+	options := aPlan(t)
+	options.Start = "v2"
+	plan, _ := startMigration(t, options)
+	for kind, body := range map[asking]string{askingRollback: "", askingLocal: `{"local":true}`} {
+		plan.turns[kind] <- struct{}{} // somebody has it
+		began := time.Now()
+		got := askPlan(t, http.MethodPost, "migration/rollback", body)
+		if took := time.Since(began); got.status != http.StatusOK || took >= diskPatience {
+			t.Errorf("%d: got %d %s after %s", kind, got.status, got.text, took)
+		}
+		wantLane(t, plan, migration.Legacy)
+		<-plan.turns[kind]
+		resume := `{"local":true}`
+		if kind == askingRollback {
+			resume = ""
+		}
+		askPlan(t, http.MethodPost, "migration/resume", resume, etagOf(plan.get().Status().Revision))
+		wantLane(t, plan, migration.V2)
+	}
+}
+
 // TestPlanWithout: without migrate there is nothing to see or to change, and health does
 // not speak of it.
 func TestPlanWithout(t *testing.T) {
