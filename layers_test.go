@@ -28,7 +28,7 @@ var layers = map[string]layer{
 	"cmd/caddy": {ours: []string{"caddymodule"}, caddy: true},
 	".":         {ours: []string{"caddymodule"}},
 
-	"caddymodule": {ours: []string{"upstream", "spool", "spool/disk", "spool/cluster", "migration", "migration/cluster", "postback", "sandbox"}, caddy: true},
+	"caddymodule": {ours: []string{"upstream", "spool", "spool/disk", "spool/cluster", "migration", "console", "migration/cluster", "postback", "sandbox"}, caddy: true},
 
 	"upstream":          {ours: []string{"postback"}},
 	"migration":         {ours: []string{"postback"}},
@@ -37,6 +37,7 @@ var layers = map[string]layer{
 	"spool/cluster":     {ours: []string{"spool"}},
 
 	"postback": {standard: true},
+	"console":  {standard: true},
 	"spool":    {},
 	"sandbox":  {},
 
@@ -125,6 +126,7 @@ func TestWrongArrows(t *testing.T) {
 		{"upstream", "github.com/valyala/fasthttp", ""},
 		{"upstream", module + "/spool", "package upstream must not import " + module + "/spool"},
 		{"upstream", caddy + "caddy/v2", "package upstream must not import " + caddy + "caddy/v2"},
+		{"console", module + "/migration", "package console must not import " + module + "/migration"},
 		{"migration", module + "/postback", ""},
 		{"migration", "go.etcd.io/bbolt", ""},
 		{"migration", module + "/upstream", "package migration must not import " + module + "/upstream"},
