@@ -132,6 +132,7 @@ const (
 	askingChange          // for a change that must be on disk before it holds
 	askingRollback        // for one that holds at once
 	askingLocal           // for one of this gateway alone
+	askingPage            // without changing it, for the console
 	askings
 )
 

@@ -30,6 +30,7 @@ type App struct {
 	uses         []*spoolUse
 	report       *reportUse // nil without one
 	plan         *planUse   // nil without one
+	hosts        []shownHost
 	fingerprints *fingerprints
 }
 
@@ -138,6 +139,7 @@ func (a *App) Handle(_ context.Context, event caddy.Event) error {
 		return nil // another module's event of this name
 	}
 	naming.Store(a.fingerprints)
+	shownHosts.Store(&a.hosts)
 	var dirs []string
 	for _, use := range a.uses {
 		use.Accept(use.block) //nolint:contextcheck // the delivery lives longer than the event

@@ -29,7 +29,7 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "td-postback",
-		Usage: "[--listen <addr>] [--region <region>] [--upstream <url>] [--sandbox] [--spool] [--access-log] [--max-body <size>] [--redirect-hosts <host,...>]",
+		Usage: "[--listen <addr>] [--region <region>] [--upstream <url>] [--sandbox] [--console <addr>] [--spool] [--access-log] [--max-body <size>] [--redirect-hosts <host,...>]",
 		Short: "Takes legacy Postback requests and forwards them to Postback API v2",
 		Long: `
 Takes requests of Treasure Data's legacy Postback API over plain HTTP, without
@@ -59,6 +59,9 @@ endpoint is on, at localhost:2019 or where CADDY_ADMIN says.
 	$ caddy td-postback --listen :80 --region us01 --spool
 	$ caddy td-spool status
 
+With --console, a page says how the gateway is, to browsers on this machine. The
+sandbox always has one, and prints its address.
+
 For HTTPS and everything else that Caddy can do, use the td_postback directive
 in a Caddyfile.
 `,
@@ -67,6 +70,7 @@ in a Caddyfile.
 			cmd.Flags().StringP("region", "r", "", "Region to forward to: "+postback.RegionNames()+", or auto, by the legacy host that the caller used")
 			cmd.Flags().StringP("upstream", "u", "", "URL to forward to, instead of the region's v2 host")
 			cmd.Flags().BoolP("sandbox", "s", false, "Forward to stand-ins for v2 and the legacy host in this process, and print every record that they receive, and why others are refused")
+			cmd.Flags().StringP("console", "", "", "Address of the page that says how the gateway is, for browsers on this machine; with --sandbox localhost:8181, or another port if that is in use, unless this is off")
 			cmd.Flags().BoolP("access-log", "", false, "Enable the access log")
 			cmd.Flags().StringP("max-body", "", "", "Largest body to take (default 1048064 bytes)")
 			cmd.Flags().StringSliceP("redirect-hosts", "", nil, "Hosts to which td_redirect may lead, separated by commas")
@@ -153,7 +157,14 @@ func cmdPostback(fs caddycmd.Flags) error {
 		}
 		first = batchesTo(handler.Upstream)
 	}
-	cfg, err := commandConfig(fs.String("listen"), handler, fs.Bool("access-log"), first)
+	page, err := consoleFromFlags(fs)
+	if err != nil {
+		return err
+	}
+	if page != nil && handler.Report == nil {
+		handler.Report = new(Report) // which it shows
+	}
+	cfg, err := commandConfig(fs.String("listen"), handler, fs.Bool("access-log"), first, page)
 	if err != nil {
 		return err
 	}
@@ -165,6 +176,9 @@ func cmdPostback(fs caddycmd.Flags) error {
 	}
 	if err := caddy.Run(cfg); err != nil {
 		return err
+	}
+	if page != nil {
+		fmt.Println("The console is at " + urlOf(page.Listen[0]))
 	}
 	select {}
 }
@@ -313,8 +327,8 @@ func batchesTo(url string) caddyhttp.RouteList {
 }
 
 // commandConfig is the configuration that the command runs; first are the routes
-// before the gateway's own.
-func commandConfig(listen string, h *Handler, accessLog bool, first caddyhttp.RouteList) (*caddy.Config, error) {
+// before the gateway's own, and page is the console's server, or nil.
+func commandConfig(listen string, h *Handler, accessLog bool, first caddyhttp.RouteList, page *caddyhttp.Server) (*caddy.Config, error) {
 	address, err := caddy.ParseNetworkAddress(listen)
 	if err != nil || !address.IsUnixNetwork() && !address.IsFdNetwork() && (address.PortRangeSize() != 1 || address.StartPort == 0) {
 		return nil, fmt.Errorf("--listen %q: must be an address with one port, such as :8080 or 127.0.0.1:8080, or a socket, such as fd/3", listen)
@@ -337,8 +351,12 @@ func commandConfig(listen string, h *Handler, accessLog bool, first caddyhttp.Ro
 	if accessLog {
 		server.Logs = &caddyhttp.ServerLogConfig{}
 	}
+	servers := map[string]*caddyhttp.Server{"postback": server}
+	if page != nil {
+		servers["console"] = page
+	}
 	app := caddyhttp.App{
-		Servers: map[string]*caddyhttp.Server{"postback": server},
+		Servers: servers,
 		// Longer than response_timeout. Without it, a caller that reads nothing
 		// would keep the process from its end.
 		GracePeriod: caddy.Duration(40 * time.Second),

@@ -12,7 +12,7 @@ import (
 // TestCommandGracePeriod checks that the command's stop is bounded, at longer
 // than response_timeout.
 func TestCommandGracePeriod(t *testing.T) {
-	cfg, err := commandConfig(":8080", &Handler{Region: "us01"}, false, nil)
+	cfg, err := commandConfig(":8080", &Handler{Region: "us01"}, false, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -119,6 +119,7 @@ func TestDoctorFindsEachFault(t *testing.T) {
 		"no td_postback":                   {[]string{"td_postback us01", "respond ok"}, losesRecords, []string{"no td_postback", "td_postback us01"}},
 		"respond in front":                 {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\trespond ok\n\t\ttd_postback us01\n\t\t}\n"}, losesRecords, []string{"`respond` answers every call", "a.example on :80"}},
 		"metrics in front":                 {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\tmetrics /*\n\t\ttd_postback us01\n\t\t}\n"}, losesRecords, []string{"`metrics` answers every call"}},
+		"the console in front":             {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\ttd_console\n\t\ttd_postback us01\n\t\t}\n"}, losesRecords, []string{"`td_console` answers every call"}},
 		"a nested respond in front":        {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\troute {\n\t\trespond ok\n\t\t}\n\t\ttd_postback us01\n\t\t}\n"}, losesRecords, []string{"`respond` answers every call"}},
 		"respond for the events":           {[]string{"\t\ttd_postback us01\n", "\t\troute {\n\t\trespond /postback/* ok\n\t\ttd_postback us01\n\t\t}\n"}, losesRecords, []string{"`respond` answers every call"}},
 		"an empty handle in front":         {[]string{block, "\thandle /* {\n\t}\n" + block}, losesRecords, []string{"`handle` answers every call"}},

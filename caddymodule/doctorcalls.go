@@ -188,7 +188,7 @@ func (w *walk) fateOf(handlers []json.RawMessage) fate {
 			is = responds(raw)
 		case name == "metrics":
 			is = swallowed
-		case name == "error", name == "file_server":
+		case name == "error", name == "file_server", name == consoleDirective:
 			is = refused
 		default:
 			is = arrives

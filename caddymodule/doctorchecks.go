@@ -79,7 +79,7 @@ func (b *foundBlock) place() string {
 
 // checkShadows finds what answers before td_postback does.
 func checkShadows(e *examined) (all []finding) {
-	for _, name := range []string{"respond", "error", "metrics", "reverse_proxy", "file_server", "copy_response", "handle"} {
+	for _, name := range []string{"respond", "error", "metrics", "reverse_proxy", "file_server", "copy_response", consoleDirective, "handle"} {
 		if places := e.places(func(b *foundBlock) bool { return b.shadow == name }); places != "" {
 			all = append(all, finding{
 				losesRecords,

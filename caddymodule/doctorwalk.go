@@ -254,6 +254,7 @@ func (w *walk) holds(handlers []json.RawMessage) bool {
 var directives = map[string]string{
 	"static_response": "respond", "error": "error", "metrics": "metrics",
 	"reverse_proxy": "reverse_proxy", "file_server": "file_server", "copy_response": "copy_response",
+	consoleDirective: consoleDirective,
 }
 
 // passesOn are the handlers that leave the answer to the next one.

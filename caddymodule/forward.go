@@ -58,6 +58,7 @@ func (h *Handler) refuseUndelivered(c *call, err error) {
 	case upstream.IsTimeout(err):
 		refused = postback.UpstreamTimeout
 	}
+	noteFailure(c.to.host, 0, err.Error())
 	h.warn(&undeliveredWarning, c, refused, err, advice)
 	h.refuse(c, refused)
 }

@@ -239,6 +239,7 @@ func (h *Handler) refuseUnrelayed(c *call, err error) {
 	case upstream.IsTimeout(err):
 		refused = postback.LegacyTimeout
 	}
+	noteFailure(c.to.host, 0, err.Error())
 	h.warn(&unrelayedWarning, c, refused, err, advice)
 	h.refuse(c, refused)
 }

@@ -40,6 +40,12 @@ var (
 		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 	})
 
+	legacyDuration = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "td_postback", Name: "legacy_duration_seconds",
+		Help:    "Time from sending a request on to the legacy host until the head of its answer is there.",
+		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+	})
+
 	requestsInFlight = prometheus.NewGauge(prometheus.GaugeOpts{
 		Namespace: "caddy", Subsystem: "td_postback", Name: "requests_in_flight",
 		Help: "Requests that are being served.",
@@ -139,7 +145,7 @@ func countNamed(counter prometheus.Counter, fingerprint string) {
 // handler of the configuration finds them there.
 func registerMetrics(registry *prometheus.Registry) error {
 	for _, collector := range []prometheus.Collector{
-		requestsTotal, resultsTotal, bodyBytes, upstreamDuration, requestsInFlight, bufferedBytes, retriesTotal, connectionsTotal,
+		requestsTotal, resultsTotal, bodyBytes, upstreamDuration, legacyDuration, requestsInFlight, bufferedBytes, retriesTotal, connectionsTotal,
 		buildInfo, spoolRecordsTotal, spoolFatesTotal, spoolDuplicates, spoolRepeatsSafe, spoolCommits,
 		batchRecords, batchBytes, batchPlainBytes, unknownTotal, keySignals, spoolGauges{}, bookkeeping{}, keyGauges{}, planGauges{},
 	} {
@@ -160,6 +166,9 @@ func (c *call) count() {
 		requestsTotal.WithLabelValues(c.Kind.String(), c.Source.String(), c.lane.String(), c.result).Inc()
 	}
 	if c.lane != migration.V2 {
+		if c.trip.Status > 0 {
+			legacyDuration.Observe(c.trip.Duration.Seconds())
+		}
 		return
 	}
 	if c.trip.Tries > 0 {

@@ -238,6 +238,7 @@ func (h *Handler) Provision(ctx caddy.Context) (err error) {
 			return err
 		}
 	}
+	h.app.showHosts(h)
 	if h.Keys != nil {
 		err = h.Keys.provision()
 	}

@@ -18,7 +18,7 @@ import (
 // name, what is allowed, and what was probably meant.
 
 // blocks has the options of each block that has some.
-var blocks = map[string][]string{directive: optionsOf(Handler{}), "spool": optionsOf(Spool{}), "keys": optionsOf(Keys{}), "report": optionsOf(Report{}), "migrate": optionsOf(Migrate{}), matcherName: optionsOf(MatchCall{})}
+var blocks = map[string][]string{directive: optionsOf(Handler{}), "spool": optionsOf(Spool{}), "keys": optionsOf(Keys{}), "report": optionsOf(Report{}), "migrate": optionsOf(Migrate{}), consoleDirective: optionsOf(Console{}), matcherName: optionsOf(MatchCall{})}
 
 // optionsOf lists the options that a block's type has.
 func optionsOf(block any) (names []string) {
@@ -78,6 +78,9 @@ func (r *Report) UnmarshalJSON(data []byte) error { return decodeOptions(data, r
 
 // UnmarshalJSON reads the options. An error names the option.
 func (m *Migrate) UnmarshalJSON(data []byte) error { return decodeOptions(data, m, "migrate") }
+
+// UnmarshalJSON reads the options. An error names the option.
+func (c *Console) UnmarshalJSON(data []byte) error { return decodeOptions(data, c, consoleDirective) }
 
 // UnmarshalJSON reads the options. An error names the option.
 func (m *MatchCall) UnmarshalJSON(data []byte) error { return decodeOptions(data, m, matcherName) }

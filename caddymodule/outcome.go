@@ -43,6 +43,7 @@ var ownResults = []string{
 func (c *call) finish() {
 	c.result = c.endResult()
 	c.count()
+	c.tellConsole()
 	c.settle()
 	requestsInFlight.Dec()
 	if server, ok := c.r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); !ok || server.Logs == nil {

@@ -75,7 +75,7 @@ func (s *shadowing) search(by string, found *[]string) string {
 		answers = search(s.Routes, by, found)
 	case "static_response":
 		answers = "respond"
-	case "error", "metrics":
+	case "error", "metrics", consoleDirective:
 		answers = s.Handler
 	case "file_server":
 		if !s.PassThru {
@@ -106,7 +106,7 @@ func handlersOf(route caddyhttp.Route) []shadowing {
 			handlers = append(handlers, shadowing{Handler: directive, PassThru: module.PassThru})
 		case *caddyhttp.Subroute:
 			handlers = append(handlers, shadowing{Handler: "subroute", Routes: module.Routes})
-		case *caddyhttp.StaticResponse, *caddyhttp.StaticError:
+		case *caddyhttp.StaticResponse, *caddyhttp.StaticError, *Console:
 			handlers = append(handlers, shadowing{Handler: caddy.GetModuleName(module)})
 		}
 	}

@@ -27,6 +27,8 @@ var shadowSites = map[string]struct {
 	"abort":                              {"td_postback us01\nabort", []string{"respond"}},
 	"error":                              {"td_postback us01\nerror 404", []string{"error"}},
 	"metrics":                            {"td_postback us01\nmetrics", []string{"metrics"}},
+	"console":                            {"td_postback us01\ntd_console", []string{"td_console"}},
+	"console at a path":                  {"td_postback us01\ntd_console /console*", nil},
 	"handle":                             {"td_postback us01\nhandle {\n respond 200\n}", []string{"respond"}},
 	"route":                              {"td_postback us01\nroute {\n respond 200\n}", []string{"respond"}},
 	"handles for all paths":              {"td_postback us01\nhandle /a {\n respond 200\n}\nhandle {\n respond 404\n}", []string{"respond"}},

@@ -161,6 +161,7 @@ func (h *Handler) warnOfEvents(c *call, to postback.Destination, r *spool.Result
 		warnOfKept(h.logger, r, c.to.host, eventsOwner{keyOwner{owner{c.Account(), to}, c.Key()}, c.events})
 		return
 	}
+	noteResult(c.to.host, r)
 	again := "; the callers have got 503, and send all of their events again"
 	if kept {
 		again = "; the events are kept, and are dead letters if that does not change"
@@ -299,6 +300,7 @@ func (data keptOwner) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 
 // warnOfKept tells of a record that v2 did not take and that is in the spool.
 func warnOfKept(logger *zap.Logger, result *spool.Result, host string, owner zapcore.ObjectMarshaler) {
+	noteResult(host, result)
 	of, advice := &keptWarning, "check v2's status and the way there; the records are delivered when it takes them again"
 	if result.Status == http.StatusTooManyRequests {
 		of, advice = &keptLimitWarning, limitAdvice

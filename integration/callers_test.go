@@ -387,11 +387,11 @@ func TestSandboxCallers(t *testing.T) {
 	admin, addr := freeAddr(t), freeAddr(t)
 	env := []string{"CADDY_ADMIN=" + admin, "TMPDIR=" + t.TempDir()}
 	g := start(t, env, "td-postback", "--sandbox", "--listen", addr)
-	g.await(t, `"msg":"server running"`, 1)
+	g.await(t, running, 1)
 	raw(t, addr, calledAs[1].request)
 	awaitRows(t, admin, 1)
 	second := start(t, env, "td-postback", "--sandbox", "--listen", freeAddr(t))
-	second.await(t, `"msg":"server running"`, 1)
+	second.await(t, running, 1)
 	if !strings.Contains(second.text(), "td-migrate cannot reach this gateway: "+admin+" is in use.") {
 		t.Errorf("a second one: %s", second.text())
 	}

@@ -355,7 +355,7 @@ func TestCommandTwice(t *testing.T) {
 	_, port, _ := net.SplitHostPort(g.addr)
 	dir := t.TempDir()
 	socket := "unix/" + dir + "/s"
-	start(t, []string{"CADDY_ADMIN=" + freeAddr(t)}, "td-postback", "--sandbox", "--listen", socket).await(t, `"msg":"server running"`, 1)
+	start(t, []string{"CADDY_ADMIN=" + freeAddr(t)}, "td-postback", "--sandbox", "--listen", socket).await(t, running, 1)
 	for _, listen := range []string{g.addr, ":" + port, "tcp/" + g.addr, "localhost:" + port, socket, socket + "|0600"} {
 		output, code := run(t, "td-postback", "--sandbox", "--listen", listen)
 		if code == 0 || !strings.Contains(output, "--listen ") || !strings.Contains(output, "in use") {
@@ -379,7 +379,7 @@ func TestCommandTwice(t *testing.T) {
 	}
 	left.(*net.UnixListener).SetUnlinkOnClose(false)
 	left.Close()
-	start(t, []string{"CADDY_ADMIN=" + freeAddr(t)}, "td-postback", "--sandbox", "--listen", "unix/"+dir+"/left").await(t, `"msg":"server running"`, 1)
+	start(t, []string{"CADDY_ADMIN=" + freeAddr(t)}, "td-postback", "--sandbox", "--listen", "unix/"+dir+"/left").await(t, running, 1)
 }
 
 // TestCommandSpool is a first try of the spool: v2 fails, and td-spool finds the
@@ -391,7 +391,7 @@ func TestCommandSpool(t *testing.T) {
 	addr := freeAddr(t)
 	g := start(t, env, "td-postback", "--sandbox", "--spool", "--listen", addr)
 	saysNoSecret(t, g)
-	g.await(t, `"msg":"server running"`, 1)
+	g.await(t, running, 1)
 	isTaken(t, raw(t, addr, post("/postback/v3/event/mydb/answer_503?td_write_key="+spoolKey, asJSON, "{}")))
 	g.await(t, "refused mydb.answer_503", 2) // once with the caller, and then from the spool
 

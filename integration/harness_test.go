@@ -294,12 +294,15 @@ func build(name, pkg string, flags ...string) (path, output string, err error) {
 	return path, output, err
 }
 
+// running is what td-postback logs when it serves callers: its console is another server.
+const running = `"msg":"server running","name":"postback"`
+
 // command runs td-postback on a free port and waits until it serves.
 func command(t testing.TB, args ...string) *gateway {
 	t.Helper()
 	addr := freeAddr(t)
 	g := &gateway{addr: addr, process: start(t, []string{"CADDY_ADMIN=" + freeAddr(t)}, append([]string{"td-postback", "--listen", addr}, args...)...)}
-	g.await(t, `"msg":"server running"`, 1)
+	g.await(t, running, 1)
 	return g
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -51,6 +52,8 @@ func TestMigrateHungDisk(t *testing.T) {
 	}()
 	g.awaitHung(t)
 	g.goesTo(t, "v2")
+	awaitPage(t, g.addr, "/console", "Its disk does not answer.")
+	g.presses(t, url.Values{"do": {"share"}, "base": {"0"}, "rule": {"db.tbl"}, "percent": {"50"}}, "Not done.", "The plan&#39;s disk does not answer")
 	g.says(t, words("rollback"), "Rolled back: everything goes to the legacy host", "Not safe yet: the rollback is in force, but the plan's disk does not answer")
 	g.goesTo(t, "legacy")
 	var both sync.WaitGroup // each waits for as long as a command does

@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
@@ -94,6 +95,17 @@ func TestPlanOfThreeGateways(t *testing.T) {
 		all[(i+1)%3].says(t, words("resume"), "Resumed: the rules hold again", "All 3 gateways have followed.")
 		everywhere("v2")
 	}
+	awaitPage(t, all[1].addr, "/console", `<span class="self quiet"><bdi>`+all[1].name()+`</bdi></span>`)
+	all[1].presses(t, url.Values{"do": {"rollback"}}, "<strong>Done.</strong> Everything goes to the legacy host, from the next request on. All 3 gateways have followed.")
+	everywhere("legacy")
+	all[0].presses(t, url.Values{"do": {"resume"}, "base": {"8"}}, "All 3 gateways have followed.", all[0].name(), all[1].name(), all[2].name())
+	everywhere("v2")
+	all[1].presses(t, url.Values{"do": {"rollback"}, "local": {"yes"}}, "Everything that comes to this gateway goes to the legacy host", "Rolled back, this gateway alone")
+	all[1].goesTo(t, "legacy")
+	all[2].goesTo(t, "v2")
+	awaitPage(t, all[2].addr, "/console", "it is rolled back by itself, until it is resumed by itself")
+	all[1].presses(t, url.Values{"do": {"resume"}, "local": {"yes"}, "base": {"9"}}, "The shares of the plan hold again")
+	everywhere("v2")
 	all[1].says(t, words("history"), "rollback", "resume", "share (*.*: 100 % to v2, was 0 %)")
 
 	kill(all[2].process)

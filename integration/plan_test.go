@@ -48,7 +48,7 @@ func servePlanIn(t *testing.T, dir, migrate string) *planned {
 }
 
 func (g *planned) block(migrate string) string {
-	return fmt.Sprintf("td_postback {\n upstream %s\n report {\n  dir %s/report\n }\n migrate {\n  legacy %s\n  dir %s\n  %s\n }\n}", g.v2.url(), g.dir, g.legacy.url(), g.planDir(), migrate)
+	return fmt.Sprintf("td_postback {\n upstream %s\n report {\n  dir %s/report\n }\n migrate {\n  legacy %s\n  dir %s\n  %s\n }\n}\ntd_console /console* {\n actions on\n}", g.v2.url(), g.dir, g.legacy.url(), g.planDir(), migrate)
 }
 
 func (g *planned) planDir() string { return filepath.Join(g.dir, "plan") }

@@ -39,8 +39,13 @@ func TestRehearsal(t *testing.T) {
 			printed += block.text
 		}
 	}
-	if sandbox.text() != printed || hosts != 4 {
-		t.Errorf("in %d blocks, the hosts print\n%s", hosts, sandbox.text())
+	console, records, _ := strings.Cut(sandbox.text(), "\n")
+	if records != printed || hosts != 4 {
+		t.Errorf("in %d blocks, the hosts print\n%s", hosts, records)
+	}
+	page := awaitPage(t, strings.TrimPrefix(console, "The console is at http://"), "/", `<th scope="row"><code>shop.orders</code></th>`)
+	if !strings.Contains(page.body, "as on the first day") {
+		t.Error("the console does not show the plan")
 	}
 }
 
