@@ -158,7 +158,7 @@ type remade[T any] struct {
 // this.
 const (
 	remadeAge  = time.Second
-	remadePart = 200
+	remadePart = 300
 )
 
 // get is the value, at most some seconds old, and of this.
