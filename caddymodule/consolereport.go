@@ -1,8 +1,10 @@
 package caddymodule
 
 import (
+	"cmp"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -174,13 +176,7 @@ func consoleCounts(of map[string]uint64) []console.Count {
 		counts = append(counts, console.Count{Name: name, Count: count})
 	}
 	slices.SortFunc(counts, func(a, b console.Count) int {
-		if a.Count != b.Count {
-			if a.Count > b.Count {
-				return -1
-			}
-			return 1
-		}
-		return strings.Compare(a.Name, b.Name)
+		return cmp.Or(cmp.Compare(b.Count, a.Count), strings.Compare(a.Name, b.Name))
 	})
 	return counts
 }
@@ -214,10 +210,9 @@ func (t tableRows) add(row *migration.Row) {
 
 func (t tableRows) rows() []console.Table {
 	rows := make([]console.Table, 0, len(t))
-	for _, table := range t {
-		rows = append(rows, *table)
+	for _, name := range slices.Sorted(maps.Keys(t)) {
+		rows = append(rows, *t[name])
 	}
-	slices.SortFunc(rows, func(a, b console.Table) int { return strings.Compare(a.Name, b.Name) })
 	return rows
 }
 
@@ -244,11 +239,11 @@ func (k keyRows) add(row *migration.Row) {
 
 func (k keyRows) rows() []console.Key {
 	rows := make([]console.Key, 0, len(k))
-	for _, key := range k {
+	for _, name := range slices.Sorted(maps.Keys(k)) {
+		key := k[name]
 		key.Tables = len(key.tables)
 		rows = append(rows, key.Key)
 	}
-	slices.SortFunc(rows, func(a, b console.Key) int { return strings.Compare(a.Name, b.Name) })
 	return rows
 }
 

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"cmp"
 	"math"
 	"slices"
 	"sync"
@@ -121,6 +122,7 @@ func (h *History) Recent(now *Reading) *Recent {
 		a, b := &readings[i-1], &readings[i]
 		r.Points = append(r.Points, Point{now.At.Sub(a.At), now.At.Sub(b.At), byKind(since(a, b))})
 	}
+	slices.SortStableFunc(r.Results, func(a, b Total) int { return cmp.Compare(b.Count, a.Count) })
 	r.All = byKind(r.Results)
 	minute := before(readings, rateSpan)
 	span := Point{From: now.At.Sub(minute.At)}.seconds()
@@ -150,7 +152,7 @@ func before(readings []Reading, span time.Duration) *Reading {
 	return &readings[0]
 }
 
-// since is what came between two readings, the most first.
+// since is what came between two readings.
 func since(a, b *Reading) []Total {
 	type result struct{ lane, name string }
 	old := make(map[result]uint64, len(a.Totals))
@@ -163,12 +165,6 @@ func since(a, b *Reading) []Total {
 			all = append(all, t)
 		}
 	}
-	slices.SortStableFunc(all, func(a, b Total) int {
-		if a.Count != b.Count {
-			return int(min(max(int64(b.Count)-int64(a.Count), -1), 1)) //nolint:gosec // G115: counts are no larger
-		}
-		return 0
-	})
 	return all
 }
 

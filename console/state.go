@@ -62,9 +62,15 @@ func (p *Page) calm() string {
 }
 
 // Troubles is what is wrong, the worst first.
-func (p *Page) Troubles() []Trouble {
-	all := slices.Concat(p.lossTroubles(), p.spoolTroubles(), p.planTroubles(), p.callTroubles())
-	slices.SortStableFunc(all, func(a, b Trouble) int { return int(a.Level - b.Level) })
+func (p *Page) Troubles() (all []Trouble) {
+	found := slices.Concat(p.lossTroubles(), p.spoolTroubles(), p.planTroubles(), p.callTroubles())
+	for level := range Good {
+		for _, trouble := range found {
+			if trouble.Level == level {
+				all = append(all, trouble)
+			}
+		}
+	}
 	return all
 }
 
