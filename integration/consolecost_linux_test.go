@@ -38,7 +38,7 @@ func TestConsoleCost(t *testing.T) {
 	t.Parallel()
 	v2 := httptest.NewServer(new(sandbox.Sandbox))
 	t.Cleanup(v2.Close)
-	g, _ := serveConsoles(t, v2.URL, startLegacy(t, nil).url(), "")
+	g, _ := serveConsoles(t, 20_000, v2.URL, "")
 	const span = 10 * time.Second
 	quiet := cpuOf(t, g.process)
 	time.Sleep(span / 2) // it is a time that is measured
