@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -121,7 +122,7 @@ func (c *Console) Provision(ctx caddy.Context) (err error) {
 // Validate refuses hosts that no request can have.
 func (c *Console) Validate() error {
 	for _, host := range c.Hosts {
-		if host == "" || strings.ContainsAny(host, "/ *@,") || hostOnly(host) != strings.Trim(host, "[]") {
+		if !isHost(host) {
 			return fmt.Errorf("%s hosts %q: must be a host name or an address, without a scheme, a port and a path", consoleDirective, host)
 		}
 	}
@@ -178,12 +179,28 @@ func answerConsole(w http.ResponseWriter, contentType string, content []byte) er
 	return err
 }
 
-// hostOnly is a Host without its port, and without what may stand around an address.
+// hostOnly is a Host without its port, in the one way in which names and addresses are
+// compared.
 func hostOnly(host string) string {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
 	}
-	return strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
+	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
+	if address, err := netip.ParseAddr(host); err == nil {
+		return address.String()
+	}
+	return host
+}
+
+// hostName is what browsers send as a name: other letters they write as xn--….
+var hostName = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?$`)
+
+// isHost reports whether a request can have this as its Host, beside a port.
+func isHost(host string) bool {
+	if address, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return address.Zone() == ""
+	}
+	return hostName.MatchString(host)
 }
 
 // isLocalName reports whether a name is that of the machine that uses it, whoever

@@ -282,7 +282,11 @@ func TestConsoleOptions(t *testing.T) {
 		`{"hosts":[""]}`:                 "must be a host name or an address",
 		`{"host":["localhost"]}`:         "did you mean hosts?",
 		`{"actions":"on"}`:               "td_console actions: must be",
-		`{"hosts":["ops.example","[::1]","192.0.2.1"],"actions":true,"allow_remote":true}`: "",
+		`{"hosts":["{env.CONSOLE}"]}`:    "must be a host name or an address",
+		`{"hosts":["münchen.example"]}`:  "must be a host name or an address",
+		`{"hosts":["fe80::1%eth0"]}`:     "must be a host name or an address",
+		`{"hosts":["ops.example","[::1]","192.0.2.1"],"actions":true,"allow_remote":true}`:            "",
+		`{"hosts":["Ops.Example","ops.example.","my_host","2001:DB8:0::1","xn--mnchen-3ya.example"]}`: "",
 	} {
 		c := new(Console)
 		err := json.Unmarshal([]byte(config), c)

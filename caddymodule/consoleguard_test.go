@@ -81,6 +81,8 @@ func TestConsoleGuards(t *testing.T) {
 		"an address of the network":      {Console{}, with(nil, "Host", "192.0.2.1"), 403},
 		"no Host":                        {Console{}, with(nil, "Host", ":"), 403},
 		"a host of the list":             {Console{Hosts: []string{"Ops.Example"}}, with(nil, "Host", "ops.example:443"), 200},
+		"of the list, with a dot":        {Console{Hosts: []string{"ops.example."}}, with(nil, "Host", "OPS.example"), 200},
+		"an address of the list":         {Console{Hosts: []string{"2001:DB8:0:0::1"}}, with(nil, "Host", "[2001:db8::1]:8181"), 200},
 		"not of the list":                {Console{Hosts: []string{"ops.example"}}, nil, 403},
 		"remote client":                  {Console{}, with(nil, "RemoteAddr", "192.0.2.7:5000"), 403},
 		"remote client, allowed":         {Console{AllowRemote: true}, with(nil, "RemoteAddr", "192.0.2.7:5000"), 200},
