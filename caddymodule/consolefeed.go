@@ -64,7 +64,7 @@ func (c *Console) page(view *console.View, notice *console.Notice, now time.Time
 	if p.Notice == nil {
 		p.Notice = c.watch.said.find(view.Said, now)
 	}
-	p.Spools = c.watch.spools.get(nil, consoleSpools)
+	p.Spools = c.watch.spools.get(nil, spoolsMost, consoleSpools)
 	p.Hosts = consoleHosts(p.Spools)
 	plan, callers := shownPlan.Load(), c.watch.report(now)
 	if callers != nil {

@@ -246,7 +246,8 @@ func TestFailures(t *testing.T) {
 	}
 }
 
-// TestRemade: it is made once a second at most, and for another cause at once.
+// TestRemade: it is made once a second at most, and for another cause at once. However long
+// it took, as when a disk or a cluster did not answer, it is soon made again.
 func TestRemade(t *testing.T) {
 	var r remade[int]
 	made := 0
@@ -255,20 +256,24 @@ func TestRemade(t *testing.T) {
 		of   string
 		made int
 	}{{"a", 1}, {"a", 1}, {"b", 2}} {
-		if got := r.get(want.of, remake); got != want.made {
+		if got := r.get(want.of, time.Minute, remake); got != want.made {
 			t.Errorf("%s: made %d times, want %d", want.of, got, want.made)
 		}
 	}
 	r.made, r.took = time.Now().Add(-2*time.Second), time.Hour // it was dear
-	if r.get("b", remake) != 2 {
+	if r.get("b", time.Minute, remake) != 2 {
 		t.Error("made again too soon")
 	}
-	r.took = 0
-	if r.get("b", remake) != 3 {
+	r.made = time.Now().Add(-time.Minute)
+	if r.get("b", time.Minute, remake) != 3 {
+		t.Error("too old")
+	}
+	r.made, r.took = time.Now().Add(-2*time.Second), 0
+	if r.get("b", time.Minute, remake) != 4 {
 		t.Error("not made again")
 	}
 	r.forget()
-	if r.get("b", remake) != 4 {
+	if r.get("b", time.Minute, remake) != 5 {
 		t.Error("not forgotten")
 	}
 }

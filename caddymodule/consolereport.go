@@ -44,7 +44,7 @@ func (w *consoleWatch) report(now time.Time) *consoleCallers {
 	if of.plan != nil {
 		of.revision = of.plan.get().Plan().Signals().Revision
 	}
-	return w.callers.get(of, func() *consoleCallers { return newConsoleCallers(&of, now) })
+	return w.callers.get(of, reportMost, func() *consoleCallers { return newConsoleCallers(&of, now) })
 }
 
 func newConsoleCallers(of *reportOf, now time.Time) *consoleCallers {

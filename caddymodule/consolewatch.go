@@ -155,17 +155,21 @@ type remade[T any] struct {
 }
 
 // What remaking may take: a second is as good as now, and the part of a core is one of
-// this.
+// this. But what took long may have waited, for a disk, a cluster or a busy machine: so
+// nothing gets older than its own limit.
 const (
 	remadeAge  = time.Second
 	remadePart = 300
+
+	reportMost = time.Minute
+	spoolsMost = 5 * time.Second // they say whether something is wrong
 )
 
-// get is the value, at most some seconds old, and of this.
-func (m *remade[T]) get(of any, remake func() T) T {
+// get is the value, made of this, and no older than most.
+func (m *remade[T]) get(of any, most time.Duration, remake func() T) T {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.made.IsZero() && m.of == of && time.Since(m.made) < max(remadeAge, remadePart*m.took) {
+	if !m.made.IsZero() && m.of == of && time.Since(m.made) < min(max(remadeAge, remadePart*m.took), most) {
 		return m.value
 	}
 	began := time.Now()
