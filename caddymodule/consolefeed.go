@@ -132,28 +132,24 @@ func consoleHosts(spools []console.Spool) (hosts []console.Host) {
 	return hosts
 }
 
-// consoleRefusals are the kinds of refusals that there were, the most first.
+// consoleRefusals are the kinds of refusals that there were on each lane, the most first.
 func consoleRefusals(recent, all []console.Total, callers *consoleCallers) (refusals []console.RefusalKind) {
-	place := map[string]int{}
+	type kind struct{ lane, result string }
+	lately := make(map[kind]uint64, len(recent))
+	for _, t := range recent {
+		lately[kind{t.Lane, t.Result}] = t.Count
+	}
 	for _, t := range all {
 		if t.Count == 0 || t.Kind != console.Refused && t.Kind != console.Lost {
 			continue
 		}
-		i, ok := place[t.Result]
-		if !ok {
-			i = len(refusals)
-			place[t.Result] = i
-			refusals = append(refusals, console.RefusalKind{Code: t.Result, Do: refusalDo(t.Result), Example: callers.example(findingOfResult(t.Result, t.Lane))})
-		}
-		refusals[i].Total += t.Count
-	}
-	for _, t := range recent {
-		if i, ok := place[t.Result]; ok {
-			refusals[i].Recent += t.Count
-		}
+		refusals = append(refusals, console.RefusalKind{
+			Code: t.Result, Lane: t.Lane, Recent: lately[kind{t.Lane, t.Result}], Total: t.Count,
+			Do: refusalDo(t.Result, t.Lane), Example: callers.example(findingOfResult(t.Result, t.Lane)),
+		})
 	}
 	slices.SortFunc(refusals, func(a, b console.RefusalKind) int {
-		return cmp.Or(cmp.Compare(b.Recent, a.Recent), cmp.Compare(b.Total, a.Total), strings.Compare(a.Code, b.Code))
+		return cmp.Or(cmp.Compare(b.Recent, a.Recent), cmp.Compare(b.Total, a.Total), strings.Compare(a.Code, b.Code), strings.Compare(a.Lane, b.Lane))
 	})
 	return refusals
 }
@@ -171,8 +167,8 @@ func findingOfResult(result, lane string) string {
 }
 
 // refusalDo is what to do about refusals of a kind.
-func refusalDo(result string) string {
-	if finding, ok := migration.FindingOf(findingOfResult(result, migration.V2.String())); ok {
+func refusalDo(result, lane string) string {
+	if finding, ok := migration.FindingOf(findingOfResult(result, lane)); ok {
 		return finding.Advice()
 	}
 	switch result {

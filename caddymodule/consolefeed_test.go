@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -108,7 +109,7 @@ func TestConsoleShows(t *testing.T) {
 	wantIn(t, section(t, c, "/", "callers"), "Go-http-client 2 left db.tbl post")
 	g.postTo(t, testEvent, `{"name":"carol"}`) // without a key
 	ended()
-	wantIn(t, section(t, c, "/", "refusals"), "missing_write_key", "missing_write_key 1 ", "Send the write key in the header", "POST")
+	wantIn(t, section(t, c, "/", "refusals"), "missing_write_key", "missing_write_key v2 1 ", "Send the write key in the header", "POST")
 	wantIn(t, section(t, c, "/", "state"), "Take a look", "Refused in the last 5 minutes")
 	wantIn(t, section(t, c, "/?rule=db.tbl&percent=0", "plan"), "0 of the 3 events of the last hour would have gone to v2 instead, and 3 to the legacy host, from 2 of 2 callers", "Send 0 % of db.tbl to v2")
 	wantIn(t, section(t, c, "/?rule=db&percent=0", "plan"), "The rule must be")
@@ -225,9 +226,25 @@ func TestConsoleKinds(t *testing.T) {
 // TestRefusalsSayWhatToDo: every result that is a refusal, or a loss, has something.
 func TestRefusalsSayWhatToDo(t *testing.T) {
 	for _, m := range collected(resultsTotal) {
-		if refusalDo(labelOf(m, "result")) == "" {
+		if refusalDo(labelOf(m, "result"), labelOf(m, "lane")) == "" {
 			t.Error(labelOf(m, "result"))
 		}
+	}
+}
+
+// TestRefusalsByLane: what the legacy host refuses is not what v2 refuses, and something
+// else is to be done about it.
+func TestRefusalsByLane(t *testing.T) {
+	of := func(lane string, count uint64) console.Total {
+		return console.Total{Lane: lane, Result: upstream4xxResult, Kind: console.Refused, Count: count}
+	}
+	got := consoleRefusals([]console.Total{of("legacy", 2)}, []console.Total{of("v2", 3), of("legacy", 5), {Lane: "v2", Result: forwardedResult, Count: 9}}, nil)
+	want := []console.RefusalKind{
+		{Code: upstream4xxResult, Lane: "legacy", Recent: 2, Total: 5, Do: migration.LegacyRefused.Advice()},
+		{Code: upstream4xxResult, Lane: "v2", Total: 3, Do: migration.RefusedByV2.Advice()},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%+v", got)
 	}
 }
 

@@ -238,9 +238,10 @@ type Call struct {
 	Took                              time.Duration // 0 without an answer
 }
 
-// RefusalKind is a kind of refusals.
+// RefusalKind is a kind of refusals, on one lane.
 type RefusalKind struct {
 	Code    string
+	Lane    string
 	Recent  uint64 // in the time of the chart
 	Total   uint64 // since the start
 	Example string // redacted; empty if there is none

@@ -43,7 +43,7 @@ func aDay() *console.Page {
 			{Finding: console.Finding{Name: "key_in_url", Kind: "changed", Events: 921_400, Advice: "Send the write key in the header X-TD-Write-Key: v2 reads no key in the URL, and answers 200 without one."}, Callers: 3},
 		}},
 		Report:   &console.Report{Time: pictureTime, MaxRows: 10_000},
-		Refusals: []console.RefusalKind{{Code: "missing_write_key", Recent: 0, Total: 150, Example: `POST {"id":string,"price":number}`, Do: "Send the write key in the header X-TD-Write-Key."}},
+		Refusals: []console.RefusalKind{{Code: "missing_write_key", Lane: "v2", Recent: 0, Total: 150, Example: `POST {"id":string,"price":number}`, Do: "Send the write key in the header X-TD-Write-Key."}},
 	}
 	addCallers(p.Report, ago)
 	for i, kind := range []string{"post", "post", "pixel", "post", "js"} {
@@ -117,7 +117,7 @@ func aNight() *console.Page {
 	p.Plan.Gateways = []console.Gateway{{Name: "gw-1:/var/lib/td-postback/plan", Self: true, Revision: 41, Heard: pictureTime}, {Name: "gw-2:/var/lib/td-postback/plan", Revision: 40, Heard: pictureTime.Add(-time.Minute), Why: "not heard of for 1m0s: if it runs, it is cut off, and goes on with revision 40 until it is rolled back by itself"}}
 	p.Audit.Verdict, p.Audit.Ready, p.Audit.Reason = "not ready", false, "1 of 14 callers send what is refused on the way to v2, and lost when they are moved."
 	p.Books[0].Lost = 1_204
-	p.Refusals = append([]console.RefusalKind{{Code: "upstream_unreachable", Recent: 1_204, Total: 1_204, Do: "See above what the host says, and the log."}}, p.Refusals...)
+	p.Refusals = append([]console.RefusalKind{{Code: "upstream_unreachable", Lane: "v2", Recent: 1_204, Total: 1_204, Do: "See above what the host says, and the log."}}, p.Refusals...)
 	return p
 }
 
