@@ -45,15 +45,21 @@ func (p *Page) State() Trouble {
 
 // calm is what there is to say if nothing is wrong.
 func (p *Page) calm() string {
-	where := "all at v2"
-	if p.Plan != nil {
+	where, lost := "all at v2", "nothing is lost"
+	switch {
+	case p.Recent.Minute[Kept] > 0:
+		where = "each sent on, or kept in the spool"
+	case p.Plan != nil:
 		where = "each at the host that the plan says"
+	}
+	if slices.ContainsFunc(p.Books, func(b Book) bool { return b.Lost > 0 }) {
+		lost = "nothing was lost in the last 5 minutes"
 	}
 	switch {
 	case p.Recent.Rate() > 0:
-		return fmt.Sprintf("%s calls a second come in, %s; nothing is lost.", rate(p.Recent.Rate()), where)
+		return fmt.Sprintf("%s calls a second come in, %s; %s.", rate(p.Recent.Rate()), where, lost)
 	case p.Recent.All != [kinds]uint64{}:
-		return "No call has come in the last minute; nothing is lost."
+		return "No call has come in the last minute; " + lost + "."
 	case p.Recent.At.Sub(p.Recent.Since) < 2*time.Minute:
 		return "No call has come in the last minute."
 	default:

@@ -21,6 +21,8 @@ func TestState(t *testing.T) {
 	step(Good, "No call has come in the last minute.", func() {})
 	step(Good, "nothing is lost", func() { p.Recent.All[ToV2] = 1 })
 	step(Good, "12 calls a second come in, all at v2", func() { p.Recent.Minute[ToV2] = 12 })
+	step(Good, "12 calls a second come in, each sent on, or kept in the spool; nothing is lost", func() { p.Recent.Minute[ToV2], p.Recent.Minute[Kept] = 7, 5 })
+	step(Good, "nothing was lost in the last 5 minutes", func() { p.Books = []Book{{Surface: "post", Lost: 3}} })
 	step(Look, "Refused in the last 5 minutes: 1 call.", func() { p.Recent.Alarm[Refused] = 1 })
 	step(Look, "Rolled back", func() { p.Plan = &Plan{Hold: &Hold{}} })
 	step(Look, "Rolled back, this gateway alone", func() { p.Plan.Hold.Local = true })
