@@ -331,6 +331,31 @@ func TestManyRows(t *testing.T) {
 	}
 }
 
+// TestSorted: each head says which way its rows are sorted by it, and they are.
+func TestSorted(t *testing.T) {
+	t.Parallel()
+	day := now.Add(-24 * time.Hour)
+	callers := List[Caller]{Rows: []Caller{
+		{Agent: "a", State: "a", Table: "a", Key: "a", Events7d: 1, LastSeen: day},
+		{Agent: "b", State: "b", Table: "b", Key: "b", Events7d: 2, LastSeen: now, Findings: []Finding{{}}},
+	}}
+	for _, c := range callerColumns {
+		view := ParseView(url.Values{"callers_sort": {c.name}})
+		s := show(&view, listCallers, &callers, callerColumns)
+		want := map[string]string{"a": "ascending", "b": "descending"}[s.Rows[0].Agent]
+		for i, h := range s.Heads {
+			if is := callerColumns[i].name == c.name; is && h.Sorted != want || !is && h.Sorted != "" {
+				t.Errorf("by %s: %s is %q, want %q", c.name, h.Title, h.Sorted, want)
+			}
+		}
+	}
+	doc := render(t, busyPage(), "callers_sort=agent")
+	sorted := slices.DeleteFunc(elements(byID(doc, "callers"), "th"), func(n *html.Node) bool { return attribute(n, "aria-sort") == "" })
+	if len(sorted) != 1 || attribute(sorted[0], "aria-sort") != "ascending" || text(sorted[0]) != "Caller" {
+		t.Errorf("%d heads", len(sorted))
+	}
+}
+
 // TestFind: a caller that has no row any more has no place, and its view says so.
 func TestFind(t *testing.T) {
 	t.Parallel()

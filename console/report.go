@@ -86,6 +86,7 @@ func (r *Report) Find(id string) int {
 type column[T any] struct {
 	name, title string
 	number      bool              // it stands at the right
+	up          bool              // the lowest comes first
 	compare     func(a, b *T) int // what is looked at first comes first
 }
 
@@ -140,32 +141,32 @@ func most[N cmp.Ordered](a, b N) int { return cmp.Compare(b, a) }
 const byEvents = "events"
 
 var tableColumns = []column[Table]{
-	{"name", "Table", false, func(a, b *Table) int { return strings.Compare(a.Name, b.Name) }},
-	{byEvents, "Events in 7 days", true, func(a, b *Table) int { return most(a.Events7d, b.Events7d) }},
-	{"asked", "To v2, asked", true, func(a, b *Table) int { return cmp.Compare(percentOf(a.Asked), percentOf(b.Asked)) }},
-	{"real", "Real", true, func(a, b *Table) int { return cmp.Compare(percentOf(a.Real), percentOf(b.Real)) }},
-	{"left", "Callers left", true, func(a, b *Table) int { return most(a.Left, b.Left) }},
-	{"seen", "Last seen", false, func(a, b *Table) int { return b.LastSeen.Compare(a.LastSeen) }},
+	{"name", "Table", false, true, func(a, b *Table) int { return strings.Compare(a.Name, b.Name) }},
+	{byEvents, "Events in 7 days", true, false, func(a, b *Table) int { return most(a.Events7d, b.Events7d) }},
+	{"asked", "To v2, asked", true, true, func(a, b *Table) int { return cmp.Compare(percentOf(a.Asked), percentOf(b.Asked)) }},
+	{"real", "Real", true, true, func(a, b *Table) int { return cmp.Compare(percentOf(a.Real), percentOf(b.Real)) }},
+	{"left", "Callers left", true, false, func(a, b *Table) int { return most(a.Left, b.Left) }},
+	{"seen", "Last seen", false, false, func(a, b *Table) int { return b.LastSeen.Compare(a.LastSeen) }},
 }
 
 var keyColumns = []column[Key]{
-	{"name", "Key", false, func(a, b *Key) int { return strings.Compare(a.Name, b.Name) }},
-	{byEvents, "Events in 7 days", true, func(a, b *Key) int { return most(a.Events7d, b.Events7d) }},
-	{"tables", "Tables", true, func(a, b *Key) int { return most(a.Tables, b.Tables) }},
-	{"findings", "Findings", false, func(a, b *Key) int { return most(len(a.Findings), len(b.Findings)) }},
-	{"seen", "Last seen", false, func(a, b *Key) int { return b.LastSeen.Compare(a.LastSeen) }},
+	{"name", "Key", false, true, func(a, b *Key) int { return strings.Compare(a.Name, b.Name) }},
+	{byEvents, "Events in 7 days", true, false, func(a, b *Key) int { return most(a.Events7d, b.Events7d) }},
+	{"tables", "Tables", true, false, func(a, b *Key) int { return most(a.Tables, b.Tables) }},
+	{"findings", "Findings", false, false, func(a, b *Key) int { return most(len(a.Findings), len(b.Findings)) }},
+	{"seen", "Last seen", false, false, func(a, b *Key) int { return b.LastSeen.Compare(a.LastSeen) }},
 }
 
 var callerColumns = []column[Caller]{
-	{"agent", "Caller", false, func(a, b *Caller) int {
+	{"agent", "Caller", false, true, func(a, b *Caller) int {
 		return cmp.Or(strings.Compare(a.Agent, b.Agent), strings.Compare(a.Source, b.Source))
 	}},
-	{byEvents, "Events in 7 days", true, func(a, b *Caller) int { return most(a.Events7d, b.Events7d) }},
-	{"state", "State", false, func(a, b *Caller) int { return strings.Compare(a.State, b.State) }},
-	{"table", "Table", false, func(a, b *Caller) int { return strings.Compare(a.Table, b.Table) }},
-	{"key", "Key", false, func(a, b *Caller) int { return strings.Compare(a.Key, b.Key) }},
-	{"findings", "Findings", false, func(a, b *Caller) int { return most(len(a.Findings), len(b.Findings)) }},
-	{"seen", "Last seen", false, func(a, b *Caller) int { return b.LastSeen.Compare(a.LastSeen) }},
+	{byEvents, "Events in 7 days", true, false, func(a, b *Caller) int { return most(a.Events7d, b.Events7d) }},
+	{"state", "State", false, true, func(a, b *Caller) int { return strings.Compare(a.State, b.State) }},
+	{"table", "Table", false, true, func(a, b *Caller) int { return strings.Compare(a.Table, b.Table) }},
+	{"key", "Key", false, true, func(a, b *Caller) int { return strings.Compare(a.Key, b.Key) }},
+	{"findings", "Findings", false, false, func(a, b *Caller) int { return most(len(a.Findings), len(b.Findings)) }},
+	{"seen", "Last seen", false, false, func(a, b *Caller) int { return b.LastSeen.Compare(a.LastSeen) }},
 }
 
 // percentOf orders what is not known before the lowest.

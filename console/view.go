@@ -98,8 +98,9 @@ type shown[T any] struct {
 
 // head is the head of a column.
 type head struct {
-	Title, Link    string
-	Sorted, Number bool
+	Title, Link string
+	Sorted      string // which way, as aria-sort has it; empty if by another one
+	Number      bool
 }
 
 // show makes a page of a list.
@@ -117,7 +118,14 @@ func show[T any](v *View, name string, list *List[T], columns []column[T]) *show
 	s := &shown[T]{Name: name, Total: len(list.Rows), Pages: pages, Page: min(max(asked.page, 1), pages)}
 	s.Rows = list.some(by, s.Page)
 	for _, c := range columns {
-		s.Heads = append(s.Heads, head{c.title, v.link(name, c.name, 1), c.name == by.name, c.number})
+		h := head{Title: c.title, Link: v.link(name, c.name, 1), Number: c.number}
+		switch {
+		case c.name == by.name && c.up:
+			h.Sorted = "ascending"
+		case c.name == by.name:
+			h.Sorted = "descending"
+		}
+		s.Heads = append(s.Heads, h)
 	}
 	if s.Page > 1 {
 		s.Before = v.link(name, by.name, s.Page-1)
