@@ -191,10 +191,10 @@ func consoleLetters(of *console.DeadView) *console.Letters {
 	}
 	s.dead, s.after, s.limit = true, spool.ID(of.After), lettersShown
 	list, err := s.list()
-	if err != nil && len(list) == 0 {
-		return nil
-	}
 	shown := &console.Letters{Spool: of.Spool, Queue: of.Queue, After: of.After}
+	if err != nil {
+		shown.Problem = err.Error()
+	}
 	for i := range list {
 		l := &list[i]
 		body := []byte(l.Body)

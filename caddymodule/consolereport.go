@@ -125,8 +125,11 @@ func (c *consoleCallers) addPlan(of *reportOf, now time.Time) {
 
 // caller is one that is looked at, with what it should send instead.
 func (c *consoleCallers) caller(id string) *console.Caller {
+	if id == "" {
+		return nil
+	}
 	i := c.report.Find(id)
-	if id == "" || i < 0 {
+	if i < 0 {
 		return nil
 	}
 	caller, row := c.report.Callers.Rows[i], &c.rows[i]

@@ -52,7 +52,7 @@ func busyPage() *Page {
 	p.Caller = &p.Report.Callers.Rows[0]
 	p.Refusals = []RefusalKind{{"missing_write_key", "v2", 90, 100, "POST {\"a\":string}", "Send the key."}}
 	p.Calls = []Call{{now, "shop.orders", "post", "1234/#9f3a1c20b7", "v2", "forwarded", 200, time.Millisecond}}
-	p.Letters = &Letters{"/var/spool", "https://v2", []Letter{{7, "/postback/v3/event/shop/orders", "1234/#9f3a1c20b7", now, now, 10, 400, "refused", "no object", "POST {\"a\":string}"}}, 0, 7}
+	p.Letters = &Letters{"/var/spool", "https://v2", []Letter{{7, "/postback/v3/event/shop/orders", "1234/#9f3a1c20b7", now, now, 10, 400, "refused", "no object", "POST {\"a\":string}"}}, 0, 7, ""}
 	p.Trial = &Trial{Rule: "shop.orders", Account: "1234", Percent: "25", Revision: 41, Callers: 1, OfCallers: 2, ToV2: 10, Of: 20}
 	p.Audit = &Audit{"not ready", false, "1 of 2 callers send what is refused.", 24 * time.Hour, []AuditFinding{{Finding{"key_in_url", "changed", "Send the key in a header.", 7}, 1}}}
 	p.Notice = &Notice{Good, "Rolled back."}
@@ -328,6 +328,26 @@ func TestManyRows(t *testing.T) {
 	out, _ := Render(p, &view)
 	if len(out) > 100_000 {
 		t.Errorf("%d bytes", len(out))
+	}
+}
+
+// TestNotKnown: what could not be had is not said to be none, or nobody.
+func TestNotKnown(t *testing.T) {
+	t.Parallel()
+	p := busyPage()
+	p.Hosts[0].Last = &Failure{Time: now, Status: 503}
+	p.Plan = &Plan{Revision: 41, Hold: &Hold{Time: now}}
+	p.Letters = &Letters{Spool: "/var/spool", Queue: "https://v2", Problem: "the cluster does not answer"}
+	doc := render(t, p, "")
+	if said := text(byID(doc, "hosts")); !strings.Contains(said, "503") || len(elements(byID(doc, "hosts"), "q")) != 0 {
+		t.Error(said)
+	}
+	if said := text(byID(doc, "plan")); strings.Contains(said, " by ") || strings.Contains(said, "sticks") || strings.Contains(said, "Nobody") || !strings.Contains(said, "Not known") {
+		t.Error(said)
+	}
+	said := text(byID(render(t, p, "dead=x&queue=y"), "letters"))
+	if strings.Contains(said, "none here") || !strings.Contains(said, "The cluster does not answer.") {
+		t.Error(said)
 	}
 }
 

@@ -125,6 +125,7 @@ type Letters struct {
 	List         []Letter
 	After        uint64 // the last page's last one
 	Next         uint64 // the last one of the list, if there may be more; else 0
+	Problem      string // why some are not in the list; empty if all are
 }
 
 // Letter is a dead letter.
