@@ -224,11 +224,13 @@ func (o *consoleOrder) letters(become string, change func(spool.Log, string, ...
 	o.where.Set("dead", s.place)
 	o.where.Set("queue", s.queue)
 	changed, err := s.change(o.request.Context(), change, meant)
-	if err != nil {
-		return nil, fmt.Errorf("not all dead letters are %s: %w", become, err)
-	}
 	text := fmt.Sprintf("Dead letters that are now %s: %d.", become, changed)
-	if changed == 0 {
+	switch {
+	case err != nil && changed == 0:
+		return nil, caddy.APIError{HTTPStatus: http.StatusServiceUnavailable, Err: fmt.Errorf("no dead letter is %s: %w", become, err)}
+	case err != nil:
+		return &console.Notice{Level: console.Look, Text: fmt.Sprintf("%s Not all are: %s.", text, err)}, nil
+	case changed == 0:
 		text = "Nothing has changed: there is no such dead letter any more."
 	}
 	return &console.Notice{Level: console.Good, Text: text}, nil

@@ -2,8 +2,10 @@ package caddymodule
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strconv"
@@ -162,6 +164,13 @@ func TestConsoleLetters(t *testing.T) {
 	wantIn(t, doForm(t, c, 303, of("replay", "id", first)), "Dead letters that are now waiting to be delivered again: 1.", "<h1 id=\"letters-head\">Dead letters")
 	wantIn(t, doForm(t, c, 303, of("replay", "id", first)), "Nothing has changed")
 	wantIn(t, doForm(t, c, 400, of("drop", "id", "x")), "Not done.")
+	for changed, want := range []struct{ done, text string }{{"", "the disk is full"}, {"Done, but look.", "Dead letters that are now gone: 1. Not all are: the disk is full."}} {
+		order := &consoleOrder{request: httptest.NewRequestWithContext(t.Context(), "POST", "/", nil), form: of("drop", "all", "yes"), where: url.Values{}}
+		notice, err := order.letters("gone", func(spool.Log, string, ...spool.ID) (int, error) { return changed, errors.New("the disk is full") }, undelivered)
+		if want.done == "" && (notice != nil || statusOf(err) != http.StatusServiceUnavailable || !strings.Contains(err.Error(), want.text)) || want.done != "" && (err != nil || notice.Done() != want.done || notice.Text != want.text) {
+			t.Errorf("%d changed: %+v, %v", changed, notice, err)
+		}
+	}
 	wantIn(t, doForm(t, c, 303, of("drop", "all", "yes")), "Dead letters that are now gone: 1.")
 	wantIn(t, doForm(t, c, 303, of("replay", "all", "yes")), "Nothing has changed")
 	wantIn(t, section(t, c, "/?"+where, "letters"), "There is none here.")
