@@ -117,10 +117,9 @@ var errNotBegun error = caddy.APIError{
 }
 
 // errUnsure is a change of which the disk has not said that it has it.
-var errUnsure error = caddy.APIError{
-	HTTPStatus: http.StatusServiceUnavailable,
-	Err:        errors.New("the plan's disk does not answer, so the change is not confirmed. It may hold as soon as the disk answers, and at other gateways that share the plan it may hold now: see to the disk, and look at the plan again before you do anything but roll back, which holds at once"),
-}
+var errUnsure error = caddy.APIError{HTTPStatus: http.StatusServiceUnavailable, Err: errUnconfirmed}
+
+var errUnconfirmed = errors.New("the plan's disk does not answer, so the change is not confirmed. It may hold as soon as the disk answers, and at other gateways that share the plan it may hold now: see to the disk, and look at the plan again before you do anything but roll back, which holds at once")
 
 // asking is what is asked of a plan. While its disk does not answer, one of each kind waits
 // for it, and no more: the next ones are told so when their time is over.

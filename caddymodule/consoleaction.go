@@ -60,13 +60,22 @@ func (c *Console) act(w http.ResponseWriter, r *http.Request) error {
 	done, err := do(order)
 	if err != nil {
 		view := console.ParseView(nil)
-		return c.show(w, &view, &console.Notice{Level: console.Bad, Text: err.Error()}, statusOf(err))
+		return c.show(w, &view, &console.Notice{Level: console.Bad, Text: err.Error(), Unsure: isUnsure(err)}, statusOf(err))
 	}
 	order.where.Set("said", c.watch.said.keep(done, order.now))
 	// The address is that of the page: a browser takes what is before the question mark.
 	w.Header().Set("Location", "?"+order.where.Encode())
 	w.WriteHeader(http.StatusSeeOther)
 	return nil
+}
+
+// isUnsure reports whether nobody knows if an action that failed was done.
+func isUnsure(err error) bool {
+	if unsaved, ok := errors.AsType[*migration.NotSavedError](err); ok {
+		return unsaved.Unsure
+	}
+	of, ok := errors.AsType[caddy.APIError](err)
+	return ok && errors.Is(of.Err, errUnconfirmed)
 }
 
 // statusOf is the status of an action that failed.

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"errors"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -262,6 +263,24 @@ func TestConsoleActions(t *testing.T) {
 	lane(migration.Legacy)
 	// A form that is too large is not read.
 	do(400, "", url.Values{"do": {"rollback"}, "note": {strings.Repeat("x", maxForm)}})
+}
+
+// TestConsoleIsUnsure of a change that a disk or a cluster may have taken, and of no other:
+// it does not say that nothing was done.
+func TestConsoleIsUnsure(t *testing.T) {
+	for _, of := range []struct {
+		err  error
+		want string
+	}{
+		{errUnsure, "Not confirmed."},
+		{errNotBegun, "Not done."},
+		{&migration.NotSavedError{Err: errors.New("no answer"), Unsure: true}, "Not confirmed."},
+		{&migration.NotSavedError{Err: errors.New("no room")}, "Not done."},
+	} {
+		if got := (&console.Notice{Unsure: isUnsure(of.err)}).Done(); got != of.want || statusOf(of.err) != http.StatusServiceUnavailable {
+			t.Errorf("%v: %s %d", of.err, got, statusOf(of.err))
+		}
+	}
 }
 
 // TestConsoleSaysOnlyWhatWasDone: no address of the page has it say that something was

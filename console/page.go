@@ -40,12 +40,18 @@ type Page struct {
 // Notice is what an action has done, or why it has not: then its level is Bad. If it is
 // Look, there is something to see to.
 type Notice struct {
-	Level Level
-	Text  string
+	Level  Level
+	Text   string
+	Unsure bool // it may be done all the same, or later
 }
 
 // Done says whether something was done.
-func (n *Notice) Done() string { return [...]string{"Not done.", "Done, but look.", "Done."}[n.Level] }
+func (n *Notice) Done() string {
+	if n.Unsure {
+		return "Not confirmed."
+	}
+	return [...]string{"Not done.", "Done, but look.", "Done."}[n.Level]
+}
 
 // Host is one to which calls go.
 type Host struct {
