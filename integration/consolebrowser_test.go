@@ -237,7 +237,7 @@ func TestConsoleByKeyboard(t *testing.T) {
 }
 
 // TestConsoleLives: the page reads itself again. What is open stays open, a list keeps how
-// it is shown, and looking is no call.
+// it is shown, the tab's name says what the page says, and looking is no call.
 func TestConsoleLives(t *testing.T) {
 	t.Parallel()
 	v2 := httptest.NewServer(new(sandbox.Sandbox))
@@ -263,13 +263,26 @@ func TestConsoleLives(t *testing.T) {
 	if !value[bool](t, b, `document.querySelector("#traffic details").open`) {
 		t.Error("what was open is closed")
 	}
+	if title := value[string](t, b, "document.title"); !strings.HasPrefix(title, "All is well · ") {
+		t.Error(title)
+	}
+	raw(t, g.addr, post(testEventPath, asJSON, object))
+	awaitPage(t, g.addr, "/look", "Refused in the last 5 minutes")
+	for end := time.Now().Add(patience); ; {
+		value[string](t, b, again)
+		if title := value[string](t, b, "document.title"); strings.HasPrefix(title, "Take a look · ") {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal(title)
+		}
+	}
 	if pages := value[string](t, b, `document.querySelector("#callers nav").textContent`); !strings.HasPrefix(pages, "Before Page 2 of 3, 12") {
 		t.Error(pages)
 	}
 	b.do(t, chromedp.Click(chromedp.CSS("#pause button")))
 	isTaken(t, raw(t, g.addr, post(target, asJSON, object)))
-	awaitPage(t, g.addr, "/look", `<th scope="row">post</th><td class="n">2</td>`)
-	if books := value[string](t, b, again); !strings.HasPrefix(books, "post11") {
+	awaitPage(t, g.addr, "/look", `<th scope="row">post</th><td class="n">3</td>`)
+	if books := value[string](t, b, again); !strings.HasPrefix(books, "post21") {
 		t.Error("it was stopped, and reads on", books)
 	}
 	b.checkQuiet(t, g.addr)

@@ -95,11 +95,13 @@
 		timer = setTimeout(look, pause);
 	}
 
-	// say tells who does not see the page when its state has another word.
+	// say tells who does not see the page when its state has another word: aloud, and in the
+	// tab's name.
 	let word = document.querySelector(".word").textContent;
 	function say() {
 		const now = document.querySelector(".word").textContent;
 		if (now !== word) {
+			document.title = now + document.title.slice(word.length);
 			word = now;
 			document.getElementById("said").textContent = (document.getElementById("state-head") || { textContent: now }).textContent;
 		}
