@@ -204,6 +204,18 @@ func TestConsoleNotesNothingUnlessSomebodyLooks(t *testing.T) {
 	}
 }
 
+// TestNoCallWaitsForAPage: while a page reads the sample, a call that ends leaves it alone.
+func TestNoCallWaitsForAPage(t *testing.T) {
+	t.Cleanup(sampled.forget)
+	sampled.last.Store(0)
+	sampled.mu.Lock()
+	sampled.take(new(call)) // it would wait for ever
+	sampled.mu.Unlock()
+	if got := len(sampled.newest()); got != 0 {
+		t.Errorf("%d calls", got)
+	}
+}
+
 // TestSampleIsBounded by its size.
 func TestSampleIsBounded(t *testing.T) {
 	t.Cleanup(sampled.forget)

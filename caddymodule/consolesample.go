@@ -65,7 +65,9 @@ func (s *sample) take(c *call) {
 	if key := c.Key(); key != "" {
 		shown.Key = fingerprintOf(key)
 	}
-	s.mu.Lock()
+	if !s.mu.TryLock() {
+		return // a page reads it: no call waits for that
+	}
 	defer s.mu.Unlock()
 	if len(s.calls) == sampleSize {
 		s.calls = slices.Delete(s.calls, 0, 1)
