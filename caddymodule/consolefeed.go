@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"cmp"
+	"errors"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -64,7 +65,8 @@ func (c *Console) page(view *console.View, notice *console.Notice, now time.Time
 	if p.Notice == nil {
 		p.Notice = c.watch.said.find(view.Said, now)
 	}
-	p.Spools = c.watch.spools.get(nil, spoolsMost, consoleSpools)
+	spools := c.watch.seeSpools(spoolsTurn, consoleSpools)
+	p.Spools, p.SpoolsOld = spools.list, spools.old
 	p.Hosts = consoleHosts(p.Spools)
 	plan, callers := shownPlan.Load(), c.watch.report(now)
 	if callers != nil {
@@ -88,6 +90,26 @@ func consoleBooks() (books []console.Book) {
 		books = append(books, console.Book(b))
 	}
 	return books
+}
+
+// spoolsSeen is how the spools are, or, if they do not say it, how they were.
+type spoolsSeen struct {
+	list []console.Spool
+	old  bool
+}
+
+// These are who may wait for the spools' disks, and their clusters.
+var spoolsTurn, lettersTurn = newTurn(), newTurn()
+
+// seeSpools asks the spools, and does not wait for long.
+func (w *consoleWatch) seeSpools(of turn, ask func() []console.Spool) spoolsSeen {
+	return w.spools.get(nil, spoolsMost, func() spoolsSeen {
+		list, ok := within(of, planPatience, ask)
+		if !ok {
+			list = w.spools.value.list
+		}
+		return spoolsSeen{list, !ok}
+	})
 }
 
 func consoleSpools() (spools []console.Spool) {
@@ -190,7 +212,7 @@ func consoleLetters(of *console.DeadView) *console.Letters {
 		return nil
 	}
 	s.dead, s.after, s.limit = true, spool.ID(of.After), lettersShown
-	list, err := s.list()
+	list, err := listWithin(lettersTurn, &s)
 	shown := &console.Letters{Spool: of.Spool, Queue: of.Queue, After: of.After}
 	if err != nil {
 		shown.Problem = err.Error()
@@ -212,6 +234,22 @@ func consoleLetters(of *console.DeadView) *console.Letters {
 	return shown
 }
 
+// listWithin lists what is selected, and does not wait for long.
+func listWithin(of turn, s *selected) ([]keptRecord, error) {
+	type result struct {
+		list []keptRecord
+		err  error
+	}
+	got, ok := within(of, planPatience, func() (r result) {
+		r.list, r.err = s.list()
+		return r
+	})
+	if !ok {
+		return nil, errors.New("the spool does not answer: see to its disk, or its cluster")
+	}
+	return got.list, got.err
+}
+
 // lettersShown is how many dead letters are shown at a time.
 const lettersShown = 50
 
@@ -225,8 +263,8 @@ func selectQueue(place, queue string) (s selected, ok bool) {
 	return s, false
 }
 
-// planPatience is how long the page waits for the plan: a change may be on its way to a
-// slow disk, and then the page says so.
+// planPatience is how long the page waits for the plan, or for spools: a change may be on
+// its way to a slow disk, and then the page says so.
 const planPatience = time.Second
 
 // consolePlan is the plan as it is now.

@@ -26,7 +26,7 @@ type consoleWatch struct {
 	saver   *saver
 
 	said    sayings
-	spools  remade[[]console.Spool]
+	spools  remade[spoolsSeen]
 	callers remade[*consoleCallers]
 }
 

@@ -52,7 +52,7 @@ func busyPage() *Page {
 	p.Caller = &p.Report.Callers.Rows[0]
 	p.Refusals = []RefusalKind{{"missing_write_key", "v2", 90, 100, "POST {\"a\":string}", "Send the key."}}
 	p.Calls = []Call{{now, "shop.orders", "post", "1234/#9f3a1c20b7", "v2", "forwarded", 200, time.Millisecond}}
-	p.Letters = &Letters{"/var/spool", "https://v2", []Letter{{7, "/postback/v3/event/shop/orders", "1234/#9f3a1c20b7", now, now, 10, 400, "refused", "no object", "POST {\"a\":string}"}}, 0, 7, ""}
+	p.Letters = &Letters{Spool: "/var/spool", Queue: "https://v2", Next: 7, List: []Letter{{7, "/postback/v3/event/shop/orders", "1234/#9f3a1c20b7", now, now, 10, 400, "refused", "no object", "POST {\"a\":string}"}}}
 	p.Trial = &Trial{Rule: "shop.orders", Account: "1234", Percent: "25", Revision: 41, Callers: 1, OfCallers: 2, ToV2: 10, Of: 20}
 	p.Audit = &Audit{"not ready", false, "1 of 2 callers send what is refused.", 24 * time.Hour, []AuditFinding{{Finding{"key_in_url", "changed", "Send the key in a header.", 7}, 1}}}
 	p.Notice = &Notice{Level: Good, Text: "Rolled back."}

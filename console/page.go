@@ -23,15 +23,16 @@ type Page struct {
 	Notice *Notice // what an action has done; nil without one
 	Trial  *Trial  // what a share would do; nil if nobody has asked
 
-	Recent *Recent
-	Hosts  []Host
-	Books  []Book
-	Spools []Spool
-	Plan   *Plan   // nil if everything goes to v2
-	Audit  *Audit  // nil if nothing is to be moved, or nobody counts callers
-	Report *Report // nil without a report of callers
-	Caller *Caller // the one that is looked at; nil if there is none
-	Calls  []Call  // a live sample; the newest comes first
+	Recent    *Recent
+	Hosts     []Host
+	Books     []Book
+	Spools    []Spool
+	SpoolsOld bool    // a spool does not answer: they are as they were before
+	Plan      *Plan   // nil if everything goes to v2
+	Audit     *Audit  // nil if nothing is to be moved, or nobody counts callers
+	Report    *Report // nil without a report of callers
+	Caller    *Caller // the one that is looked at; nil if there is none
+	Calls     []Call  // a live sample; the newest comes first
 
 	Refusals []RefusalKind
 	Letters  *Letters // nil unless somebody looks at dead letters

@@ -97,6 +97,9 @@ func (p *Page) lossTroubles() (all []Trouble) {
 }
 
 func (p *Page) spoolTroubles() (all []Trouble) {
+	if p.SpoolsOld {
+		all = append(all, Trouble{Look, "A spool does not answer: its figures are old, or missing.", "See to its disk, or its cluster."})
+	}
 	for i := range p.Spools {
 		s := &p.Spools[i]
 		all = append(all, s.troubles()...)

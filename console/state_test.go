@@ -32,17 +32,28 @@ func TestState(t *testing.T) {
 	step(Look, "Dead letters: 3.", func() { p.Spools = []Spool{{Available: true, MaxBytes: 100, Queues: []Queue{{Dead: 3}}}} })
 	step(Look, "Down: https://v2. Its records are kept", func() { p.Spools[0].Queues[0].Name, p.Spools[0].Queues[0].Down = "https://v2", true })
 	step(Look, "more than 80 % full", func() { p.Spools[0].Bytes = 81 })
+	step(Look, "A spool does not answer", func() { p.SpoolsOld = true })
 	step(Bad, "waits for 6 days", func() { p.Spools[0].Queues[0].Oldest = now.Add(-6 * 24 * time.Hour) })
 	step(Bad, "callers are turned away", func() { p.Spools[0].Health = HealthRefusing })
 	step(Bad, "Missing in the books: 2 calls.", func() { p.Books = []Book{{Difference: 2}} })
 	step(Bad, "Lost in the last 5 minutes: 1,234 calls.", func() { p.Recent.Alarm[Lost] = 1234 })
-	if troubles := p.Troubles(); len(troubles) != 8 {
+	if troubles := p.Troubles(); len(troubles) != 9 {
 		t.Errorf("%d troubles: %v", len(troubles), troubles)
 	}
 	for _, trouble := range p.Troubles() {
 		if trouble.Do == "" {
 			t.Errorf("%s: nothing to do", trouble.Text)
 		}
+	}
+}
+
+// TestStuckLetters: dead letters that cannot be read are not none.
+func TestStuckLetters(t *testing.T) {
+	t.Parallel()
+	p := quietPage()
+	p.Letters = &Letters{Spool: "/spool", Queue: "https://v2", Problem: "the disk does not answer"}
+	if said := text(byID(render(t, p, "dead=/spool&queue=https://v2"), "letters")); !strings.Contains(said, "The disk does not answer.") || strings.Contains(said, "none here") {
+		t.Error(said)
 	}
 }
 
