@@ -323,7 +323,10 @@ func consoleTrial(plan *planUse, of *console.TrialView, now time.Time) *console.
 	if of == nil {
 		return nil
 	}
-	trial := &console.Trial{Rule: of.Rule, Account: of.Account, Percent: of.Percent, Revision: plan.get().Plan().Signals().Revision}
+	trial := &console.Trial{ // a key may be in the wrong field
+		Rule: postback.MaskKeys(of.Rule), Account: postback.MaskKeys(of.Account), Percent: postback.MaskKeys(of.Percent),
+		Revision: plan.get().Plan().Signals().Revision,
+	}
 	moves, err := tryOut(plan, trial, now)
 	if err != nil {
 		trial.Problem = err.Error()

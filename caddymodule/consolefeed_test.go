@@ -115,6 +115,13 @@ func TestConsoleShows(t *testing.T) {
 	wantIn(t, section(t, c, "/", "state"), "Take a look", "Refused in the last 5 minutes")
 	wantIn(t, section(t, c, "/?rule=db.tbl&percent=0", "plan"), "0 of the 3 events of the last hour would have gone to v2 instead, and 3 to the legacy host, from 2 of 2 callers", "Send 0 % of db.tbl to v2")
 	wantIn(t, section(t, c, "/?rule=db&percent=0", "plan"), "The rule must be")
+	for _, field := range []string{"rule", "account", "percent"} { // a key that somebody has put into the wrong field
+		form := url.Values{"rule": {"db.tbl"}, "percent": {"1"}}
+		form.Set(field, testKeyText)
+		if whole := askConsole(t, c, "GET /?"+form.Encode(), nil, nil).Body.String(); strings.Contains(whole, testSecret) {
+			t.Errorf("%s: a key is on the page", field)
+		}
+	}
 	listed := c.watch.report(time.Now())
 	wantIn(t, section(t, c, "/?caller="+listed.report.Callers.Rows[0].ID, "caller"), "Send the write key in the header X-TD-Write-Key", "curl", "<script>fetch(")
 	for _, target := range []string{"/", "/?caller=" + listed.report.Callers.Rows[0].ID} {
