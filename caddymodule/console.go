@@ -157,7 +157,7 @@ func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.
 	case console.PartPage, console.PartBody:
 		return c.show(w, &view, nil, http.StatusOK)
 	default:
-		return (&consoleRefusal{http.StatusNotFound, "there is no such part"}).answer(w)
+		return (&consoleRefusal{status: http.StatusNotFound, why: "there is no such part"}).answer(w)
 	}
 }
 

@@ -47,14 +47,14 @@ type consoleOrder struct {
 func (c *Console) act(w http.ResponseWriter, r *http.Request) error {
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	if err := r.ParseForm(); err != nil {
-		return (&consoleRefusal{http.StatusBadRequest, "the form cannot be read"}).answer(w)
+		return (&consoleRefusal{status: http.StatusBadRequest, why: "the form cannot be read"}).answer(w)
 	}
 	if !hasToken(r) {
 		return forbidden("the page is older than the gateway's process, or not its own: open it again").answer(w)
 	}
 	do, ok := consoleActions[r.PostForm.Get("do")]
 	if !ok {
-		return (&consoleRefusal{http.StatusBadRequest, "there is no such action"}).answer(w)
+		return (&consoleRefusal{status: http.StatusBadRequest, why: "there is no such action"}).answer(w)
 	}
 	order := &consoleOrder{r, r.PostForm, consoleWho(r), time.Now(), url.Values{}}
 	done, err := do(order)

@@ -43,16 +43,31 @@ func guardAnswer(header http.Header) {
 type consoleRefusal struct {
 	status int
 	why    string
+	allow  string // the methods that it answers, if it was another one
 }
 
 func (f *consoleRefusal) answer(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if f.allow != "" {
+		w.Header().Set("Allow", f.allow)
+	}
 	w.WriteHeader(f.status)
 	_, err := fmt.Fprintf(w, "%s: %s\n", consoleDirective, f.why)
 	return err
 }
 
-func forbidden(why string) *consoleRefusal { return &consoleRefusal{http.StatusForbidden, why} }
+func forbidden(why string) *consoleRefusal {
+	return &consoleRefusal{status: http.StatusForbidden, why: why}
+}
+
+// wrongMethod refuses a method.
+func (c *Console) wrongMethod() *consoleRefusal {
+	allow := "GET, HEAD"
+	if c.Actions {
+		allow += ", POST"
+	}
+	return &consoleRefusal{http.StatusMethodNotAllowed, "use GET: to change something takes actions on, and the page's own forms", allow}
+}
 
 // guard says why a request is refused, or nothing.
 func (c *Console) guard(r *http.Request) *consoleRefusal {
@@ -66,7 +81,7 @@ func (c *Console) guard(r *http.Request) *consoleRefusal {
 	case r.Method == http.MethodGet || r.Method == http.MethodHead:
 		return nil
 	case r.Method != http.MethodPost || !c.Actions:
-		return &consoleRefusal{http.StatusMethodNotAllowed, "use GET: to change something takes actions on, and the page's own forms"}
+		return c.wrongMethod()
 	case !isOwnForm(r):
 		return forbidden("only the page's own forms may change something")
 	}
@@ -83,12 +98,28 @@ func (c *Console) knows(host string) bool {
 	return slices.ContainsFunc(c.Hosts, func(allowed string) bool { return hostOnly(allowed) == name })
 }
 
-// proxyFields are the headers of what came through a proxy: then its address says nothing.
-var proxyFields = []string{"Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via", "Cf-Connecting-Ip", "True-Client-Ip"}
+// proxyFields are the headers of what came through a proxy, besides X-Forwarded-For and the
+// like: then its address says nothing.
+var proxyFields = []string{
+	"Forwarded", "Via", "X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "X-Original-Forwarded-For",
+	"Cf-Connecting-Ip", "True-Client-Ip", "Fastly-Client-Ip", "Fly-Client-Ip", "X-Envoy-External-Address",
+}
+
+// isProxied reports whether a request came through a proxy, as far as that can be seen. No
+// browser uses HTTP/1.0: a proxy does, such as nginx if nobody tells it otherwise, which
+// adds no header and makes the Host its own.
+func isProxied(r *http.Request) bool {
+	for name := range r.Header {
+		if slices.Contains(proxyFields, name) || strings.HasPrefix(name, "X-Forwarded-") {
+			return true
+		}
+	}
+	return !r.ProtoAtLeast(1, 1)
+}
 
 // isLocal reports whether a request comes from the gateway's own machine.
 func isLocal(r *http.Request) bool {
-	if slices.ContainsFunc(proxyFields, func(name string) bool { return len(r.Header[name]) > 0 }) {
+	if isProxied(r) {
 		return false
 	}
 	client, err := netip.ParseAddrPort(r.RemoteAddr)

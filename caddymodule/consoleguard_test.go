@@ -33,6 +33,8 @@ func askConsole(t *testing.T, c *Console, target string, header map[string]strin
 			r.Host = value
 		case "RemoteAddr":
 			r.RemoteAddr = value
+		case "Proto":
+			r.Proto, r.ProtoMinor = "HTTP/1.0", 0
 		default:
 			r.Header.Set(name, value)
 		}
@@ -91,6 +93,12 @@ func TestConsoleGuards(t *testing.T) {
 		"through a proxy":                {Console{}, with(nil, "X-Forwarded-For", "127.0.0.1"), 403},
 		"through a proxy, Forwarded":     {Console{}, with(nil, "Forwarded", "for=127.0.0.1"), 403},
 		"through a proxy, Via":           {Console{}, with(nil, "Via", "1.1 x"), 403},
+		"through a proxy, its host only": {Console{}, with(nil, "X-Forwarded-Host", "ops.example"), 403},
+		"through a proxy, its scheme":    {Console{}, with(nil, "X-Forwarded-Proto", "https"), 403},
+		"through a proxy, client only":   {Console{}, with(nil, "X-Client-Ip", "192.0.2.7"), 403},
+		"through a proxy, in a chain":    {Console{}, with(nil, "X-Original-Forwarded-For", "192.0.2.7"), 403},
+		"through a proxy, HTTP/1.0":      {Console{}, with(nil, "Proto", "1.0"), 403},
+		"HTTP/1.0, remote allowed":       {Console{AllowRemote: true}, with(nil, "Proto", "1.0"), 200},
 		"through a proxy, allowed":       {Console{AllowRemote: true}, with(nil, "Via", "1.1 x"), 200},
 		"opened by hand":                 {Console{}, with(nil, "Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document"), 200},
 		"a link elsewhere":               {Console{}, with(nil, "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document"), 200},
@@ -142,8 +150,12 @@ func TestConsoleMethods(t *testing.T) {
 				continue
 			}
 			form := url.Values{"token": {consoleToken}, "do": {"rollback"}}
-			if w := askConsole(t, c, method+" /", ownPost, form); w.Code != http.StatusMethodNotAllowed {
+			w := askConsole(t, c, method+" /", ownPost, form)
+			if w.Code != http.StatusMethodNotAllowed {
 				t.Errorf("%s, actions %v: %d", method, actions, w.Code)
+			}
+			if got := w.Header().Get("Allow"); got != map[bool]string{false: "GET, HEAD", true: "GET, HEAD, POST"}[actions] {
+				t.Errorf("%s, actions %v: allowed is %q", method, actions, got)
 			}
 		}
 	}
