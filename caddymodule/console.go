@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -137,9 +138,16 @@ func (c *Console) Cleanup() error {
 	return c.watch.leave()
 }
 
+// browserPatience is how long a form may take to come, and an answer to be taken: a stop of
+// the gateway waits for both.
+const browserPatience = 10 * time.Second
+
 // ServeHTTP answers with the page, or a part of it, or does what it asks for.
 func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
 	guardAnswer(w.Header())
+	if r.ContentLength != 0 { // net/http reads the body of what is refused, too
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(browserPatience))
+	}
 	if refused := c.guard(r); refused != nil {
 		return refused.answer(w)
 	}
@@ -149,11 +157,11 @@ func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.
 	view := console.ParseView(r.URL.Query())
 	switch view.Part {
 	case console.PartStyle:
-		return answerConsole(w, "text/css; charset=utf-8", console.Style)
+		return answerConsole(w, http.StatusOK, "text/css; charset=utf-8", console.Style)
 	case console.PartScript:
-		return answerConsole(w, "text/javascript; charset=utf-8", console.Script)
+		return answerConsole(w, http.StatusOK, "text/javascript; charset=utf-8", console.Script)
 	case console.PartIcon:
-		return answerConsole(w, "image/svg+xml", console.Icon)
+		return answerConsole(w, http.StatusOK, "image/svg+xml", console.Icon)
 	case console.PartPage, console.PartBody:
 		return c.show(w, &view, nil, http.StatusOK)
 	default:
@@ -167,15 +175,20 @@ func (c *Console) show(w http.ResponseWriter, view *console.View, notice *consol
 	if err != nil {
 		return err
 	}
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.WriteHeader(status)
-	_, err = w.Write(page)
-	return err
+	return answerConsole(w, status, "text/html; charset=utf-8", page)
 }
 
-func answerConsole(w http.ResponseWriter, contentType string, content []byte) error {
+// answerConsole answers who takes it. Over HTTP/1.1, a limit holds for what comes later on
+// the connection, too, so it ends here.
+func answerConsole(w http.ResponseWriter, status int, contentType string, content []byte) error {
 	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Content-Length", strconv.Itoa(len(content)))
+	control := http.NewResponseController(w)
+	_ = control.SetWriteDeadline(time.Now().Add(browserPatience))
+	w.WriteHeader(status)
 	_, err := w.Write(content)
+	_ = control.Flush()
+	_ = control.SetWriteDeadline(time.Time{})
 	return err
 }
 

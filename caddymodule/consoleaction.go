@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -56,6 +57,7 @@ func (c *Console) act(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		return (&consoleRefusal{status: http.StatusBadRequest, why: "there is no such action"}).answer(w)
 	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // which would end what takes longer
 	order := &consoleOrder{r, r.PostForm, consoleWho(r), time.Now(), url.Values{}}
 	done, err := do(order)
 	if err != nil {
@@ -113,7 +115,7 @@ func (o *consoleOrder) change(action migration.Action, body *planRequest, text s
 	if plan == nil {
 		return nil, errNoPlan
 	}
-	order := migration.Order{Time: o.now, Who: o.who, Note: o.form.Get("note"), Local: o.form.Has("local")}
+	order := migration.Order{Time: o.now, Who: o.who, Note: shortNote(o.form.Get("note")), Local: o.form.Has("local")}
 	if o.form.Has("base") {
 		base, err := strconv.ParseUint(o.form.Get("base"), 10, 64)
 		if err != nil {
@@ -129,6 +131,20 @@ func (o *consoleOrder) change(action migration.Action, body *planRequest, text s
 		text = unchanged(action) + "."
 	}
 	return noticeOf(text, outcome), nil
+}
+
+// shortNote cuts a note that is too long: a browser counts characters, and a note must not
+// keep a rollback from holding.
+func shortNote(note string) string {
+	if len(note) <= migration.MaxNote {
+		return note
+	}
+	const cut = "…"
+	end := migration.MaxNote - len(cut)
+	for !utf8.RuneStart(note[end]) {
+		end--
+	}
+	return note[:end] + cut
 }
 
 // noticeOf says what became of a change.

@@ -47,13 +47,10 @@ type consoleRefusal struct {
 }
 
 func (f *consoleRefusal) answer(w http.ResponseWriter) error {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	if f.allow != "" {
 		w.Header().Set("Allow", f.allow)
 	}
-	w.WriteHeader(f.status)
-	_, err := fmt.Fprintf(w, "%s: %s\n", consoleDirective, f.why)
-	return err
+	return answerConsole(w, f.status, "text/plain; charset=utf-8", fmt.Appendf(nil, "%s: %s\n", consoleDirective, f.why))
 }
 
 func forbidden(why string) *consoleRefusal {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/td-postback/gateway/console"
 	"github.com/td-postback/gateway/migration"
@@ -273,6 +274,12 @@ func TestConsoleActions(t *testing.T) {
 	do(400, "", url.Values{"do": {"everything"}})
 	do(400, "", url.Values{"do": {"replay"}, "spool": {"/nowhere"}, "id": {"1"}})
 	lane(migration.Legacy)
+	// A note that is too long, which a browser counts in characters, does not keep a rollback
+	// from holding.
+	do(303, "Everything goes to the legacy host", url.Values{"do": {"rollback"}, "note": {strings.Repeat("午前三時", 125)}})
+	if hold := plan.get().Status().Hold; hold == nil || !strings.HasPrefix(hold.Note, "午前三時午") || !utf8.ValidString(hold.Note) || strings.Contains(hold.Note, "\ufffd") {
+		t.Errorf("%+v", hold)
+	}
 	// A form that is too large is not read.
 	do(400, "", url.Values{"do": {"rollback"}, "note": {strings.Repeat("x", maxForm)}})
 }
