@@ -54,6 +54,7 @@ func TestMigrateHungDisk(t *testing.T) {
 	g.goesTo(t, "v2")
 	awaitPage(t, g.addr, "/console", "Its disk does not answer.")
 	g.presses(t, url.Values{"do": {"share"}, "base": {"0"}, "rule": {"db.tbl"}, "percent": {"50"}}, "Not done.", "The plan&#39;s disk does not answer")
+	g.presses(t, url.Values{"do": {"rollback"}, "note": {"hung"}}, "Done, but look.", "It is not safe yet", "Rolled back")
 	g.says(t, words("rollback"), "Rolled back: everything goes to the legacy host", "Not safe yet: the rollback is in force, but the plan's disk does not answer")
 	g.goesTo(t, "legacy")
 	var both sync.WaitGroup // each waits for as long as a command does
