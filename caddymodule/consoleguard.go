@@ -80,7 +80,7 @@ func (c *Console) guard(r *http.Request) *consoleRefusal {
 	case r.Method != http.MethodPost || !c.Actions:
 		return c.wrongMethod()
 	case !isOwnForm(r):
-		return forbidden("only the page's own forms may change something")
+		return forbidden("only the page's own forms may change something: open the page, and press its button. If that is what was done, a proxy ends TLS before this server: name it in trusted_proxies")
 	}
 	return nil
 }
