@@ -18,7 +18,7 @@ func slowConsole(t *testing.T) (client net.Conn, ended <-chan time.Duration) {
 	client, server := net.Pipe()
 	end, began := make(chan time.Duration, 10), time.Now()
 	served := &http.Server{ReadHeaderTimeout: time.Hour, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_ = c.ServeHTTP(w, r, nil)
+		_ = c.ServeHTTP(w, r, nil) //nolint:contextcheck // the request has its own
 		end <- time.Since(began)
 	})}
 	go func() { _ = served.Serve(&oneConn{conn: server, closed: make(chan struct{})}) }()
