@@ -76,7 +76,7 @@ func (c *Console) page(view *console.View, notice *console.Notice, now time.Time
 		p.Plan = consolePlan(plan, callers)
 		p.Gateway = p.Plan.Self(p.Gateway)
 		p.Audit = callers.auditOf()
-		p.Trial = consoleTrial(plan, view.Trial, now)
+		p.Trial = c.watch.trial(plan, view.Trial, now)
 	}
 	p.Refusals = consoleRefusals(p.Recent.Results, reading.Totals, callers)
 	if view.Dead != nil {
@@ -318,11 +318,25 @@ func percentOf(share *migration.Share) *console.Percent {
 	return &percent
 }
 
-// consoleTrial says what a share would move.
-func consoleTrial(plan *planUse, of *console.TrialView, now time.Time) *console.Trial {
+// triedOut is what a trial depends on.
+type triedOut struct {
+	console.TrialView
+	plan     *planUse
+	revision uint64
+}
+
+// trial says what a share would move: to all who look at the same one, as it looks at all
+// callers.
+func (w *consoleWatch) trial(plan *planUse, of *console.TrialView, now time.Time) *console.Trial {
 	if of == nil {
 		return nil
 	}
+	on := triedOut{*of, plan, plan.get().Plan().Signals().Revision}
+	return w.trials.get(on, trialMost, func() *console.Trial { return consoleTrial(plan, of, now) })
+}
+
+// consoleTrial says what a share would move.
+func consoleTrial(plan *planUse, of *console.TrialView, now time.Time) *console.Trial {
 	trial := &console.Trial{ // a key may be in the wrong field
 		Rule: postback.MaskKeys(of.Rule), Account: postback.MaskKeys(of.Account), Percent: postback.MaskKeys(of.Percent),
 		Revision: plan.get().Plan().Signals().Revision,

@@ -28,6 +28,7 @@ type consoleWatch struct {
 	said    sayings
 	spools  remade[spoolsSeen]
 	callers remade[*consoleCallers]
+	trials  remade[*console.Trial]
 }
 
 // consoleWatches has the one that there is, if there is one.
@@ -67,6 +68,7 @@ func (w *consoleWatch) note() {
 	if !consoleLook.now() {
 		w.spools.forget()
 		w.callers.forget()
+		w.trials.forget()
 	}
 }
 
@@ -163,6 +165,7 @@ const (
 
 	reportMost = time.Minute
 	spoolsMost = 5 * time.Second // they say whether something is wrong
+	trialMost  = 5 * time.Second
 )
 
 // get is the value, made of this, and no older than most.
