@@ -29,7 +29,7 @@ func TestListModules(t *testing.T) {
 		}
 	}
 	if !slices.Equal(own, []string{
-		"admin.api.td_postback", "caddy.listeners.td_handover", "caddy.logging.encoders.filter.td_key", "http.handlers.td_postback", "http.matchers.td_call", "td_postback",
+		"admin.api.td_postback", "caddy.listeners.td_handover", "caddy.logging.encoders.filter.td_key", "http.handlers.td_console", "http.handlers.td_postback", "http.matchers.td_call", "td_postback",
 	}) {
 		t.Errorf("listed: %q", own)
 	}

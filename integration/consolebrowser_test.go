@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
@@ -233,6 +235,26 @@ func TestConsoleByKeyboard(t *testing.T) {
 	if said := value[string](t, b, `document.querySelector("main").textContent`); !strings.Contains(said, "Everything goes to the legacy host, from the next request on.") || !strings.Contains(said, "3 a.m.") {
 		t.Error(said)
 	}
+	b.checkQuiet(t, g.addr)
+}
+
+// TestConsoleWithoutScript: a browser without script rolls back by the same keys.
+func TestConsoleWithoutScript(t *testing.T) {
+	t.Parallel()
+	v2 := httptest.NewServer(new(sandbox.Sandbox))
+	t.Cleanup(v2.Close)
+	g, _ := serveConsoles(t, 120, v2.URL, "")
+	b := openTab(t, startChromium(t))
+	b.do(t, chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		_, err := cdp.Call(ctx, target, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
+		return err
+	}))
+	b.open(t, "http://"+g.addr+"/console")
+	for range 7 { // the way to the rest of the page, its title, its four parts, and the button
+		b.do(t, chromedp.KeyEvent(kb.Tab))
+	}
+	b.do(t, chromedp.KeyEvent(kb.Enter), chromedp.KeyEvent(kb.Tab), chromedp.KeyEvent("3 a.m."), chromedp.KeyEvent(kb.Tab), chromedp.KeyEvent(kb.Enter))
+	awaitPage(t, g.addr, "/look", "3 a.m.")
 	b.checkQuiet(t, g.addr)
 }
 

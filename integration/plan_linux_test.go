@@ -104,6 +104,7 @@ func TestManyAskOfAHungDisk(t *testing.T) {
 	const slow, refused = "the plan's disk does not answer", "nothing has changed"
 	g.isTold(t, http.MethodPost, "migration/share", `{"rule":"shop.orders","percent":50}`, "may hold as soon as")
 	g.awaitHung(t)
+	g.isTold(t, http.MethodPost, "migration/rollback", "", slow) // which waited for none before it
 	before := g.goroutines(t)
 	var all sync.WaitGroup
 	for range 20 {

@@ -194,7 +194,7 @@ func TestSpoolQueues(t *testing.T) {
 	isTaken(t, raw(t, g.addr, post(spoolTarget, asJSON, withID("2"))))
 	g.awaitState(t, func(s *spoolState) bool { return s.dead() == 1 && s.records() == 1 })
 	spoolPrints(t, g.admin, []string{"status"}, one.url(), two.url())
-	spoolFails(t, g.admin, []string{"list"}, `queue ""`, one.url(), two.url())
+	spoolFails(t, g.admin, []string{"list"}, "queue: is not set", one.url(), two.url())
 	spoolPrints(t, g.admin, []string{"list", "--queue", one.url()}, event)
 	spoolPrints(t, g.admin, []string{"list", "--dead", "--queue", two.url()}, event, "refused")
 	spoolPrints(t, g.admin, []string{"drop", "--all", "--queue", two.url()}, "1 dead letter deleted")
