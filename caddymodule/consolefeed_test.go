@@ -375,7 +375,7 @@ func TestConsoleCallers(t *testing.T) {
 	if r := c.report; len(r.Callers.Rows) != 4 || len(r.Tables.Rows) != 2 || len(r.Keys.Rows) != 2 {
 		t.Fatalf("%+v", r)
 	}
-	if x := c.report.Tables.Rows[0]; x.Name != "db.x" || x.Callers != 3 || x.Events7d != 3 || x.Asked != nil {
+	if x := c.report.Tables.Rows[0]; x.Name != "db.x" || x.Callers != 3 || x.Events7d != 3 || x.Asked != nil || !slices.Equal(x.Findings, []string{"key_in_url"}) {
 		t.Errorf("%+v", x)
 	}
 	if a := c.report.Keys.Rows[0]; a.Name != "1/#a" || a.Tables != 2 || a.Callers != 2 || len(a.Findings) != 1 {

@@ -208,7 +208,18 @@ func (t tableRows) add(row *migration.Row) {
 	if row.State == migration.Left {
 		table.Left++
 	}
+	table.Findings = withFindings(table.Findings, row)
 	table.LastSeen = later(table.LastSeen, row.LastSeen)
+}
+
+// withFindings are these and those of a row, each once.
+func withFindings(names []string, row *migration.Row) []string {
+	for _, f := range row.Findings {
+		if !slices.Contains(names, f.Name) {
+			names = append(names, f.Name)
+		}
+	}
+	return names
 }
 
 func (t tableRows) rows() []console.Table {
@@ -232,11 +243,7 @@ func (k keyRows) add(row *migration.Row) {
 	key.Events7d += row.Events7d
 	key.Callers++
 	key.tables[tableName(row.Database, row.Table)] = true
-	for _, f := range row.Findings {
-		if !slices.Contains(key.Findings, f.Name) {
-			key.Findings = append(key.Findings, f.Name)
-		}
-	}
+	key.Findings = withFindings(key.Findings, row)
 	key.LastSeen = later(key.LastSeen, row.LastSeen)
 }
 

@@ -44,7 +44,7 @@ func busyPage() *Page {
 	p.Plan = &Plan{Revision: 41, Hold: &Hold{now, "ops@host", "3 a.m.", true}, Stick: "client", Rules: []Rule{{"*.*", "", 0, nil, 0}, {"shop.orders", "1234", quarter, &quarter, 7}},
 		History: []Change{{41, now, "ops@host", "why", "rollback", false}, {40, now, "ops@host", "", "share (shop.orders 25 %)", true}}, Degraded: "the disk", Unsaved: "a restart would lift it", Gateways: []Gateway{{"gw-1", true, 41, now, ""}, {"gw-2", false, 40, now, "it has not been heard of"}}}
 	p.Report = &Report{Time: now, NotSaved: "no directory", Others: 5,
-		Tables: List[Table]{Rows: []Table{{"shop.orders", &quarter, true, &quarter, 1, 7, 2, 1, now}}},
+		Tables: List[Table]{Rows: []Table{{"shop.orders", &quarter, true, &quarter, 1, 7, 2, 1, []string{"from_query"}, now}}},
 		Keys:   List[Key]{Rows: []Key{{"1234/#9f3a1c20b7", 1, 7, 1, 2, []string{"key_in_url"}, now}}},
 		Callers: List[Caller]{Rows: []Caller{{ID: "abc", Key: "1234/#9f3a1c20b7", Table: "shop.orders", Surface: "post", Agent: "curl", Source: "192.0.2.0/24", State: "left", FirstSeen: now, LastSeen: now,
 			Events7d: 7, Lanes: []Count{{"v2", 7}}, Results: []Count{{"forwarded", 7}}, Findings: []Finding{{"key_in_url", "changed", "Send the key in a header.", 7}},

@@ -31,6 +31,7 @@ type Table struct {
 	Events7d  uint64
 	Callers   int
 	Left      int // of them
+	Findings  []string
 	LastSeen  time.Time
 }
 
@@ -146,6 +147,7 @@ var tableColumns = []column[Table]{
 	{"asked", "To v2, asked", true, true, func(a, b *Table) int { return cmp.Compare(percentOf(a.Asked), percentOf(b.Asked)) }},
 	{"real", "Real", true, true, func(a, b *Table) int { return cmp.Compare(percentOf(a.Real), percentOf(b.Real)) }},
 	{"left", "Callers left", true, false, func(a, b *Table) int { return most(a.Left, b.Left) }},
+	{"findings", "Findings", false, false, func(a, b *Table) int { return most(len(a.Findings), len(b.Findings)) }},
 	{"seen", "Last seen", false, false, func(a, b *Table) int { return b.LastSeen.Compare(a.LastSeen) }},
 }
 
@@ -153,6 +155,7 @@ var keyColumns = []column[Key]{
 	{"name", "Key", false, true, func(a, b *Key) int { return strings.Compare(a.Name, b.Name) }},
 	{byEvents, "Events in 7 days", true, false, func(a, b *Key) int { return most(a.Events7d, b.Events7d) }},
 	{"tables", "Tables", true, false, func(a, b *Key) int { return most(a.Tables, b.Tables) }},
+	{"callers", "Callers", true, false, func(a, b *Key) int { return most(a.Callers, b.Callers) }},
 	{"findings", "Findings", false, false, func(a, b *Key) int { return most(len(a.Findings), len(b.Findings)) }},
 	{"seen", "Last seen", false, false, func(a, b *Key) int { return b.LastSeen.Compare(a.LastSeen) }},
 }
