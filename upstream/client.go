@@ -216,7 +216,10 @@ func (c *Client) Deliver(data []byte, t *Trip) error {
 // processed it, and passes the answer on.
 func (c *Client) send(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
 	t.Tries = 1
-	started, apart := time.Now(), pool != c.pool
+	started, again := time.Now(), c.rests
+	if pool == c.pool {
+		again = c.fresh
+	}
 	err := c.try(pool, x, t)
 	for n := 0; n < c.Retries && err != nil; n++ {
 		failure, ok := errors.AsType[NotProcessedError](err)
@@ -224,10 +227,7 @@ func (c *Client) send(pool *fasthttp.HostClient, x *exchange, t *Trip) error {
 			break // a second dial timeout would not help this caller
 		}
 		t.Tries++
-		if pool = c.rests; !apart {
-			pool = c.fresh
-		}
-		err = c.try(pool, x, t)
+		err = c.try(again, x, t)
 	}
 	return err
 }
