@@ -19,9 +19,7 @@ func TestServersDieWithTest(t *testing.T) {
 		_, _ = os.Stdout.WriteString(says + n.Addr + "\n")
 		select {} // until the time is over
 	}
-	if _, err := natstest.Server(); err != nil {
-		t.Skip(err)
-	}
+	natstest.Needed(t)
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

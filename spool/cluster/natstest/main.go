@@ -40,6 +40,12 @@ func Main(m *testing.M) {
 // New is Nodes with the binary of Server. Without that, the test is skipped.
 func New(t testing.TB, dir string, n int, more string) []*Node {
 	t.Helper()
+	return Nodes(t, Needed(t), dir, n, more)
+}
+
+// Needed is the binary of Server. Without that, the test is skipped.
+func Needed(t testing.TB) string {
+	t.Helper()
 	server, err := Server()
 	if errors.Is(err, ErrNotCached) {
 		t.Skip(err)
@@ -47,7 +53,7 @@ func New(t testing.TB, dir string, n int, more string) []*Node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Nodes(t, server, dir, n, more)
+	return server
 }
 
 // Shared is the cluster of three that all tests of a package use, with a user and a
