@@ -196,12 +196,19 @@ func (s *bodies) join(buf *bodyBuffer) (*bodyBuffer, *postback.Refusal) {
 	return whole, nil
 }
 
+// bufferedShare is the part of max_buffered, one of so many, that no audit takes, and above
+// which neither one call with several events goes whose tables decide over its lane, nor
+// the windows of all callers together.
+const bufferedShare = 4
+
+func (s *bodies) share() int64 { return s.maxTotal / bufferedShare }
+
 // reserve counts bytes in, if they fit.
 func (s *bodies) reserve(bytes int64) bool { return s.add(bytes, s.maxTotal) }
 
 // reserveSpare is reserve for what nobody waits for: it leaves room for calls.
 func (s *bodies) reserveSpare(bytes int64) bool {
-	return s.add(bytes, s.maxTotal-s.maxTotal/bufferedShare)
+	return s.add(bytes, s.maxTotal-s.share())
 }
 
 func (s *bodies) add(bytes, most int64) bool {
@@ -224,7 +231,7 @@ func (s *bodies) openWindow(r *http.Request) (bytes int64, refused *postback.Ref
 	if r.ProtoMajor < 2 {
 		return 0, nil // there, what is not read stays with the system
 	}
-	most := s.maxTotal / bufferedShare
+	most := s.share()
 	bytes = min(callerWindow, most)
 	if s.windows.Add(bytes) > most || !s.reserve(bytes) {
 		s.windows.Add(-bytes)

@@ -96,16 +96,12 @@ func (c *call) laneQuery() laneQuery {
 	return laneQuery{Key: c.Key(), Client: client}
 }
 
-// bufferedShare is what of max_buffered a call with several events may take whose tables
-// decide over its lane. To read them, and to send it to v2, takes several times as much.
-const bufferedShare = 4
-
 // steerByTables is steer for a call with several events whose tables decide: so its body
 // is read, and goes on to the legacy host as it came. A call of which the tables cannot be
 // read, or that is too large for it, is one without a table.
 func (h *Handler) steerByTables(c *call) (served bool) {
 	expect := c.r.Header["Expect"]
-	most := min(int64(postback.MaxKeenBody), h.bodies.maxTotal/bufferedShare)
+	most := min(int64(postback.MaxKeenBody), h.bodies.share()) // to read them, and to send it to v2, takes several times as much
 	whole := c.r.ContentLength <= most
 	c.body = noBody
 	var tables []postback.Destination
