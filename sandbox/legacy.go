@@ -202,11 +202,4 @@ func (l *Legacy) refuse(w http.ResponseWriter, r *http.Request, status int, mess
 	turnDown(w, r, status, message)
 }
 
-func (l *Legacy) print(line string) {
-	if l.Out == nil {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	fmt.Fprintln(l.Out, line)
-}
+func (l *Legacy) print(line string) { printLine(&l.mu, l.Out, line) }

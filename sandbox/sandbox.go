@@ -184,13 +184,16 @@ func turnDown(w http.ResponseWriter, r *http.Request, status int, message string
 	answer(w, status, message)
 }
 
-func (s *Sandbox) print(line string) {
-	if s.Out == nil {
+func (s *Sandbox) print(line string) { printLine(&s.mu, s.Out, line) }
+
+// printLine prints a line, if there is somewhere to print it.
+func printLine(mu *sync.Mutex, out io.Writer, line string) {
+	if out == nil {
 		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	fmt.Fprintln(s.Out, line)
+	mu.Lock()
+	defer mu.Unlock()
+	fmt.Fprintln(out, line)
 }
 
 // receive checks a request against the contract.
